@@ -1,0 +1,1 @@
+"""What the machines are: devices, links, topology, and which links a group of ranks crosses."""

@@ -1,0 +1,270 @@
+"""One attention sub-layer: projections, the attention kernel, its communication and saved tensors.
+
+Legend: T tokens on the rank (batch x sequence / cp), h hidden size, q and v widths of all query / value
+heads, t tensor degree, s sequence, a heads, D the split of the tensors between matrices (t under
+sequence parallelism, else 1). Sources: Korthikanti et al. (arXiv 2205.05198) for saved tensors and the
+collectives of tensor plus sequence parallelism; Dao (2307.08691) for the fused kernel (backward 2.5 x the
+forward FLOP, output and fp32 log-sum-exp saved); DeepSeek-V2 (2405.04434) for latent attention; ring
+attention (2310.01889) for context parallelism.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.cost.arrays import Number
+from planner.cost.collectives import all_gather_seconds, all_reduce_seconds
+from planner.cost.compute import ELEMENT_BYTES
+from planner.cost.part import Part, Setting
+from planner.model.spec import Attention, LatentAttention
+
+FLASH_BACKWARD_FLOP_FACTOR = 2.5
+# Passes over the score matrix of unfused attention: forward writes scores, reads and writes softmax, reads
+# it for the value product; backward mirrors that with two gradients.
+UNFUSED_FORWARD_PASSES = 5.0
+UNFUSED_BACKWARD_PASSES = 7.0
+DROPOUT_PASSES = 2.0
+
+
+def mean_context(attention: Attention | LatentAttention, sequence: Number, keys: Number | None = None) -> Number:
+    """Keys an average query reads: s/2 under a causal mask, w - w^2/2s in a window w < s, else all.
+
+    ``keys`` is the other sequence's length for cross-attention.
+    """
+    if keys is not None:
+        return keys
+    window = attention.window
+    if not attention.causal:
+        return sequence if window is None else np.minimum(sequence, 2.0 * window)
+    if window is None:
+        return sequence / 2.0
+    w = np.minimum(float(window), sequence)
+    return w - w * w / (2.0 * sequence)
+
+
+def local_kv_heads(num_kv_heads: int, tp: Number) -> Number:
+    """Key/value heads on one tp rank: k / t, and never below one (heads are duplicated past that)."""
+    return np.maximum(num_kv_heads / tp, 1.0)
+
+
+def tensor_parallel_seconds(
+    setting: Setting, whole_bytes: Number, hide_gather: Number, hide_scatter: Number
+) -> tuple[Number, Number]:
+    """(forward, backward) exposed collectives of one tensor-parallel sub-layer.
+
+    Under sequence parallelism forward is one all-gather and one reduce-scatter of ``whole_bytes``.
+    Backward gathers the output gradient (exposed), gathers the input again under the input-gradient
+    product (``hide_gather`` seconds) and reduce-scatters under the weight-gradient product
+    (``hide_scatter``): Megatron-LM's asynchronous linear layer. Without it: one all-reduce each way, the
+    backward one hidden under the weight-gradient product.
+    """
+    c = setting.device.constants
+    window = 1.0 - c.overlap_theft
+    group = setting.tp_group
+    one_pass = all_gather_seconds(group, whole_bytes)
+    both = all_reduce_seconds(group, whole_bytes)
+    has_sequence_parallel = setting.norm_split > 1
+    forward = np.where(has_sequence_parallel, 2.0 * one_pass, both)
+    backward = np.where(
+        has_sequence_parallel,
+        one_pass
+        + np.maximum(0.0, one_pass - hide_gather * window)
+        + np.maximum(0.0, one_pass - hide_scatter * window),
+        np.maximum(0.0, both - hide_scatter * window),
+    )
+    is_split = setting.tp > 1
+    return np.where(is_split, forward, 0.0), np.where(is_split, backward, 0.0)
+
+
+def attention_part(
+    attention: Attention | LatentAttention,
+    hidden_size: int,
+    setting: Setting,
+    *,
+    dropout: bool,
+    keys: Number | None = None,
+) -> Part:
+    """Self-attention (or, with ``keys`` the other sequence's length, cross-attention) of one block."""
+    if isinstance(attention, LatentAttention):
+        return _latent(attention, hidden_size, setting, dropout=dropout)
+    return _grouped(attention, hidden_size, setting, dropout=dropout, keys=keys)
+
+
+def _grouped(
+    attention: Attention, h: int, s: Setting, *, dropout: bool, keys: Number | None
+) -> Part:
+    device, tokens = s.device, s.tokens
+    heads = attention.num_heads / s.tp
+    q = heads * attention.head_dim
+    kv = local_kv_heads(attention.num_kv_heads, s.tp) * attention.head_dim
+    key_tokens = tokens if keys is None else s.batch * keys / s.cp
+    if keys is None:
+        into = [(tokens, q + 2 * kv, h)]
+    else:
+        into = [(tokens, q, h), (key_tokens, 2 * kv, h)]
+    forward = device.matmul_seconds(tokens, h, q)
+    input_gradient = weight_gradient = 0.0 * tokens
+    for m, n, k in into:
+        forward = forward + device.matmul_seconds(m, n, k)
+        input_gradient = input_gradient + device.matmul_seconds(m, k, n)
+        weight_gradient = weight_gradient + device.matmul_seconds(n, k, m)
+    backward = input_gradient + weight_gradient
+    backward = backward + device.matmul_seconds(tokens, q, h) + device.matmul_seconds(q, h, tokens)
+
+    positions = ELEMENT_BYTES * (tokens * q + key_tokens * kv) * 2.0  # rotary embedding or bias, in and out
+    head_norm = 2.0 if attention.qk_norm else 1.0
+    forward = forward + device.stream_seconds(positions * head_norm)
+    backward = backward + device.stream_seconds(positions * head_norm)
+    context = mean_context(attention, s.sequence, keys)
+    core = _core(s, heads, attention.head_dim, attention.head_dim, q, kv, context, key_tokens, dropout)
+    saved = ELEMENT_BYTES * (tokens * q + 2.0 * key_tokens * kv)
+    if attention.qk_norm:
+        saved = saved + ELEMENT_BYTES * (tokens * q + key_tokens * kv)
+    gathered = ELEMENT_BYTES * tokens * h
+    tp_forward, tp_backward = tensor_parallel_seconds(s, gathered, input_gradient, weight_gradient)
+    cp_forward, cp_backward = _ring_seconds(s, kv, core.forward_compute, core.backward_compute)
+    return core + Part(
+        forward_compute=forward,
+        backward_compute=backward,
+        forward_tp=tp_forward,
+        backward_tp=tp_backward,
+        forward_cp=cp_forward,
+        backward_cp=cp_backward,
+        saved_bytes=saved,
+        selective_bytes=saved,
+        transient_bytes=gathered + 2.0 * saved,
+        kernels=5.0,
+    )
+
+
+def _core(
+    s: Setting,
+    heads: Number,
+    qk_dim: int,
+    v_dim: int,
+    q: Number,
+    kv: Number,
+    context: Number,
+    key_tokens: Number,
+    dropout: bool,
+) -> Part:
+    """The attention kernel itself, fused (flash) or unfused (score matrix in HBM)."""
+    device, tokens = s.device, s.tokens
+    out = heads * v_dim
+    if s.is_flash:
+        flop = 2.0 * tokens * context * heads * (qk_dim + v_dim)
+        traffic = ELEMENT_BYTES * (tokens * (q + out) + 2.0 * key_tokens * kv)
+        kept = ELEMENT_BYTES * tokens * out + 4.0 * tokens * heads
+        return Part(
+            forward_compute=device.flash_seconds(flop, traffic, backward=False),
+            backward_compute=device.flash_seconds(
+                FLASH_BACKWARD_FLOP_FACTOR * flop, 2.0 * traffic, backward=True
+            ),
+            saved_bytes=kept,
+            selective_bytes=kept,
+            kernels=2.0,
+        )
+    # The unfused kernels compute the whole score matrix: no saving from the causal mask.
+    keys = s.sequence if key_tokens is tokens else key_tokens * s.cp / s.batch
+    products = s.batch * heads
+    rows = s.sequence / s.cp
+    forward = device.matmul_seconds(rows, keys, qk_dim, products) + device.matmul_seconds(
+        rows, v_dim, keys, products
+    )
+    scores = products * rows * keys
+    extra = DROPOUT_PASSES if dropout else 0.0
+    softmax = device.stream_seconds(scores * ELEMENT_BYTES * (UNFUSED_FORWARD_PASSES + extra))
+    backward = 2.0 * forward + device.stream_seconds(
+        scores * ELEMENT_BYTES * (UNFUSED_BACKWARD_PASSES + extra)
+    )
+    output = ELEMENT_BYTES * tokens * out
+    probabilities = scores * (ELEMENT_BYTES + (1.0 + ELEMENT_BYTES if dropout else 0.0))
+    return Part(
+        forward_compute=forward + softmax,
+        backward_compute=backward,
+        selective_recompute=forward + softmax,
+        saved_bytes=output + probabilities,
+        selective_bytes=output,
+        transient_bytes=scores * ELEMENT_BYTES,
+        kernels=6.0,
+    )
+
+
+def _ring_seconds(
+    s: Setting, kv: Number, core_forward: Number, core_backward: Number
+) -> tuple[Number, Number]:
+    """Exposed ring exchange of keys and values over cp, hidden under the attention kernel.
+
+    Forward passes K and V around once; backward passes K, V and their gradients.
+    """
+    one_way = all_gather_seconds(s.cp_group, 2.0 * ELEMENT_BYTES * s.tokens * s.cp * kv)
+    hidden = (1.0 - s.device.constants.overlap_theft) * (s.cp - 1.0) / s.cp
+    forward = np.maximum(0.0, one_way - core_forward * hidden)
+    backward = np.maximum(0.0, 2.0 * one_way - core_backward * hidden)
+    is_split = s.cp > 1
+    return np.where(is_split, forward, 0.0), np.where(is_split, backward, 0.0)
+
+
+def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) -> Part:
+    """Multi-head latent attention: down projections on every tp rank, up projections split by heads."""
+    device, tokens = s.device, s.tokens
+    heads = attention.num_heads / s.tp
+    qk = attention.qk_nope_head_dim + attention.qk_rope_head_dim
+    latent = attention.kv_lora_rank
+    down = latent + attention.qk_rope_head_dim
+    up_kv = heads * (attention.qk_nope_head_dim + attention.v_head_dim)
+    # The down projections see the sequence-split tokens; their outputs are gathered for the up projections.
+    split = tokens / s.norm_split
+    if attention.q_lora_rank is None:
+        into = [(tokens, heads * qk, h), (split, down, h)]
+        up = [(tokens, up_kv, latent)]
+        q_latent = 0
+    else:
+        q_latent = attention.q_lora_rank
+        into = [(split, q_latent, h), (split, down, h)]
+        up = [(tokens, heads * qk, q_latent), (tokens, up_kv, latent)]
+    forward = device.matmul_seconds(tokens, h, heads * attention.v_head_dim)
+    up_forward = 0.0 * tokens
+    input_gradient = weight_gradient = 0.0 * tokens
+    for m, n, k in up:
+        up_forward = up_forward + device.matmul_seconds(m, n, k)
+    for m, n, k in into + up:
+        forward = forward + device.matmul_seconds(m, n, k)
+        input_gradient = input_gradient + device.matmul_seconds(m, k, n)
+        weight_gradient = weight_gradient + device.matmul_seconds(n, k, m)
+    backward = input_gradient + weight_gradient
+    backward = backward + device.matmul_seconds(tokens, heads * attention.v_head_dim, h)
+    backward = backward + device.matmul_seconds(heads * attention.v_head_dim, h, tokens)
+    context = mean_context(attention, s.sequence)
+    core = _core(
+        s,
+        heads,
+        qk,
+        attention.v_head_dim,
+        heads * qk,
+        heads * (qk + attention.v_head_dim) / 2.0,
+        context,
+        tokens,
+        dropout,
+    )
+    latents = ELEMENT_BYTES * split * (q_latent + down) * 2.0  # before and after the latent norms
+    projected = ELEMENT_BYTES * tokens * heads * (2.0 * qk + attention.v_head_dim)
+    gathered = ELEMENT_BYTES * tokens * h
+    tp_forward, tp_backward = tensor_parallel_seconds(s, gathered, input_gradient, weight_gradient)
+    kv_width = heads * (qk + attention.v_head_dim) / 2.0
+    cp_forward, cp_backward = _ring_seconds(s, kv_width, core.forward_compute, core.backward_compute)
+    return core + Part(
+        forward_compute=forward,
+        backward_compute=backward,
+        forward_tp=tp_forward,
+        backward_tp=tp_backward,
+        forward_cp=cp_forward,
+        backward_cp=cp_backward,
+        selective_recompute=up_forward,
+        saved_bytes=latents + projected,
+        selective_bytes=latents,
+        transient_bytes=gathered + 2.0 * projected,
+        kernels=9.0,
+    )
+
+

@@ -1,0 +1,354 @@
+"""Layer costs: every kind of layer priced for every candidate at once.
+
+``LayerCost`` is the row of the cost table: seconds of forward and backward for one microbatch by cause,
+bytes kept per microbatch by recompute mode, and the parameters one rank holds. The dp terms are the
+exposed gathers and reductions of sharded parameters, which depend on the sharding choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.arrays import Number, ceil_div
+from planner.cost.attention import attention_part, tensor_parallel_seconds
+from planner.cost.collectives import GroupCosts, all_gather_seconds, group_costs_arrays, reduce_scatter_seconds
+from planner.cost.compute import ELEMENT_BYTES, Device
+from planner.cost.constants import Constants
+from planner.cost.feed_forward import feed_forward_part
+from planner.cost.part import Part, Setting
+from planner.cost.stack import Stack
+from planner.model.chain import LayerChain, LayerKind, kind_parameters
+from planner.model.parameters import block_parameters, expert_parameters
+from planner.model.spec import MixtureOfExperts
+from planner.strategy.candidates import Candidates, Problem
+from planner.strategy.decision import (
+    GROUP_ISLAND,
+    SHARDING_GRADIENTS,
+    SHARDING_PARAMETERS,
+)
+
+VOCABULARY_MULTIPLE = 128
+RECOMPUTE_MODES = 3
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer kind on one rank, one microbatch; arrays over candidates.
+
+    forward and backward hold seconds by cause in the order of CAUSES. recompute[mode] the extra backward
+    seconds by cause. saved_bytes[mode] kept per microbatch in flight, working_bytes[mode] needed again
+    while the layer is recomputed. dense_parameters and expert_parameters: elements on this rank.
+    """
+
+    forward: dict[str, Number]
+    backward: dict[str, Number]
+    recompute: tuple[dict[str, Number], ...]
+    saved_bytes: tuple[Number, ...]
+    working_bytes: tuple[Number, ...]
+    transient_bytes: Number
+    dense_parameters: Number
+    expert_parameters: Number
+
+    def forward_seconds(self) -> Number:
+        """All of forward, exposed communication included."""
+        return sum(self.forward.values())
+
+    def backward_seconds(self, mode: int) -> Number:
+        """All of backward with ``mode``'s recomputation."""
+        return sum(self.backward.values()) + sum(self.recompute[mode].values())
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Coefficients of the rank groups of every candidate."""
+
+    tp: GroupCosts
+    cp: GroupCosts
+    ep: GroupCosts
+    expert_tp: GroupCosts
+    data: GroupCosts
+    expert_data: GroupCosts
+    data_outer: GroupCosts
+    expert_data_outer: GroupCosts
+    shard_size: Number
+    expert_shard_size: Number
+
+
+def rank_groups(problem: Problem, constants: Constants, c: Candidates) -> Groups:
+    """The groups each candidate communicates in, from the rank order tp-cp-dp-pp.
+
+    ``data`` is the group parameters or gradients are sharded over (the whole dp cp group, or its part
+    inside one island), ``data_outer`` the group of its replicas.
+    """
+    cluster = problem.cluster
+
+    def costs(stride: Number, size: Number) -> GroupCosts:
+        return group_costs_arrays(cluster, constants, stride, size)
+
+    ones = np.ones_like(c.tp)
+    is_island = c.sharding_group == GROUP_ISLAND
+    data, expert_data = c.data_ranks(), c.expert_data_ranks()
+    inner = np.where(is_island, c.island_shard_size(cluster), data)
+    expert_inner = np.where(is_island, c.island_expert_shard_size(cluster), expert_data)
+    expert_stride = c.ep * c.expert_tp
+    return Groups(
+        tp=costs(ones, c.tp),
+        cp=costs(c.tp, c.cp),
+        ep=costs(c.expert_tp, c.ep),
+        expert_tp=costs(ones, c.expert_tp),
+        data=costs(c.tp, inner),
+        expert_data=costs(expert_stride, expert_inner),
+        data_outer=costs(c.tp * inner, data // inner),
+        expert_data_outer=costs(expert_stride * expert_inner, expert_data // expert_inner),
+        shard_size=inner.astype(np.float64),
+        expert_shard_size=expert_inner.astype(np.float64),
+    )
+
+
+@dataclass(frozen=True)
+class LayerPricer:
+    """Prices the layer kinds of one problem for a set of candidates."""
+
+    problem: Problem
+    device: Device
+    stack: Stack
+    candidates: Candidates
+    groups: Groups
+
+    def price(self, kind: LayerKind) -> LayerCost:
+        """The cost row of ``kind`` for every candidate."""
+        setting = self._setting(kind)
+        dense, expert = self._parameters(kind)
+        if kind.role == "block":
+            part = self._block(kind, setting)
+        elif kind.role == "embedding":
+            part = self._embedding(kind, setting)
+        else:
+            part = self._head(kind, setting)
+        return self._finish(kind, part, setting, dense, expert)
+
+    def _setting(self, kind: LayerKind) -> Setting:
+        c, g = self.candidates, self.groups
+        tp = c.tp.astype(np.float64)
+        split = np.where((c.sequence_parallel == 1) & (c.tp > 1), tp, 1.0)
+        return Setting(
+            device=self.device,
+            batch=c.microbatch_size.astype(np.float64),
+            sequence=np.full(len(c), self.problem.workload.sequence_length * kind.stack.sequence_scale),
+            tp=tp,
+            cp=c.cp.astype(np.float64),
+            ep=c.ep.astype(np.float64),
+            expert_tp=c.expert_tp.astype(np.float64),
+            norm_split=split,
+            tp_group=g.tp,
+            cp_group=g.cp,
+            ep_group=g.ep,
+            expert_tp_group=g.expert_tp,
+            is_flash=self.problem.workload.attention == "flash",
+        )
+
+    def _parameters(self, kind: LayerKind) -> tuple[Number, Number]:
+        """Elements of the layer on one rank: (dense, experts). Vocabulary is padded to 128 tp."""
+        c, model = self.candidates, self.problem.model
+        tp = c.tp.astype(np.float64)
+        if kind.block is None:
+            padded = ceil_div(model.vocab_size, VOCABULARY_MULTIPLE * tp) * VOCABULARY_MULTIPLE * tp
+            scale = padded / model.vocab_size if model.vocab_size else 1.0
+            elements = kind_parameters(model, kind) * np.ones(len(c))
+            if kind.role == "head" and model.head.tied:
+                # With a pipeline the last stage keeps its own copy of the tied table.
+                elements = elements + np.where(c.pp > 1, model.vocab_size * model.hidden_size, 0)
+            return elements * scale / tp, np.zeros(len(c))
+        total = float(block_parameters(kind.block, model.hidden_size))
+        ff = kind.block.feed_forward
+        experts = 0.0
+        if isinstance(ff, MixtureOfExperts):
+            experts = float(ff.num_experts * expert_parameters(ff, model.hidden_size))
+        return (total - experts) / tp, experts / (c.ep * c.expert_tp)
+
+    def _block(self, kind: LayerKind, s: Setting) -> Part:
+        block, h = kind.block, self.problem.model.hidden_size
+        if block is None:
+            raise ValueError(f"layer kind {kind.name} has no block")
+        part = attention_part(block.attention, h, s, dropout=block.dropout)
+        if block.cross_attention is not None:
+            keys = self._cross_keys(kind)
+            part = part + attention_part(block.cross_attention, h, s, dropout=block.dropout, keys=keys)
+        part = part + feed_forward_part(block.feed_forward, h, s)
+        hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
+        norms = float(1 if block.parallel else block.num_norms)
+        norm_seconds = self.device.stream_seconds(3.0 * hidden * norms)
+        masks = 2.0 * hidden / ELEMENT_BYTES if block.dropout else 0.0
+        # Each norm keeps its input and its output; selective recompute drops outputs when attention is fused.
+        kept = 2.0 * hidden * norms + masks
+        dropped = hidden * norms if s.is_flash else 0.0
+        return part + Part(
+            forward_compute=norm_seconds,
+            backward_compute=1.5 * norm_seconds,
+            selective_recompute=norm_seconds if s.is_flash else 0.0,
+            saved_bytes=kept,
+            selective_bytes=kept - dropped,
+            transient_bytes=2.0 * hidden,
+            kernels=norms + (2.0 if block.dropout else 0.0),
+        )
+
+    def _cross_keys(self, kind: LayerKind) -> Number:
+        model, workload = self.problem.model, self.problem.workload
+        source = next(s for s in model.stacks if s.name == kind.stack.cross_attends_to)
+        return np.full(len(self.candidates), workload.sequence_length * source.sequence_scale)
+
+    def _embedding(self, kind: LayerKind, s: Setting) -> Part:
+        model = self.problem.model
+        h, e = model.hidden_size, kind.stack.embedding
+        hidden = ELEMENT_BYTES * s.tokens * h
+        compute = self.device.stream_seconds(2.0 * hidden)
+        if e.kind == "patches":
+            compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features)
+        forward, _ = tensor_parallel_seconds(s, hidden, 0.0, 0.0)
+        saved = s.tokens * 8.0 + (hidden / s.norm_split / ELEMENT_BYTES if self._has_dropout() else 0.0)
+        return Part(
+            forward_compute=compute,
+            backward_compute=2.0 * compute,
+            forward_tp=forward / 2.0,
+            backward_tp=forward / 2.0,
+            saved_bytes=saved,
+            selective_bytes=saved,
+            transient_bytes=2.0 * hidden,
+            kernels=2.0,
+        )
+
+    def _has_dropout(self) -> bool:
+        return any(block.dropout for block in self.problem.model.block_kinds.values())
+
+    def _head(self, kind: LayerKind, s: Setting) -> Part:
+        model, device = self.problem.model, self.device
+        h, head = model.hidden_size, model.head
+        hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
+        norm = device.stream_seconds(3.0 * hidden)
+        part = Part(
+            forward_compute=norm,
+            backward_compute=1.5 * norm,
+            saved_bytes=2.0 * hidden,
+            selective_bytes=2.0 * hidden,
+            kernels=2.0,
+        )
+        if kind.role == "norm" or head.kind == "classifier":
+            return part
+        width = head.projection_size or h
+        outputs = model.vocab_size / s.tp
+        logits = s.tokens * outputs
+        product = device.matmul_seconds(s.tokens, outputs, width)
+        extra = device.matmul_seconds(s.tokens, h / s.tp, h) if head.transform else 0.0
+        input_gradient = device.matmul_seconds(s.tokens, width, outputs)
+        weight_gradient = device.matmul_seconds(outputs, width, s.tokens)
+        # Cross entropy in fp32: cast, maximum, exponent and sum, then the gradient in place.
+        loss = device.stream_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
+        forward, backward = tensor_parallel_seconds(
+            s, ELEMENT_BYTES * s.tokens * h, input_gradient, weight_gradient
+        )
+        saved = logits * self.stack.logit_saved_bytes
+        return part + Part(
+            forward_compute=product + extra + loss,
+            backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss / 2.0,
+            forward_tp=forward / 2.0,
+            backward_tp=backward,
+            saved_bytes=saved,
+            selective_bytes=saved,
+            transient_bytes=logits * self.stack.logit_transient_bytes,
+            kernels=8.0,
+        )
+
+    def _finish(
+        self, kind: LayerKind, part: Part, s: Setting, dense: Number, expert: Number
+    ) -> LayerCost:
+        launch = self.device.constants.launch_seconds
+        forward_compute = np.maximum(part.forward_compute, part.kernels * launch)
+        backward_compute = np.maximum(part.backward_compute, 2.0 * part.kernels * launch)
+        dp_forward, dp_backward = self._sharded_seconds(dense, expert, forward_compute, backward_compute)
+        zero = np.zeros(len(self.candidates))
+        forward = {
+            "compute": forward_compute,
+            "tp": part.forward_tp + zero,
+            "cp": part.forward_cp + zero,
+            "ep": part.forward_ep + zero,
+            "dp": dp_forward,
+        }
+        backward = {
+            "compute": backward_compute,
+            "tp": part.backward_tp + zero,
+            "cp": part.backward_cp + zero,
+            "ep": part.backward_ep + zero,
+            "dp": dp_backward,
+        }
+        is_block = kind.role == "block"
+        boundary = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size / s.norm_split
+        full_saved = boundary if is_block else part.saved_bytes
+        selective = {"recompute": part.selective_recompute + zero}
+        full = {
+            "recompute": forward_compute,
+            "tp": forward["tp"],
+            "cp": forward["cp"],
+            "ep": forward["ep"],
+        }
+        saved = (part.saved_bytes + zero, part.selective_bytes + zero, full_saved + zero)
+        return LayerCost(
+            forward=forward,
+            backward=backward,
+            recompute=({}, selective, full) if is_block else ({}, {}, {}),
+            saved_bytes=saved if is_block else (saved[0],) * RECOMPUTE_MODES,
+            working_bytes=tuple(np.maximum(0.0, saved[0] - row) if is_block else zero for row in saved),
+            transient_bytes=part.transient_bytes + zero,
+            dense_parameters=dense + zero,
+            expert_parameters=expert + zero,
+        )
+
+    def _sharded_seconds(
+        self, dense: Number, expert: Number, forward: Number, backward: Number
+    ) -> tuple[Number, Number]:
+        """Exposed (forward, backward) traffic of sharded parameters or gradients, per microbatch.
+
+        parameters: all-gather before forward and before backward, reduce-scatter behind backward, each
+        hidden under the neighbouring layer's compute. gradients: the reduce-scatter alone.
+        """
+        c, g, stack = self.candidates, self.groups, self.stack
+        window = 1.0 - self.device.constants.overlap_theft
+
+        def both(dense_op: Number, expert_op: Number) -> Number:
+            return np.where(dense > 0, dense_op, 0.0) + np.where(expert > 0, expert_op, 0.0)
+
+        gather = both(
+            all_gather_seconds(g.data, dense * stack.parameter_bytes),
+            all_gather_seconds(g.expert_data, expert * stack.parameter_bytes),
+        )
+        scatter = both(
+            reduce_scatter_seconds(g.data, dense * stack.gradient_reduce_bytes),
+            reduce_scatter_seconds(g.expert_data, expert * stack.gradient_reduce_bytes),
+        )
+        is_parameters = c.sharding == SHARDING_PARAMETERS
+        is_gradients = c.sharding == SHARDING_GRADIENTS
+        forward_exposed = np.where(is_parameters, np.maximum(0.0, gather - forward * window), 0.0)
+        moved = np.where(is_parameters, gather + scatter, np.where(is_gradients, scatter, 0.0))
+        return forward_exposed, np.maximum(0.0, moved - backward * window)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The seam between cost and search: one LayerCost row per kind of the chain, over candidates."""
+
+    chain: LayerChain
+    rows: tuple[LayerCost, ...]
+    candidates: Candidates
+    groups: Groups
+
+
+def cost_table(
+    problem: Problem, chain: LayerChain, candidates: Candidates, device: Device, stack: Stack
+) -> CostTable:
+    """Price every layer kind of ``chain`` for every candidate."""
+    groups = rank_groups(problem, device.constants, candidates)
+    pricer = LayerPricer(problem, device, stack, candidates, groups)
+    rows = tuple(pricer.price(kind) for kind in chain.kinds)
+    return CostTable(chain, rows, candidates, groups)
+

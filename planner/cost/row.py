@@ -1,0 +1,183 @@
+"""One candidate's slice of the cost table as plain floats: what stages are priced from.
+
+Arrays are fast over many candidates; stages of one candidate are faster on floats. A row is the table
+read at one index, nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.cost.collectives import GroupCosts
+from planner.cost.constants import Constants
+from planner.cost.layer import RECOMPUTE_MODES, CostTable, Groups
+from planner.cost.stack import Stack
+from planner.strategy.candidates import Candidates, Problem
+from planner.strategy.decision import (
+    GROUP_ISLAND,
+    SCHEDULES,
+    SHARDING_GRADIENTS,
+    SHARDING_OPTIMIZER,
+    SHARDING_PARAMETERS,
+    Degrees,
+)
+
+
+@dataclass(frozen=True)
+class KindCost:
+    """One layer kind on one rank, floats; fields as in LayerCost."""
+
+    forward: dict[str, float]
+    backward: dict[str, float]
+    recompute: tuple[dict[str, float], ...]
+    forward_seconds: float
+    backward_seconds: tuple[float, ...]
+    saved_bytes: tuple[float, ...]
+    working_bytes: tuple[float, ...]
+    transient_bytes: float
+    dense_parameters: float
+    expert_parameters: float
+    state_bytes: tuple[float, float, float]
+    gathered_bytes: float
+
+    @property
+    def static_bytes(self) -> float:
+        """Parameters, gradients and optimizer states this rank keeps for one such layer."""
+        return sum(self.state_bytes)
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """Everything about one candidate that stages need, for one sharding choice."""
+
+    degrees: Degrees
+    sharding: int
+    sharding_group: int
+    sequence_parallel: bool
+    schedule: str
+    virtual_stages: int
+    microbatch_size: int
+    microbatches: int
+    kinds: tuple[KindCost, ...]
+    groups: Groups
+    boundary_bytes: float
+    num_communicators: int
+
+    @property
+    def is_island(self) -> bool:
+        return self.sharding_group == GROUP_ISLAND
+
+
+def state_bytes_per_parameter(
+    problem: Problem, stack: Stack, sharding: int, shard_size: float
+) -> tuple[float, float, float]:
+    """(parameters, gradients, optimizer) bytes one rank keeps per element it computes with.
+
+    ZeRO (Rajbhandari et al., arXiv 1910.02054): optimizer divides the states by the group, gradients also
+    the gradients, parameters also the weights. fp8 keeps a cast copy of the weights and its transpose.
+    """
+    weights = stack.parameter_bytes
+    if problem.workload.precision == "fp8":
+        weights += stack.fp8_weight_bytes
+    parameters = weights / (shard_size if sharding >= SHARDING_PARAMETERS else 1.0)
+    gradients = stack.gradient_bytes / (shard_size if sharding >= SHARDING_GRADIENTS else 1.0)
+    states = stack.master_bytes + problem.workload.moment_bytes_per_parameter
+    optimizer = states / (shard_size if sharding >= SHARDING_OPTIMIZER else 1.0)
+    return parameters, gradients, optimizer
+
+
+def candidate_row(problem: Problem, table: CostTable, stack: Stack, index: int) -> CandidateRow:
+    """The table read at ``index``."""
+    c = table.candidates
+    degrees = Degrees(
+        dp=int(c.dp[index]),
+        tp=int(c.tp[index]),
+        pp=int(c.pp[index]),
+        cp=int(c.cp[index]),
+        ep=int(c.ep[index]),
+        expert_tp=int(c.expert_tp[index]),
+    )
+    sharding = int(c.sharding[index])
+    groups = _groups_at(table.groups, index)
+    dense_state = state_bytes_per_parameter(problem, stack, sharding, groups.shard_size)
+    expert_state = state_bytes_per_parameter(problem, stack, sharding, groups.expert_shard_size)
+    kinds = []
+    for row in table.rows:
+        forward = {name: float(value[index]) for name, value in row.forward.items()}
+        backward = {name: float(value[index]) for name, value in row.backward.items()}
+        recompute = tuple({name: float(v[index]) for name, v in mode.items()} for mode in row.recompute)
+        dense, expert = float(row.dense_parameters[index]), float(row.expert_parameters[index])
+        base = sum(backward.values())
+        kinds.append(
+            KindCost(
+                forward=forward,
+                backward=backward,
+                recompute=recompute,
+                forward_seconds=sum(forward.values()),
+                backward_seconds=tuple(base + sum(mode.values()) for mode in recompute),
+                saved_bytes=tuple(float(row.saved_bytes[mode][index]) for mode in range(RECOMPUTE_MODES)),
+                working_bytes=tuple(float(row.working_bytes[mode][index]) for mode in range(RECOMPUTE_MODES)),
+                transient_bytes=float(row.transient_bytes[index]),
+                dense_parameters=dense,
+                expert_parameters=expert,
+                state_bytes=(
+                    dense * dense_state[0] + expert * expert_state[0],
+                    dense * dense_state[1] + expert * expert_state[1],
+                    dense * dense_state[2] + expert * expert_state[2],
+                ),
+                gathered_bytes=_gathered_bytes(stack, sharding, dense + expert),
+            )
+        )
+    return CandidateRow(
+        degrees=degrees,
+        sharding=sharding,
+        sharding_group=int(c.sharding_group[index]),
+        sequence_parallel=bool(c.sequence_parallel[index]),
+        schedule=SCHEDULES[int(c.schedule[index])],
+        virtual_stages=int(c.virtual_stages[index]),
+        microbatch_size=int(c.microbatch_size[index]),
+        microbatches=int(c.microbatches(problem.workload.global_batch)[index]),
+        kinds=tuple(kinds),
+        groups=groups,
+        boundary_bytes=boundary_bytes(problem, c, index),
+        num_communicators=num_communicators(degrees),
+    )
+
+
+def _gathered_bytes(stack: Stack, sharding: int, parameters: float) -> float:
+    """Short-lived whole copies of one layer: gathered weights (prefetched) and unreduced gradients."""
+    if sharding == SHARDING_PARAMETERS:
+        return parameters * (stack.prefetch_layers * stack.parameter_bytes + stack.gradient_reduce_bytes)
+    if sharding == SHARDING_GRADIENTS:
+        return parameters * stack.gradient_reduce_bytes
+    return 0.0
+
+
+def boundary_bytes(problem: Problem, c: Candidates, index: int) -> float:
+    """Hidden states of one microbatch at a stage boundary on one rank, for one sequence length of 1.0."""
+    tp, cp = int(c.tp[index]), int(c.cp[index])
+    split = tp if tp > 1 and int(c.sequence_parallel[index]) else 1
+    tokens = int(c.microbatch_size[index]) * problem.workload.sequence_length / cp
+    return 2.0 * tokens * problem.model.hidden_size / split
+
+
+def num_communicators(d: Degrees) -> int:
+    """Process groups with more than one rank that a rank belongs to."""
+    sizes = (d.tp, d.cp, d.pp, d.dp * d.cp, d.ep, d.expert_tp)
+    return 1 + sum(size > 1 for size in sizes)
+
+
+def _groups_at(groups: Groups, index: int) -> Groups:
+    values = {}
+    for name, value in groups.__dict__.items():
+        if isinstance(value, GroupCosts):
+            fields = value.__dict__.items()
+            values[name] = GroupCosts(**{key: float(column[index]) for key, column in fields})
+        else:
+            values[name] = float(value[index])
+    return Groups(**values)
+
+
+def reserve_bytes(constants: Constants, communicators: int) -> float:
+    """Driver context plus communicator buffers: memory no tensor of ours uses."""
+    return constants.context_bytes + communicators * constants.communicator_bytes

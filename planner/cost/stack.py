@@ -1,0 +1,39 @@
+"""Training stacks as data: what a framework keeps, reduces and hides.
+
+A stack is not a branch in a formula; it is the numbers the formulas ask for. ``megatron`` follows
+Megatron-Core with its distributed optimizer (bf16 weights, fp32 gradient buffer, fp32 master copy) and is
+what plans without a target are priced on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Bytes per element and what overlaps.
+
+    parameter_bytes: the weights compute reads. gradient_bytes: the gradient buffer. master_bytes: the fp32
+    copy the optimizer updates. gradient_reduce_bytes: width of the gradient reduction. logit_saved_bytes
+    and logit_transient_bytes: per logit, kept and short-lived. hides_gradient_reduction and
+    hides_parameter_gather: overlap with the last backward and the next forward. bucket_parameters: elements
+    per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers: sharded layers gathered at once.
+    """
+
+    name: str
+    parameter_bytes: float = 2.0
+    gradient_bytes: float = 4.0
+    master_bytes: float = 4.0
+    gradient_reduce_bytes: float = 4.0
+    logit_saved_bytes: float = 6.0
+    logit_transient_bytes: float = 4.0
+    hides_gradient_reduction: bool = True
+    hides_parameter_gather: bool = True
+    bucket_parameters: float = 40e6
+    bucket_parameters_per_rank: float = 1e6
+    prefetch_layers: float = 2.0
+    fp8_weight_bytes: float = 2.0
+
+
+STACKS: dict[str, Stack] = {"megatron": Stack("megatron")}

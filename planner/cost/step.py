@@ -1,0 +1,267 @@
+"""The step: a decision replayed on its schedule, with memory per stage and seconds by cause.
+
+``price`` is the one place where a decision becomes a prediction; the search, ``estimate`` and ``check``
+all call it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from planner.cost.collectives import all_reduce_seconds, group_costs, send_seconds
+from planner.cost.compute import Device
+from planner.cost.constants import Constants
+from planner.cost.layer import cost_table
+from planner.cost.row import CandidateRow, candidate_row
+from planner.cost.stack import STACKS, Stack
+from planner.cost.stage import CAUSES, Item, StageModel, Tail
+from planner.model.chain import LayerChain, layer_chain
+from planner.model.flop import model_step_flop
+from planner.schedule.orders import in_flight, operation_order
+from planner.schedule.timeline import Timeline, replay
+from planner.strategy.candidates import Candidates, Problem
+from planner.strategy.decision import SCHEDULES, Decision
+
+BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
+
+
+@dataclass(frozen=True)
+class StagePrediction:
+    """One pipeline rank: seconds of one microbatch (sends excluded) and bytes by category."""
+
+    index: int
+    forward_seconds: float
+    backward_seconds: float
+    tail: Tail
+    memory_bytes: dict[str, float]
+    causes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a decision costs. ``breakdown_seconds`` sums to ``step_seconds``."""
+
+    step_seconds: float
+    breakdown_seconds: dict[str, float]
+    stages: tuple[StagePrediction, ...]
+    peak_memory_bytes: float
+    fullest_stage: int
+    slowest_stage: int
+    tokens_per_second: float
+    mfu: float
+    hfu: float
+    timeline: Timeline = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """A problem with its device, constants and stack: everything formulas read."""
+
+    problem: Problem
+    constants: Constants
+    stack: Stack
+    device: Device
+    chain: LayerChain
+
+    @staticmethod
+    def of(problem: Problem, constants: Constants, stack: str = "megatron") -> CostModel:
+        """Raises UnsupportedFeature when the device lacks the workload's precision."""
+        device = Device.of(problem.cluster.device, problem.workload, constants)
+        return CostModel(problem, constants, STACKS[stack], device, layer_chain(problem.model))
+
+    def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
+        """Prices ranks from candidate rows, one per sharding code; the plan's own sharding first."""
+        return StageModel(rows, self.device, self.stack, self.problem.workload.moment_bytes_per_parameter)
+
+    @property
+    def straggler_factor(self) -> float:
+        """1 + c log2(nodes): the slowest of many nodes sets the pace of a synchronous step."""
+        nodes = self.problem.cluster.num_nodes
+        return 1.0 + self.constants.straggler_per_doubling * math.log2(max(1, nodes))
+
+
+def decision_candidates(decision: Decision, shardings: list[int]) -> Candidates:
+    """The decision's mesh as candidates, one per sharding code."""
+    d = decision.degrees
+    one = Candidates.single(
+        tp=d.tp,
+        cp=d.cp,
+        dp=d.dp,
+        pp=d.pp,
+        ep=d.ep,
+        expert_tp=d.expert_tp,
+        microbatch_size=decision.microbatch_size,
+        virtual_stages=decision.virtual_stages,
+        schedule=SCHEDULES.index(decision.schedule),
+        sharding_group=decision.sharding_group,
+        sequence_parallel=int(decision.sequence_parallel),
+    )
+    return Candidates.concatenate([one.replace(sharding=one.sharding * 0 + code) for code in shardings])
+
+
+def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRow]:
+    """Candidate rows of a decision, by sharding code, the plan's own first."""
+    others = sorted(set(decision.layer_sharding) - {decision.sharding})
+    codes = [decision.sharding, *others]
+    candidates = decision_candidates(decision, codes)
+    table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
+    return {
+        code: candidate_row(model.problem, table, model.stack, index) for index, code in enumerate(codes)
+    }
+
+
+def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[int, list[Item]]]:
+    """(virtual stage, items) of one pipeline rank: every layer with its mode, sharding and in-flight count."""
+    d, chain = decision.degrees, model.chain
+    held = in_flight(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
+    position = {layer: block for block, layer in enumerate(chain.block_layers)}
+    found = []
+    for chunk, (first, end) in decision.blocks_of_rank(rank):
+        counts: dict[tuple[int, int, int], int] = {}
+        if end > first:
+            low, high = chain.layer_range(first, end)
+            for layer in range(low, high):
+                block = position.get(layer)
+                mode = decision.recompute[block] if block is not None else 0
+                sharding = decision.sharding_of(block) if block is not None else decision.sharding
+                key = (chain.layers[layer], mode, sharding)
+                counts[key] = counts.get(key, 0) + 1
+        items = [Item(kind, n, mode, code, held[chunk]) for (kind, mode, code), n in counts.items()]
+        found.append((chunk * d.pp + rank, items))
+    return found
+
+
+def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int], ...]) -> list[float]:
+    """Seconds to send one microbatch from virtual stage c to c+1, for each c; 0 behind the last."""
+    problem, pp = model.problem, row.degrees.pp
+    if pp == 1:
+        return [0.0] * len(chunks)
+    stride = row.degrees.stage_stride
+    times = []
+    for stage in range(len(chunks) - 1):
+        scale = model.chain.cut_scale(problem.model, chunks[stage][1])
+        first = min(stage % pp, pp - 2) * stride  # the wrap from the last rank to the first is one more hop
+        times.append(
+            send_seconds(problem.cluster, model.constants, first, stride, row.boundary_bytes * scale)
+        )
+    return [*times, 0.0]
+
+
+def blocks_sends(schedule: str) -> bool:
+    """Whether a rank waits for its sends: Megatron-LM overlaps them only when interleaved."""
+    return schedule != "interleaved"
+
+
+def tied_embedding_seconds(model: CostModel, row: CandidateRow) -> float:
+    """All-reduce of the tied table's gradient between the first and the last stage, once per step."""
+    spec, d = model.problem.model, row.degrees
+    if not spec.head.tied or d.pp == 1:
+        return 0.0
+    group = group_costs(model.problem.cluster, model.constants, d.stage_stride * (d.pp - 1), 2)
+    elements = spec.vocab_size * spec.hidden_size / d.tp
+    return float(all_reduce_seconds(group, elements * model.stack.gradient_reduce_bytes))
+
+
+def price(model: CostModel, decision: Decision, *, keep_events: bool = False) -> Prediction:
+    """Predict ``decision``: replay its schedule, add what stays exposed, sum memory per stage."""
+    rows = decision_rows(model, decision)
+    stages = model.stage_model(rows)
+    row, pp = stages.row, decision.degrees.pp
+    sends = send_times(model, row, decision.chunks)
+    blocking = blocks_sends(decision.schedule)
+
+    forward, backward = [0.0] * len(decision.chunks), [0.0] * len(decision.chunks)
+    predictions = []
+    for rank in range(pp):
+        per_chunk = rank_items(model, decision, rank)
+        items = [item for _, chunk in per_chunk for item in chunk]
+        for stage, chunk in per_chunk:
+            forward[stage], backward[stage] = stages.seconds(chunk)
+        f, b = stages.seconds(items)
+        predictions.append(
+            StagePrediction(rank, f, b, stages.tail(items, f, b), stages.memory(items), stages.causes(items))
+        )
+    timeline = _replay(decision, forward, backward, sends, blocking, keep_events)
+    return _assemble(model, decision, row, tuple(predictions), timeline, sends, blocking)
+
+
+def _replay(
+    decision: Decision,
+    forward: list[float],
+    backward: list[float],
+    sends: list[float],
+    blocking: bool,
+    keep_events: bool,
+) -> Timeline:
+    order = operation_order(
+        decision.schedule, decision.degrees.pp, decision.microbatches, decision.virtual_stages
+    )
+    before = [0.0, *sends[:-1]]
+    if blocking:
+        forward = [f + s for f, s in zip(forward, sends, strict=True)]
+        backward = [b + s for b, s in zip(backward, before, strict=True)]
+        return replay(order, forward, backward, keep_events=keep_events)
+    return replay(order, forward, backward, sends, before, keep_events=keep_events)
+
+
+def _assemble(
+    model: CostModel,
+    decision: Decision,
+    row: CandidateRow,
+    stages: tuple[StagePrediction, ...],
+    timeline: Timeline,
+    sends: list[float],
+    blocking: bool,
+) -> Prediction:
+    problem, workload = model.problem, model.problem.workload
+    pp, m = decision.degrees.pp, decision.microbatches
+    factor = model.straggler_factor
+    overhead = model.constants.step_overhead_seconds
+    tied = tied_embedding_seconds(model, row)
+    drained = max(
+        factor * end + s.tail.reduce for end, s in zip(timeline.finish, stages, strict=True)
+    )
+    update = max(s.tail.optimizer + s.tail.gather for s in stages)
+    step = drained + tied + update + overhead
+
+    busiest = max(range(pp), key=lambda r: (timeline.busy[r], -r))
+    causes = {name: m * stages[busiest].causes[name] for name in CAUSES}
+    before = [0.0, *sends[:-1]]
+    mine = range(busiest, len(sends), pp)
+    sending = m * sum(sends[c] + before[c] for c in mine) if blocking else 0.0
+    tail = stages[busiest].tail
+    breakdown = {
+        "compute": causes["compute"],
+        "recompute": causes["recompute"],
+        "tp": causes["tp"],
+        "cp": causes["cp"],
+        "ep": causes["ep"],
+        "pp": sending,
+        "dp": causes["dp"] + tail.reduce + tail.gather + tied,
+        "optimizer": tail.optimizer,
+        "other": (factor - 1.0) * timeline.finish[busiest] + overhead,
+    }
+    # Never negative beyond rounding: the busiest rank cannot finish before it has done its work.
+    breakdown["bubble"] = max(0.0, step - sum(breakdown.values()))
+    fullest = max(range(pp), key=lambda r: (stages[r].memory_bytes["total"], -r))
+    tokens = workload.tokens_per_step / step
+    flop = model_step_flop(problem.model, workload.sequence_length, workload.global_batch)
+    peak = model.device.matmul_flop_per_s * problem.world_size
+    recomputed = sum(s.causes["recompute"] for s in stages)
+    computed = sum(s.causes["compute"] for s in stages)
+    mfu = flop / (step * peak)
+    return Prediction(
+        step_seconds=step,
+        breakdown_seconds={name: breakdown[name] for name in BREAKDOWN},
+        stages=stages,
+        peak_memory_bytes=stages[fullest].memory_bytes["total"],
+        fullest_stage=fullest,
+        slowest_stage=busiest,
+        tokens_per_second=tokens,
+        mfu=mfu,
+        hfu=mfu * (1.0 + recomputed / computed) if computed else mfu,
+        timeline=timeline,
+    )
+
+

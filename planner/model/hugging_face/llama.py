@@ -1,0 +1,135 @@
+"""llama, mistral, qwen2, qwen3, gemma2: decoders with rotary positions and a gated feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.model.hugging_face.attention import (
+    grouped_attention,
+    language_model,
+    positions,
+    window_label,
+    windows_per_layer,
+)
+from planner.model.hugging_face.values import MAX_LAYERS, Config
+from planner.model.spec import Attention, Block, FeedForward, Head, ModelSpec, Norm
+
+RMS = Norm(kind="rmsnorm")
+
+LLAMA_HARMLESS = frozenset({"max_sequence_length", "rope_dim"})
+MISTRAL_HARMLESS: frozenset[str] = frozenset()
+QWEN_HARMLESS = frozenset({"use_mrope", "max_window_layers"})
+GEMMA_HARMLESS = frozenset({"query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window_size"})
+"""The score cap lies inside the attention kernel; sliding_window_size repeats sliding_window."""
+
+
+def build(
+    config: Config,
+    attention: Attention,
+    windows: Sequence[int | None],
+    *,
+    hidden: int,
+    mlp_bias: bool = False,
+    tied_default: bool = False,
+    num_norms: int = 2,
+    soft_cap: bool = False,
+) -> ModelSpec:
+    """One stack of dense gated blocks that differ only in their window."""
+    feed_forward = FeedForward(
+        ffn_size=config.count("intermediate_size", example=14336), gated=True, bias=mlp_bias
+    )
+    dropout = config.any_dropout(attention_dropout=0.0)
+    blocks = [
+        (
+            (window_label(window),),
+            Block(
+                attention=attention.model_copy(update={"window": window}),
+                feed_forward=feed_forward,
+                norm=RMS,
+                num_norms=num_norms,
+                dropout=dropout,
+            ),
+        )
+        for window in windows
+    ]
+    tied = config.flag("tie_word_embeddings", tied_default)
+    return language_model(
+        config,
+        blocks,
+        hidden=hidden,
+        max_length=positions(config, example=8192),
+        tied=tied,
+        vocab_example=128256,
+        head=Head(kind="language_model", tied=tied, soft_cap=soft_cap),
+    )
+
+
+def read_llama(config: Config) -> ModelSpec:
+    """Llama 1 to 3: no window; attention_bias covers all four projections, mlp_bias all three."""
+    hidden = config.count("hidden_size", example=4096)
+    layers = config.layers("num_hidden_layers", example=32)
+    bias = config.flag("attention_bias", False)
+    attention = grouped_attention(config, hidden, qkv_bias=bias, out_bias=bias)
+    return build(config, attention, [None] * layers, hidden=hidden, mlp_bias=config.flag("mlp_bias", False))
+
+
+def read_mistral(config: Config) -> ModelSpec:
+    """Mistral: every layer uses ``sliding_window``; null means none."""
+    hidden = config.count("hidden_size", example=4096)
+    layers = config.layers("num_hidden_layers", example=32)
+    attention = grouped_attention(config, hidden, qkv_bias=False, out_bias=False, default_kv_heads=8)
+    if "sliding_window" not in config.data:
+        config.warn(
+            f"{config.pointer('sliding_window')}: absent, taken as no window; transformers would take 4096"
+        )
+    return build(config, attention, windows_per_layer(config, layers, lambda _: True), hidden=hidden)
+
+
+def qwen_windows(config: Config, layers: int) -> list[int | None]:
+    """Qwen's windows: none unless use_sliding_window; then the layers from max_window_layers on."""
+    slides = config.flag("use_sliding_window", False)
+    first = config.optional_count("max_window_layers", least=0, most=MAX_LAYERS, example=layers)
+    if slides and first is None and not config.has("layer_types"):
+        raise config.missing(["max_window_layers"], layers)
+    if slides and not config.has("sliding_window"):
+        raise config.missing(["sliding_window"], 4096)
+    windows = windows_per_layer(config, layers, lambda index: first is not None and index >= first)
+    return windows if slides else [None] * layers
+
+
+def read_qwen2(config: Config) -> ModelSpec:
+    """Qwen2 and Qwen2.5: biases on queries, keys and values only."""
+    hidden = config.count("hidden_size", example=3584)
+    layers = config.layers("num_hidden_layers", example=28)
+    attention = grouped_attention(config, hidden, qkv_bias=True, out_bias=False, default_kv_heads=32)
+    return build(config, attention, qwen_windows(config, layers), hidden=hidden)
+
+
+def read_qwen3(config: Config) -> ModelSpec:
+    """Qwen3: norms on query and key heads; attention_bias covers all four projections."""
+    hidden = config.count("hidden_size", example=4096)
+    layers = config.layers("num_hidden_layers", example=36)
+    bias = config.flag("attention_bias", False)
+    attention = grouped_attention(
+        config, hidden, qkv_bias=bias, out_bias=bias, qk_norm=True, default_kv_heads=32, default_head_dim=128
+    )
+    return build(config, attention, qwen_windows(config, layers), hidden=hidden)
+
+
+def read_gemma2(config: Config) -> ModelSpec:
+    """Gemma 2: four norms a block, sliding and full layers in turn, tied head with a logit cap."""
+    hidden = config.count("hidden_size", example=4608)
+    layers = config.layers("num_hidden_layers", example=46)
+    bias = config.flag("attention_bias", False)
+    attention = grouped_attention(
+        config, hidden, qkv_bias=bias, out_bias=bias, default_kv_heads=4, default_head_dim=256
+    )
+    return build(
+        config,
+        attention,
+        windows_per_layer(config, layers, lambda index: index % 2 == 0),
+        hidden=hidden,
+        tied_default=True,
+        num_norms=4,
+        soft_cap=config.get("final_logit_softcapping") is not None,
+    )

@@ -1,0 +1,96 @@
+"""Replay of an operation order into a timeline of events.
+
+Every rank issues its operations in order; an operation starts when the rank is free and its input has
+arrived: forward of virtual stage c needs forward of c-1, backward needs backward of c+1 (and, on the last
+virtual stage, the forward itself). The makespan, the bubble and each rank's finish are read off the
+result; there is no formula for them anywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from planner.schedule.orders import Operation, Order
+
+
+class Event(NamedTuple):
+    """One executed operation on a rank, seconds from the start of the step."""
+
+    rank: int
+    operation: Operation
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """finish[r]: seconds when rank r ends its last operation; busy[r]: seconds it computes."""
+
+    makespan: float
+    finish: tuple[float, ...]
+    busy: tuple[float, ...]
+    events: tuple[Event, ...] = ()
+
+    def bubble(self, rank: int) -> float:
+        """Idle fraction of a rank over the makespan."""
+        return 1.0 - self.busy[rank] / self.makespan
+
+
+def replay(
+    order: Order,
+    forward_seconds: list[float],
+    backward_seconds: list[float],
+    forward_delay: list[float] | None = None,
+    backward_delay: list[float] | None = None,
+    *,
+    keep_events: bool = False,
+) -> Timeline:
+    """Timeline of ``order`` with per-virtual-stage times.
+
+    forward_seconds[c], backward_seconds[c]: duration on virtual stage c; forward_delay[c] between the end
+    of forward c and the earliest start of forward c+1; backward_delay[c] between backward c and c-1.
+    Raises ValueError when the order deadlocks.
+    """
+    pp = len(order)
+    stages = len(forward_seconds)
+    forward_delay = forward_delay or [0.0] * stages
+    backward_delay = backward_delay or [0.0] * stages
+    microbatches = 1 + max(op.microbatch for op in order[0])
+    forward_ready: list[list[float]] = [[-1.0] * microbatches for _ in range(stages)]
+    backward_ready: list[list[float]] = [[-1.0] * microbatches for _ in range(stages)]
+    forward_ready[0] = [0.0] * microbatches
+    position, clock, busy = [0] * pp, [0.0] * pp, [0.0] * pp
+    events: list[Event] = []
+    remaining = sum(len(operations) for operations in order)
+    while remaining:
+        before = remaining
+        for rank in range(pp):
+            operations = order[rank]
+            at, now, worked = position[rank], clock[rank], busy[rank]
+            while at < len(operations):
+                is_backward, microbatch, chunk = operations[at]
+                stage = chunk * pp + rank
+                ready = backward_ready[stage][microbatch] if is_backward else forward_ready[stage][microbatch]
+                if ready < 0.0:
+                    break
+                start = now if now > ready else ready
+                if is_backward:
+                    now = start + backward_seconds[stage]
+                    if stage:
+                        backward_ready[stage - 1][microbatch] = now + backward_delay[stage]
+                else:
+                    now = start + forward_seconds[stage]
+                    if stage + 1 < stages:
+                        forward_ready[stage + 1][microbatch] = now + forward_delay[stage]
+                    else:
+                        backward_ready[stage][microbatch] = now
+                worked += now - start
+                if keep_events:
+                    events.append(Event(rank, operations[at], start, now))
+                at += 1
+                remaining -= 1
+            position[rank], clock[rank], busy[rank] = at, now, worked
+        if remaining == before:
+            raise ValueError("the operation order deadlocks: no rank can issue its next operation")
+    return Timeline(max(clock), tuple(clock), tuple(busy), tuple(events))

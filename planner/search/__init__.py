@@ -1,0 +1,1 @@
+"""The search: decision tree, dynamic program, integer program. It sees a cost table, never a formula."""

@@ -1,0 +1,79 @@
+"""Lower bounds on seconds and bytes, for all candidates at once.
+
+Time: a rank i that spends t_i per microbatch cannot finish before m t_i plus the time S_i the ranks before
+it take to fill and drain, so for any split of the work W over p ranks the best is reached when all those
+are equal, T = W / (1 - (1 - 1/m)^p); interleaving only keeps T >= m W / p. Bytes: the sum over ranks of
+what must be kept cannot pass p times the limit. Both hold for every stage split and recompute choice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.cost.arrays import Array
+from planner.cost.layer import CostTable
+from planner.cost.row import reserve_bytes, state_bytes_per_parameter
+from planner.cost.step import CostModel
+from planner.strategy.decision import SCHEDULES, SHARDINGS
+
+INTERLEAVED = SCHEDULES.index("interleaved")
+
+
+def layer_counts(table: CostTable) -> Array:
+    """How often each kind occurs in the chain."""
+    return np.bincount(np.array(table.chain.layers), minlength=len(table.rows)).astype(np.float64)
+
+
+def step_lower_bound(model: CostModel, table: CostTable) -> Array:
+    """Seconds no plan of each candidate can beat: recompute-free work, spread perfectly."""
+    c = table.candidates
+    m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
+    pp = c.pp.astype(np.float64)
+    work = np.zeros(len(c))
+    for count, row in zip(layer_counts(table), table.rows, strict=True):
+        work = work + count * (row.forward_seconds() + row.backward_seconds(0))
+    filled = work / (1.0 - (1.0 - 1.0 / m) ** pp)
+    pipeline = np.where(c.schedule == INTERLEAVED, m * work / pp, filled)
+    return model.straggler_factor * pipeline + model.constants.step_overhead_seconds
+
+
+def memory_lower_bound(model: CostModel, table: CostTable) -> Array:
+    """Bytes the fullest rank holds at least: mean static state, one recomputed microbatch, the reserve."""
+    c = table.candidates
+    total = np.zeros(len(c))
+    dense_state = _state(model, table, table.groups.shard_size)
+    expert_state = _state(model, table, table.groups.expert_shard_size)
+    for count, row in zip(layer_counts(table), table.rows, strict=True):
+        kept = np.minimum(np.minimum(row.saved_bytes[0], row.saved_bytes[1]), row.saved_bytes[2])
+        static = row.dense_parameters * dense_state + row.expert_parameters * expert_state
+        total = total + count * (static + kept)
+    return total / c.pp + reserve_bytes(model.constants, 1)
+
+
+def _state(model: CostModel, table: CostTable, shard_size: Array) -> Array:
+    """Static bytes per element for every candidate's sharding."""
+    result = np.zeros(len(table.candidates))
+    for code in range(len(SHARDINGS)):
+        chosen = table.candidates.sharding == code
+        if chosen.any():
+            state = np.zeros(len(table.candidates))
+            for part in state_bytes_per_parameter(model.problem, model.stack, code, shard_size):
+                state = state + part
+            result = np.where(chosen, state, result)
+    return result
+
+
+def rank_lower_bound(
+    before: float, forward: float, backward: float, after: float, microbatches: int, warmup: int
+) -> float:
+    """When the step can end at the earliest, judged from one rank of a non-interleaved schedule.
+
+    ``before`` and ``after``: forward plus backward of one microbatch on the ranks before and after;
+    ``warmup``: forwards issued before the first backward. The rank fills and drains with ``before``, works
+    m (f + b), and idles while its first microbatch travels down and back (``after`` less the warm-up
+    forwards that hide it) and, when m > warmup, again for its last one behind the draining backwards.
+    """
+    idle = max(0.0, after - (warmup - 1) * forward)
+    if microbatches > warmup:
+        idle += max(0.0, after - (warmup - 1) * backward)
+    return before + microbatches * (forward + backward) + idle

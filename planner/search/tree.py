@@ -1,0 +1,219 @@
+"""Decision tree: every mesh, microbatch size, schedule and sharding that the hard rules allow.
+
+The tree branches in the order mesh, experts, microbatch size, virtual stages, sharding; after each branch
+the rules that can already be judged cut, and the funnel counts what each cut took. All rules here are
+exact: what they remove is not a valid plan, or is equal to a plan that stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planner.errors import InputError
+from planner.strategy.candidates import Candidates, IntArray, Problem
+from planner.strategy.decision import (
+    SCHEDULES,
+    SHARDING_GROUPS,
+    SHARDING_NONE,
+    SHARDINGS,
+)
+from planner.strategy.limits import Limits
+from planner.strategy.rules import RULES, Rule, expert_counts
+
+PINNABLE = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "microbatch_size", "sharding", "schedule")
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Choices fixed by the user; None leaves a choice to the search. ``recompute`` is a mode name."""
+
+    tp: int | None = None
+    pp: int | None = None
+    dp: int | None = None
+    cp: int | None = None
+    ep: int | None = None
+    virtual_stages: int | None = None
+    microbatch_size: int | None = None
+    sharding: str | None = None
+    recompute: str | None = None
+    schedule: str | None = None
+
+    def items(self) -> dict[str, int | str]:
+        """The choices that are pinned."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
+
+
+@dataclass
+class Funnel:
+    """What each step of the search kept, and what each rule cut."""
+
+    steps: list[dict[str, object]] = field(default_factory=list)
+
+    def add(self, step: str, candidates: int, reason: str, cut: int = 0, kind: str = "exact") -> None:
+        """Record a step: how many candidates are left after it, how many it cut, and why."""
+        self.steps.append(
+            {"step": step, "candidates": int(candidates), "cut": int(cut), "kind": kind, "reason": reason}
+        )
+
+    def last_cut(self) -> dict[str, object] | None:
+        """The step that cut the last candidates, if one left none."""
+        return next((step for step in self.steps if step["candidates"] == 0), None)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return sorted(set(small + [number // d for d in small]))
+
+
+def enumerate_candidates(problem: Problem, limits: Limits, pins: Pins, funnel: Funnel) -> Candidates:
+    """All candidates that satisfy every hard rule, the target's limits and the pins."""
+    rules = {rule.name: rule for rule in RULES}
+    c = _meshes(problem, pins)
+    funnel.add("mesh", len(c), "all (tp, cp, pp, dp) whose product is the number of GPUs")
+    c = _apply(c, problem, funnel, [rules[name] for name in MESH_RULES])
+    keep = (c.cp <= limits.max_cp) & (problem.workload.global_batch % c.dp == 0)
+    funnel.add("batch-by-dp", int(keep.sum()), "dp divides the global batch", len(c) - int(keep.sum()))
+    c = _sequence_parallel(c.take(keep), problem)
+    c = _experts(c, problem, limits, pins)
+    funnel.add("experts", len(c), "ep and expert tensor degrees for each mesh")
+    c = _apply(c, problem, funnel, [rules[name] for name in EXPERT_RULES])
+    c = _microbatch_sizes(c, problem, pins)
+    funnel.add("microbatch", len(c), "microbatch sizes that divide global_batch / dp")
+    c = _schedules(c, problem, limits, pins)
+    funnel.add("schedule", len(c), "1f1b, and interleaving with one degree per chunk depth")
+    c = _apply(c, problem, funnel, [rules["layers-by-stages"], rules["interleaving"]])
+    c = _shardings(c, limits, pins)
+    funnel.add("sharding", len(c), "none, optimizer, gradients, parameters; global or inside an island")
+    return _apply(c, problem, funnel, [rules["sharding-needs-replicas"], rules["island-sharding"]])
+
+
+MESH_RULES = ("heads-by-tp", "kv-heads-by-tp", "ffn-by-tp", "layers-by-stages", "sequence-by-cp")
+EXPERT_RULES = ("experts-by-ep", "experts-inside-data", "experts-need-sequence-parallel")
+
+
+def _apply(c: Candidates, problem: Problem, funnel: Funnel, rules: list[Rule]) -> Candidates:
+    for rule in rules:
+        keep = rule.holds(c, problem)
+        left = int(keep.sum())
+        if left < len(c):
+            funnel.add(rule.name, left, rule.statement, len(c) - left)
+            c = c.take(keep)
+    return c
+
+
+def _pinned(values: list[int], pin: int | None) -> list[int]:
+    return values if pin is None else [value for value in values if value == pin]
+
+
+def _meshes(problem: Problem, pins: Pins) -> Candidates:
+    world = problem.world_size
+    rows = [
+        (tp, cp, world // (tp * cp * pp), pp)
+        for tp in _pinned(divisors(world), pins.tp)
+        for pp in _pinned(divisors(world // tp), pins.pp)
+        for cp in _pinned(divisors(world // (tp * pp)), pins.cp)
+        if pins.dp is None or world // (tp * cp * pp) == pins.dp
+    ]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    ones = np.ones(len(table), dtype=np.int64)
+    return Candidates(
+        tp=table[:, 0],
+        cp=table[:, 1],
+        dp=table[:, 2],
+        pp=table[:, 3],
+        ep=ones,
+        expert_tp=ones,
+        microbatch_size=ones,
+        virtual_stages=ones,
+        schedule=0 * ones,
+        sharding=0 * ones,
+        sharding_group=0 * ones,
+        sequence_parallel=ones,
+    )
+
+
+def _sequence_parallel(c: Candidates, problem: Problem) -> Candidates:
+    """Sequence parallelism wherever its rule allows: it never adds traffic and always saves memory."""
+    rule = next(rule for rule in RULES if rule.name == "sequence-by-tp")
+    return c.replace(sequence_parallel=rule.holds(c, problem).astype(np.int64))
+
+
+def _cross(c: Candidates, options: list[list[dict[str, int]]]) -> Candidates:
+    """Each candidate repeated for its own list of column values."""
+    counts = np.array([len(values) for values in options], dtype=np.int64)
+    repeated = c.repeat_each(counts)
+    flat = [values for row in options for values in row]
+    if not flat:
+        return repeated
+    columns = {name: np.array([values[name] for values in flat], dtype=np.int64) for name in flat[0]}
+    return repeated.replace(**columns)
+
+
+def _experts(c: Candidates, problem: Problem, limits: Limits, pins: Pins) -> Candidates:
+    counts = expert_counts(problem)
+    if not counts and pins.ep in (None, 1):
+        return c
+    common = int(np.gcd.reduce(np.array(counts or [1])))
+    degrees = _pinned([ep for ep in divisors(common) if ep <= limits.max_ep], pins.ep)
+    options = []
+    for tp in c.tp.tolist():
+        tensor = [1] if tp == 1 else [1, tp]
+        options.append([{"ep": ep, "expert_tp": x} for ep in degrees for x in tensor])
+    return _cross(c, options)
+
+
+def _microbatch_sizes(c: Candidates, problem: Problem, pins: Pins) -> Candidates:
+    per_replica = (problem.workload.global_batch // c.dp).tolist()
+    table = {n: _pinned(divisors(n), pins.microbatch_size) for n in set(per_replica)}
+    return _cross(c, [[{"microbatch_size": size} for size in table[n]] for n in per_replica])
+
+
+def virtual_stage_choices(blocks_per_rank: int) -> list[int]:
+    """Interleaving degrees worth trying: for each chunk depth (layers, rounded up) the smallest degree."""
+    found: dict[int, int] = {}
+    for v in range(2, blocks_per_rank + 1):
+        found.setdefault(-(-blocks_per_rank // v), v)
+    return sorted(found.values())
+
+
+def _schedules(c: Candidates, problem: Problem, limits: Limits, pins: Pins) -> Candidates:
+    """1F1B (or the pinned schedule), and interleaving. GPipe holds more and finishes no sooner than 1F1B."""
+    interleaved = SCHEDULES.index("interleaved")
+    plain = pins.schedule if pins.schedule in ("1f1b", "gpipe") else "1f1b"
+    table = {
+        pp: virtual_stage_choices(-(-problem.model.num_layers // pp)) for pp in set(c.pp.tolist())
+    }
+    microbatches = c.microbatches(problem.workload.global_batch).tolist()
+    options = []
+    for pp, m in zip(c.pp.tolist(), microbatches, strict=True):
+        row = []
+        if pins.schedule != "interleaved" and pins.virtual_stages in (None, 1):
+            row.append({"schedule": SCHEDULES.index(plain), "virtual_stages": 1})
+        wants = pins.schedule in (None, "interleaved") and "interleaved" in limits.schedules
+        if wants and pp > 1 and m % pp == 0 and pins.virtual_stages != 1:
+            degrees = table[pp] if pins.virtual_stages is None else [pins.virtual_stages]
+            row += [{"schedule": interleaved, "virtual_stages": v} for v in degrees]
+        options.append(row)
+    return _cross(c, options)
+
+
+def _shardings(c: Candidates, limits: Limits, pins: Pins) -> Candidates:
+    wanted = [pins.sharding] if pins.sharding else list(limits.shardings)
+    options: list[dict[str, int]] = []
+    for name in wanted:
+        if name not in limits.shardings:
+            raise InputError(
+                f"target {limits.target} cannot shard {name}", allowed=list(limits.shardings),
+                hint=f"use --sharding {limits.shardings[0]}",
+            )
+        code = SHARDINGS.index(name)
+        groups = limits.sharding_groups if code != SHARDING_NONE else ("global",)
+        options += [{"sharding": code, "sharding_group": SHARDING_GROUPS.index(g)} for g in groups]
+    crossed = _cross(c, [options] * len(c))
+    if limits.parameter_sharding_with_pipeline:
+        return crossed
+    deep: IntArray = np.array([SHARDINGS.index(s) for s in ("gradients", "parameters")])
+    return crossed.take(~((crossed.pp > 1) & np.isin(crossed.sharding, deep)))

@@ -1,0 +1,1 @@
+"""What can be chosen: mesh degrees, per-layer strategies, and the hard rules with their reasons."""

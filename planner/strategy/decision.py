@@ -1,0 +1,103 @@
+"""A decision: every choice of a plan, and nothing that follows from it.
+
+Codes are small integers so that thousands of candidates fit in arrays; names are what files and people
+see. Rank order is fixed: tp varies fastest, then cp, then dp, then pp (Megatron-LM's tp-cp-ep-dp-pp).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SHARDINGS = ("none", "optimizer", "gradients", "parameters")
+SHARDING_GROUPS = ("global", "island")
+RECOMPUTES = ("none", "selective", "full")
+SCHEDULES = ("1f1b", "interleaved", "gpipe")
+RANK_ORDER = "tp-cp-dp-pp"
+
+SHARDING_NONE, SHARDING_OPTIMIZER, SHARDING_GRADIENTS, SHARDING_PARAMETERS = range(4)
+GROUP_GLOBAL, GROUP_ISLAND = range(2)
+RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(3)
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """Sizes of the mesh axes. ``world_size = tp * cp * pp * dp``; ep and expert_tp divide inside."""
+
+    dp: int
+    tp: int
+    pp: int
+    cp: int = 1
+    ep: int = 1
+    expert_tp: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def stage_stride(self) -> int:
+        """Ranks per pipeline stage: how far apart neighbouring stages' ranks are."""
+        return self.dp * self.tp * self.cp
+
+
+@dataclass(frozen=True)
+class Decision:
+    """All choices of a plan.
+
+    ``chunks[c]`` is the (first, end) range of blocks on virtual stage c; virtual stage c runs on pipeline
+    rank c % pp. The embedding belongs to the first virtual stage, the final norm and head to the last.
+    ``recompute[b]`` is the recompute code of block b; ``sharding`` (and its group) is one for the plan,
+    ``layer_sharding`` overrides it per block when not empty.
+    """
+
+    degrees: Degrees
+    sequence_parallel: bool
+    sharding: int
+    sharding_group: int
+    schedule: str
+    virtual_stages: int
+    microbatch_size: int
+    microbatches: int
+    chunks: tuple[tuple[int, int], ...]
+    recompute: tuple[int, ...]
+    layer_sharding: tuple[int, ...] = ()
+
+    @property
+    def global_batch(self) -> int:
+        return self.degrees.dp * self.microbatch_size * self.microbatches
+
+    def sharding_of(self, block: int) -> int:
+        """Sharding code of one block."""
+        return self.layer_sharding[block] if self.layer_sharding else self.sharding
+
+    def blocks_of_rank(self, rank: int) -> list[tuple[int, tuple[int, int]]]:
+        """(chunk index on the rank, block range) of one pipeline rank, in model order."""
+        pp = self.degrees.pp
+        return [(c // pp, span) for c, span in enumerate(self.chunks) if c % pp == rank]
+
+    def recompute_summary(self) -> str:
+        """none, selective, full, or "mixed" when blocks differ."""
+        modes = sorted(set(self.recompute))
+        return RECOMPUTES[modes[0]] if len(modes) == 1 else "mixed"
+
+    def label(self) -> str:
+        """One short line for tables: TP4 PP2 DP8 ... with everything that is not its default."""
+        d = self.degrees
+        parts = [f"TP{d.tp}", f"PP{d.pp}", f"DP{d.dp}"]
+        if d.cp > 1:
+            parts.append(f"CP{d.cp}")
+        if d.ep > 1:
+            parts.append(f"EP{d.ep}")
+        if d.expert_tp > 1:
+            parts.append(f"ETP{d.expert_tp}")
+        if self.virtual_stages > 1:
+            parts.append(f"VP{self.virtual_stages}")
+        if self.schedule == "gpipe":
+            parts.append("gpipe")
+        parts.append(f"mb{self.microbatch_size}")
+        shard = SHARDINGS[self.sharding]
+        if self.sharding != SHARDING_NONE and self.sharding_group == GROUP_ISLAND:
+            shard += "/island"
+        parts.append(f"shard:{shard}")
+        parts.append(f"recompute:{self.recompute_summary()}")
+        return " ".join(parts)

@@ -1,0 +1,34 @@
+"""Limits: what a launcher can express, as data the search obeys.
+
+The search never imports a launcher; the command line hands it one of these values. ``ANY`` is the whole
+space of this planner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Allowed choices.
+
+    shardings and schedules: names. sharding_groups: global, island. uneven_stages: whether stages may
+    differ in layers. recompute_granularity: "layer" (each layer its own), "uniform" (one mode, or full on
+    the same number of layers in every virtual stage). has_layer_sharding: sharding may differ by layer.
+    parameter_sharding_with_pipeline: sharded gradients or parameters together with pp > 1.
+    """
+
+    target: str
+    shardings: tuple[str, ...] = ("none", "optimizer", "gradients", "parameters")
+    sharding_groups: tuple[str, ...] = ("global", "island")
+    schedules: tuple[str, ...] = ("1f1b", "interleaved", "gpipe")
+    recompute_granularity: Literal["layer", "uniform"] = "layer"
+    has_layer_sharding: bool = True
+    parameter_sharding_with_pipeline: bool = True
+    max_cp: int = 1 << 30
+    max_ep: int = 1 << 30
+
+
+ANY = Limits("any")
