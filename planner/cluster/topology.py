@@ -19,6 +19,10 @@ from planner.cluster.spec import ClusterProfile, DeviceSpec, NodeGroup
 from planner.errors import InputError, UnsupportedFeature
 
 
+# Point-to-point meshes: every pair of devices has its own link, so a small group reaches few of them.
+MESH_TECHNOLOGIES = ("nvlink-mesh", "xgmi")
+
+
 @dataclass(frozen=True)
 class Link:
     """One tier ready for arithmetic.
@@ -191,6 +195,9 @@ def _crossings(links: tuple[Link, ...], count: int, stride: int, size: int) -> l
             if units <= 1:
                 continue
         share = min(link.bytes_per_s / max(1, sharers), members * link.device_bytes_per_s)
+        if link.technology in MESH_TECHNOLOGIES and link.child_devices == 1:
+            # A full mesh has one link per peer: a group of n devices uses n-1 of the links it could.
+            share *= (units - 1) / (link.devices - 1)
         found.append(Crossing(link, units, members, max(1, sharers), share))
     return found
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.arrays import Number
-from planner.cost.collectives import all_gather_seconds, all_reduce_seconds
+from planner.cost.collectives import all_gather_seconds, all_reduce_seconds, exposed_seconds
 from planner.cost.compute import ELEMENT_BYTES
 from planner.cost.part import Part, Setting
 from planner.model.spec import Attention, LatentAttention
@@ -59,7 +59,7 @@ def tensor_parallel_seconds(
     backward one hidden under the weight-gradient product.
     """
     c = setting.device.constants
-    window = 1.0 - c.overlap_theft
+    theft = c.overlap_theft
     group = setting.tp_group
     one_pass = all_gather_seconds(group, whole_bytes)
     both = all_reduce_seconds(group, whole_bytes)
@@ -68,9 +68,9 @@ def tensor_parallel_seconds(
     backward = np.where(
         has_sequence_parallel,
         one_pass
-        + np.maximum(0.0, one_pass - hide_gather * window)
-        + np.maximum(0.0, one_pass - hide_scatter * window),
-        np.maximum(0.0, both - hide_scatter * window),
+        + exposed_seconds(one_pass, hide_gather, theft)
+        + exposed_seconds(one_pass, hide_scatter, theft),
+        exposed_seconds(both, hide_scatter, theft),
     )
     is_split = setting.tp > 1
     return np.where(is_split, forward, 0.0), np.where(is_split, backward, 0.0)
@@ -156,9 +156,9 @@ def _core(
         traffic = ELEMENT_BYTES * (tokens * (q + out) + 2.0 * key_tokens * kv)
         kept = ELEMENT_BYTES * tokens * out + 4.0 * tokens * heads
         return Part(
-            forward_compute=device.flash_seconds(flop, traffic, backward=False),
+            forward_compute=device.flash_seconds(flop, traffic, s.cp, backward=False),
             backward_compute=device.flash_seconds(
-                FLASH_BACKWARD_FLOP_FACTOR * flop, 2.0 * traffic, backward=True
+                FLASH_BACKWARD_FLOP_FACTOR * flop, 2.0 * traffic, s.cp, backward=True
             ),
             saved_bytes=kept,
             selective_bytes=kept,
@@ -198,9 +198,10 @@ def _ring_seconds(
     Forward passes K and V around once; backward passes K, V and their gradients.
     """
     one_way = all_gather_seconds(s.cp_group, 2.0 * ELEMENT_BYTES * s.tokens * s.cp * kv)
-    hidden = (1.0 - s.device.constants.overlap_theft) * (s.cp - 1.0) / s.cp
-    forward = np.maximum(0.0, one_way - core_forward * hidden)
-    backward = np.maximum(0.0, 2.0 * one_way - core_backward * hidden)
+    theft = s.device.constants.overlap_theft
+    beside = (s.cp - 1.0) / s.cp  # the first piece is local: nothing is in flight beside the last kernel
+    forward = exposed_seconds(one_way, core_forward * beside, theft)
+    backward = exposed_seconds(2.0 * one_way, core_backward * beside, theft)
     is_split = s.cp > 1
     return np.where(is_split, forward, 0.0), np.where(is_split, backward, 0.0)
 

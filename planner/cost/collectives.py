@@ -119,6 +119,15 @@ def all_reduce_seconds(group: GroupCosts, whole_bytes: Number) -> Number:
     return np.minimum(np.minimum(ring, tree), switch)
 
 
+def exposed_seconds(communication: Number, window: Number, theft: float) -> Number:
+    """What a collective adds to the step when ``window`` seconds of compute run beside it.
+
+    Beside compute only (1 - theft) of the window hides it; even a fully hidden collective takes its
+    theft of the multiprocessors and HBM from the compute it runs beside.
+    """
+    return np.maximum(theft * communication, communication - window * (1.0 - theft))
+
+
 def all_to_all_seconds(group: GroupCosts, rank_bytes: Number) -> Number:
     """All-to-all in which each rank holds ``rank_bytes`` in total, its own share included."""
     return rank_bytes * group.exchange_seconds_per_byte + group.exchange_latency

@@ -80,10 +80,13 @@ class Device:
         cast = self.stream_seconds(elements * 4.0) if self.is_fp8 else 0.0
         return np.maximum(compute, memory) + cast
 
-    def flash_seconds(self, flop: Number, num_bytes: Number, *, backward: bool) -> Number:
-        """Fused attention of ``flop`` 16-bit FLOP touching ``num_bytes`` of Q, K, V and output."""
+    def flash_seconds(self, flop: Number, num_bytes: Number, pieces: Number, *, backward: bool) -> Number:
+        """Fused attention of ``flop`` 16-bit FLOP touching ``num_bytes`` of Q, K, V and output.
+
+        Ring attention runs it in ``pieces`` kernels (cp of them), each paying the saturation again.
+        """
         c = self.constants
         efficiency = c.flash_backward_efficiency if backward else c.flash_forward_efficiency
         saturation = self.half_flop_per_s * c.matmul_overhead_seconds
-        compute = (flop + saturation) / (self.half_flop_per_s * efficiency)
+        compute = (flop + pieces * saturation) / (self.half_flop_per_s * efficiency)
         return np.maximum(compute, self.stream_seconds(num_bytes))

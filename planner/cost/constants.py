@@ -49,6 +49,7 @@ LINK_EFFICIENCY: dict[str, float] = {
     "ethernet": 0.75,
     "efa": 0.70,
     "slingshot": 0.75,
+    "omni-path": 0.75,
 }
 
 

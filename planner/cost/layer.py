@@ -13,7 +13,13 @@ import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.attention import attention_part, tensor_parallel_seconds
-from planner.cost.collectives import GroupCosts, all_gather_seconds, group_costs_arrays, reduce_scatter_seconds
+from planner.cost.collectives import (
+    GroupCosts,
+    all_gather_seconds,
+    exposed_seconds,
+    group_costs_arrays,
+    reduce_scatter_seconds,
+)
 from planner.cost.compute import ELEMENT_BYTES, Device
 from planner.cost.constants import Constants
 from planner.cost.feed_forward import feed_forward_part
@@ -313,7 +319,7 @@ class LayerPricer:
         hidden under the neighbouring layer's compute. gradients: the reduce-scatter alone.
         """
         c, g, stack = self.candidates, self.groups, self.stack
-        window = 1.0 - self.device.constants.overlap_theft
+        theft = self.device.constants.overlap_theft
 
         def both(dense_op: Number, expert_op: Number) -> Number:
             return np.where(dense > 0, dense_op, 0.0) + np.where(expert > 0, expert_op, 0.0)
@@ -328,9 +334,12 @@ class LayerPricer:
         )
         is_parameters = c.sharding == SHARDING_PARAMETERS
         is_gradients = c.sharding == SHARDING_GRADIENTS
-        forward_exposed = np.where(is_parameters, np.maximum(0.0, gather - forward * window), 0.0)
-        moved = np.where(is_parameters, gather + scatter, np.where(is_gradients, scatter, 0.0))
-        return forward_exposed, np.maximum(0.0, moved - backward * window)
+        forward_moved = np.where(is_parameters, gather, 0.0)
+        backward_moved = np.where(is_parameters, gather + scatter, np.where(is_gradients, scatter, 0.0))
+        return (
+            exposed_seconds(forward_moved, forward, theft),
+            exposed_seconds(backward_moved, backward, theft),
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from planner.cost.collectives import GroupCosts, all_gather_seconds, all_reduce_seconds
+from planner.cost.collectives import (
+    GroupCosts,
+    all_gather_seconds,
+    all_reduce_seconds,
+    exposed_seconds,
+)
 from planner.cost.compute import Device
 from planner.cost.row import CandidateRow, KindCost, reserve_bytes
 from planner.cost.stack import Stack
@@ -142,14 +147,13 @@ class StageModel:
                     traffic += kept * self._optimizer_bytes()
                     parameters += elements
         c, stack = self.device.constants, self.stack
-        window = 1.0 - c.overlap_theft
         data_ranks = self.row.degrees.dp * self.row.degrees.cp
         bucket = max(stack.bucket_parameters, stack.bucket_parameters_per_rank * data_ranks)
         buckets = max(1.0, parameters / bucket)
         if stack.hides_gradient_reduction:
-            reduce = max(reduce / buckets, reduce - backward * window)
+            reduce = max(reduce / buckets, float(exposed_seconds(reduce, backward, c.overlap_theft)))
         if stack.hides_parameter_gather:
-            gather = max(gather / buckets, gather - forward * window)
+            gather = max(gather / buckets, float(exposed_seconds(gather, forward, c.overlap_theft)))
         optimizer = self.device.stream_seconds(traffic) * c.optimizer_bytes_factor
         return Tail(reduce, optimizer, gather)
 

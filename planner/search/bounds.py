@@ -14,6 +14,7 @@ from planner.cost.arrays import Array
 from planner.cost.layer import CostTable
 from planner.cost.row import reserve_bytes, state_bytes_per_parameter
 from planner.cost.step import CostModel
+from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.strategy.decision import SCHEDULES, SHARDINGS
 
 INTERLEAVED = SCHEDULES.index("interleaved")
@@ -35,6 +36,34 @@ def step_lower_bound(model: CostModel, table: CostTable) -> Array:
     filled = work / (1.0 - (1.0 - 1.0 / m) ** pp)
     pipeline = np.where(c.schedule == INTERLEAVED, m * work / pp, filled)
     return model.straggler_factor * pipeline + model.constants.step_overhead_seconds
+
+
+def interleaved_lower_bound(model: CostModel, table: CostTable, layout: Layout) -> Array:
+    """Seconds of interleaved candidates on their balanced chunks without recompute; 0 for the others.
+
+    Rank i waits for the first chunks of the ranks before it (fill and drain) and works m t_i. Candidates
+    with the same chunks share one product of layer counts and seconds.
+    """
+    c = table.candidates
+    result = np.zeros(len(c))
+    chosen = np.flatnonzero(c.schedule == INTERLEAVED)
+    if not len(chosen):
+        return result
+    seconds = np.array([row.forward_seconds() + row.backward_seconds(0) for row in table.rows])[:, chosen]
+    first, last = end_weights(table.chain, list(seconds))
+    m = c.microbatches(model.problem.workload.global_batch)[chosen].astype(np.float64)
+    shape = np.stack([c.pp[chosen], c.virtual_stages[chosen], first.astype(int), last.astype(int)], axis=1)
+    shapes, which = np.unique(shape, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    for index, (pp, v, head, tail) in enumerate(shapes.tolist()):
+        mine = np.flatnonzero(which == index)
+        chunks = balanced_chunks(layout.num_blocks, pp * v, head, tail)
+        counts = np.array([layout.kind_counts(*span) for span in chunks], dtype=np.float64)
+        per_rank = counts.reshape(v, pp, -1).sum(axis=0) @ seconds[:, mine]
+        filled = np.cumsum(counts[:pp] @ seconds[:, mine], axis=0)
+        before = np.vstack([np.zeros(len(mine)), filled[:-1]])
+        result[chosen[mine]] = np.max(before + m[mine] * per_rank, axis=0)
+    return model.straggler_factor * result
 
 
 def memory_lower_bound(model: CostModel, table: CostTable) -> Array:

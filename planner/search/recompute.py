@@ -8,8 +8,11 @@ layer, so the highest mode used is fixed first and its working set charged.
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
+from planner.cost.row import KindCost
 from planner.cost.stage import Item, StageModel
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE
 
@@ -54,58 +57,106 @@ def plain_items(groups: tuple[Group, ...], sharding: int, mode: int = RECOMPUTE_
 
 
 def choose_recompute(
-    stages: StageModel, groups: tuple[Group, ...], limit_bytes: float, sharding: int
+    stages: StageModel,
+    groups: tuple[Group, ...],
+    limit_bytes: float,
+    sharding: int,
+    most_extra_seconds: float = math.inf,
 ) -> Choice | None:
-    """The cheapest modes that fit ``limit_bytes``; None when even full recompute of all does not fit."""
+    """The cheapest modes that fit ``limit_bytes``.
+
+    None when even full recompute of all does not fit, or when every way to fit costs at least
+    ``most_extra_seconds`` per microbatch.
+    """
     none = tuple((0, 0) for _ in groups)
     excess = stages.memory(plain_items(groups, sharding))["total"] - limit_bytes
     if excess <= 0.0:
         return Choice(0.0, none)
-    best: Choice | None = None
     slack = 1.0 + stages.device.constants.allocator_slack
     kinds = stages.rows[sharding].kinds
+    if least_extra_seconds(kinds, groups, excess / slack) >= most_extra_seconds:
+        return None
+    blocks = sorted({g.kind for g in groups if g.is_block and g.count})
+    best: Choice | None = None
     for level in (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL):
-        blocks = [g for g in groups if g.is_block and g.count]
         if not blocks:
             break
-        working = max(kinds[g.kind].working_bytes[mode] for g in blocks for mode in range(1, level + 1))
-        need = excess + working * slack
+        working = max(kinds[kind].working_bytes[mode] for kind in blocks for mode in range(1, level + 1))
+        need = excess / slack + working
         front: list[Point] = [(0.0, 0.0, ())]
-        for group in groups:
-            front = _merge(front, _group_front(kinds, group, level, slack, need))
+        for kind in blocks:
+            front = _merge(front, _kind_front(kinds[kind], _by_in_flight(groups, kind), level, need))
         fitting = [point for point in front if point[1] >= need * (1.0 - 1e-12)]
         if fitting:
             extra, _, counts = min(fitting, key=lambda point: (point[0], -point[1]))
             if best is None or extra < best.extra_seconds:
-                best = Choice(extra, counts)
+                best = Choice(extra, _deal(groups, dict(zip(blocks, counts, strict=True))))
     return best
 
 
-def _group_front(kinds: object, group: Group, level: int, slack: float, need: float) -> list[Point]:
-    """Pareto front of one group: numbers of selectively and fully recomputed layers."""
-    if not group.is_block or not group.count:
-        return [(0.0, 0.0, ((0, 0),))]
-    kind = kinds[group.kind]  # type: ignore[index]
-    base_time, base_bytes = kind.backward_seconds[0], kind.saved_bytes[0]
-    costs = [kind.backward_seconds[mode] - base_time for mode in range(3)]
-    freed = [(base_bytes - kind.saved_bytes[mode]) * group.in_flight * slack for mode in range(3)]
+def least_extra_seconds(kinds: tuple[KindCost, ...], groups: tuple[Group, ...], need: float) -> float:
+    """A lower bound on the extra seconds that free ``need`` bytes: the best seconds per byte throughout."""
+    best = math.inf
+    for group in groups:
+        if not group.is_block or not group.count:
+            continue
+        kind = kinds[group.kind]
+        for mode in (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL):
+            freed = (kind.saved_bytes[0] - kind.saved_bytes[mode]) * group.in_flight
+            if freed > 0.0:
+                best = min(best, (kind.backward_seconds[mode] - kind.backward_seconds[0]) / freed)
+    return best * need
+
+
+def _by_in_flight(groups: tuple[Group, ...], kind: int) -> list[int]:
+    """In-flight counts of every layer of a kind, most first."""
+    counts = [g.in_flight for g in groups if g.kind == kind for _ in range(g.count)]
+    return sorted(counts, reverse=True)
+
+
+def _kind_front(kind: KindCost, in_flight: list[int], level: int, need: float) -> list[Point]:
+    """Pareto front over how many layers of one kind are recomputed selectively and in full.
+
+    Every layer costs the same seconds and frees bytes in proportion to its in-flight count, and full frees
+    more than selective: so full goes to the layers with most in flight, selective to the next.
+    """
+    reach = [0, *itertools.accumulate(in_flight)]
+    count = len(in_flight)
+    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
+    freed = [kind.saved_bytes[0] - kind.saved_bytes[mode] for mode in range(3)]
     points: list[Point] = []
-    most_full = group.count if level == RECOMPUTE_FULL else 0
-    for full in range(most_full + 1):
-        for selective in range(group.count - full + 1):
-            extra = full * costs[2] + selective * costs[1]
-            bytes_freed = full * freed[2] + selective * freed[1]
-            points.append((extra, bytes_freed, ((selective, full),)))
-            if bytes_freed >= need:
+    for full in range((count if level == RECOMPUTE_FULL else 0) + 1):
+        base = reach[full] * freed[2]
+        for selective in range(count - full + 1):
+            total = base + (reach[full + selective] - reach[full]) * freed[1]
+            points.append((full * costs[2] + selective * costs[1], total, ((selective, full),)))
+            if total >= need or freed[1] <= 0.0:
                 break
+        if base >= need:
+            break
     return _pareto(points)
+
+
+def _deal(groups: tuple[Group, ...], counts: dict[int, tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """(selective, full) per group from the totals per kind: most in flight first."""
+    left = {kind: list(pair) for kind, pair in counts.items()}
+    result = [(0, 0)] * len(groups)
+    for index in sorted(range(len(groups)), key=lambda i: (-groups[i].in_flight, i)):
+        group = groups[index]
+        if not group.is_block or group.kind not in left:
+            continue
+        pool = left[group.kind]
+        full = min(pool[1], group.count)
+        selective = min(pool[0], group.count - full)
+        pool[0] -= selective
+        pool[1] -= full
+        result[index] = (selective, full)
+    return tuple(result)
 
 
 def _merge(left: list[Point], right: list[Point]) -> list[Point]:
     if len(left) == 1 and not left[0][2]:
         return right
-    if len(right) == 1 and right[0][1] == 0.0:
-        return [(a, b, c + right[0][2]) for a, b, c in left]
     return _pareto([(a + d, b + e, c + f) for a, b, c in left for d, e, f in right])
 
 

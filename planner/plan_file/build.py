@@ -1,0 +1,145 @@
+"""From decisions and predictions to plan records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from itertools import groupby
+
+from planner.cluster.spec import ClusterProfile, DeviceSpec
+from planner.cost.step import CostModel, Prediction
+from planner.plan_file.schema import (
+    ClusterInput,
+    DecisionRecord,
+    DegreesRecord,
+    Inputs,
+    LayerStrategyRecord,
+    Options,
+    PredictionRecord,
+    StagePredictionRecord,
+    StageRecord,
+)
+from planner.strategy.decision import RANK_ORDER, RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision
+
+# Half-width of the stated interval while the constants are priors: see the accuracy section of the README.
+PRIOR_TIME_INTERVAL = 0.20
+PRIOR_MEMORY_INTERVAL = 0.10
+
+
+def build_inputs(
+    model: CostModel, profile: ClusterProfile, device: DeviceSpec, options: Options
+) -> Inputs:
+    """Everything needed to repeat the run, with its digest."""
+    problem = model.problem
+    constants = asdict(model.constants)
+    constants["link_efficiency"] = dict(model.constants.link_efficiency)
+    cluster = ClusterInput(profile=profile, device=device, gpus=problem.world_size)
+    draft = Inputs(
+        model=problem.model,
+        cluster=cluster,
+        workload=problem.workload,
+        options=options,
+        constants=constants,
+        digest="",
+    )
+    return draft.model_copy(update={"digest": inputs_digest(draft)})
+
+
+def inputs_digest(inputs: Inputs) -> str:
+    """SHA-256 over the canonical JSON of the inputs without their digest."""
+    data = inputs.model_dump(mode="json", exclude={"digest"})
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def build_decision(decision: Decision) -> DecisionRecord:
+    """The decision as the file states it: stages with their layers, ranks and layer strategies."""
+    d = decision.degrees
+    stages = []
+    last = len(decision.chunks) - 1
+    for index, (first, end) in enumerate(decision.chunks):
+        rank = index % d.pp
+        stages.append(
+            StageRecord(
+                index=index,
+                rank=rank,
+                layers=(first, end - 1),
+                devices=(rank * d.stage_stride, (rank + 1) * d.stage_stride - 1),
+                has_embedding=index == 0,
+                has_head=index == last,
+                layer_strategies=_strategies(decision, first, end),
+            )
+        )
+    return DecisionRecord(
+        degrees=DegreesRecord(**asdict(d)),
+        sequence_parallel=decision.sequence_parallel,
+        sharding=SHARDINGS[decision.sharding],
+        sharding_group=SHARDING_GROUPS[decision.sharding_group],
+        recompute=decision.recompute_summary(),
+        schedule=decision.schedule,
+        virtual_stages=decision.virtual_stages,
+        microbatch_size=decision.microbatch_size,
+        microbatches=decision.microbatches,
+        global_batch=decision.global_batch,
+        stages=stages,
+        rank_order=RANK_ORDER,
+    )
+
+
+def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyRecord]:
+    d = decision.degrees
+    found = []
+    choices = [(decision.recompute[b], decision.sharding_of(b)) for b in range(first, end)]
+    at = first
+    for (mode, sharding), run in groupby(choices):
+        count = len(list(run))
+        found.append(
+            LayerStrategyRecord(
+                layers=(at, at + count - 1),
+                tp=d.tp,
+                cp=d.cp,
+                ep=d.ep,
+                dp=d.dp,
+                sharding=SHARDINGS[sharding],
+                recompute=RECOMPUTES[mode],
+                sequence_parallel=decision.sequence_parallel,
+            )
+        )
+        at += count
+    return found
+
+
+def build_prediction(model: CostModel, prediction: Prediction) -> PredictionRecord:
+    """The prediction as the file states it, with its interval and the device's capacity."""
+    seconds, peak = prediction.step_seconds, prediction.peak_memory_bytes
+    problem = model.problem
+    stages = [
+        StagePredictionRecord(
+            index=s.index,
+            forward_seconds=s.forward_seconds,
+            backward_seconds=s.backward_seconds,
+            memory_bytes=s.memory_bytes,
+        )
+        for s in prediction.stages
+    ]
+    return PredictionRecord(
+        step_seconds=seconds,
+        step_seconds_interval=_around(seconds, PRIOR_TIME_INTERVAL),
+        tokens_per_second=prediction.tokens_per_second,
+        tokens_per_second_per_gpu=prediction.tokens_per_second / problem.world_size,
+        mfu=prediction.mfu,
+        hfu=prediction.hfu,
+        breakdown_seconds=prediction.breakdown_seconds,
+        peak_memory_bytes=peak,
+        peak_memory_interval=_around(peak, PRIOR_MEMORY_INTERVAL),
+        memory_capacity_bytes=problem.cluster.device.memory_bytes,
+        memory_limit_bytes=problem.memory_limit_bytes,
+        fullest_stage=prediction.fullest_stage,
+        slowest_stage=prediction.slowest_stage,
+        stages=stages,
+    )
+
+
+def _around(value: float, share: float) -> tuple[float, float]:
+    return value * (1.0 - share), value * (1.0 + share)

@@ -1,0 +1,55 @@
+"""From a plan file back to a decision and the model that prices it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from planner.cluster.topology import resolve_cluster
+from planner.cost.constants import Constants
+from planner.cost.step import CostModel
+from planner.documents import read_document, validate
+from planner.plan_file.schema import DecisionRecord, Inputs, Plan
+from planner.strategy.candidates import Problem
+from planner.strategy.decision import RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in a file. Raises InputError naming the file and the place when it is not one."""
+    return validate(Plan, read_document(Path(path)), str(path))
+
+
+def read_decision(record: DecisionRecord) -> Decision:
+    """The decision a record states."""
+    d = record.degrees
+    blocks = sum(stage.layers[1] - stage.layers[0] + 1 for stage in record.stages)
+    recompute, sharding = [0] * blocks, [SHARDINGS.index(record.sharding)] * blocks
+    for stage in record.stages:
+        for run in stage.layer_strategies:
+            for block in range(run.layers[0], run.layers[1] + 1):
+                recompute[block] = RECOMPUTES.index(run.recompute)
+                sharding[block] = SHARDINGS.index(run.sharding)
+    own = SHARDINGS.index(record.sharding)
+    return Decision(
+        degrees=Degrees(d.dp, d.tp, d.pp, d.cp, d.ep, d.expert_tp),
+        sequence_parallel=record.sequence_parallel,
+        sharding=own,
+        sharding_group=SHARDING_GROUPS.index(record.sharding_group),
+        schedule=record.schedule,
+        virtual_stages=record.virtual_stages,
+        microbatch_size=record.microbatch_size,
+        microbatches=record.microbatches,
+        chunks=tuple((stage.layers[0], stage.layers[1] + 1) for stage in record.stages),
+        recompute=tuple(recompute),
+        layer_sharding=() if all(code == own for code in sharding) else tuple(sharding),
+    )
+
+
+def read_cost_model(inputs: Inputs) -> CostModel:
+    """The cost model of a plan's own inputs: its machine, its constants, its workload."""
+    cluster = resolve_cluster(inputs.cluster.profile, inputs.cluster.device, inputs.cluster.gpus)
+    problem = Problem(inputs.model, cluster, inputs.workload, inputs.options.memory_limit_bytes)
+    known = {f.name for f in fields(Constants)}
+    values = {name: value for name, value in inputs.constants.items() if name in known}
+    values["link_efficiency"] = tuple(dict(values["link_efficiency"]).items())
+    return CostModel.of(problem, Constants(**values))

@@ -1,0 +1,171 @@
+"""Plan file, schema_version 1. Field names carry units; readers ignore fields they do not know.
+
+A minor change adds fields; renaming or removing one needs a new schema_version.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from planner.cluster.spec import ClusterProfile, DeviceSpec
+from planner.model.spec import ModelSpec
+from planner.workload import Workload
+
+Sharding = Literal["none", "optimizer", "gradients", "parameters"]
+ShardingGroup = Literal["global", "island"]
+Recompute = Literal["none", "selective", "full"]
+Schedule = Literal["1f1b", "interleaved", "gpipe"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class ClusterInput(_Record):
+    """The cluster exactly as planned on: profile, device description, and how many devices of it."""
+
+    profile: ClusterProfile
+    device: DeviceSpec
+    gpus: int = Field(gt=0)
+
+
+class Options(_Record):
+    """Search options: launcher target, memory limit per device, pinned choices, alternatives asked for."""
+
+    target: str = "any"
+    memory_limit_bytes: float = Field(gt=0)
+    pins: dict[str, int | str] = {}
+    top: int = 4
+    assumptions: list[str] = []
+
+
+class Inputs(_Record):
+    """Everything needed to repeat the run. ``digest`` is the SHA-256 of the rest in canonical JSON."""
+
+    model: ModelSpec
+    cluster: ClusterInput
+    workload: Workload
+    options: Options
+    constants: dict[str, Any]
+    digest: str
+
+
+class DegreesRecord(_Record):
+    """Mesh degrees; ``expert_tp`` is the tensor degree inside an expert (1 or tp)."""
+
+    dp: int = Field(gt=0)
+    tp: int = Field(gt=0)
+    pp: int = Field(gt=0)
+    cp: int = Field(gt=0)
+    ep: int = Field(gt=0)
+    expert_tp: int = Field(default=1, gt=0)
+
+
+class LayerStrategyRecord(_Record):
+    """The strategy of a run of blocks, first and last included."""
+
+    layers: tuple[int, int]
+    tp: int
+    cp: int
+    ep: int
+    dp: int
+    sharding: Sharding
+    recompute: Recompute
+    sequence_parallel: bool
+
+
+class StageRecord(_Record):
+    """One virtual stage: blocks first to last (included), the ranks that run it, and what else it holds."""
+
+    index: int
+    rank: int
+    layers: tuple[int, int]
+    devices: tuple[int, int]
+    has_embedding: bool
+    has_head: bool
+    layer_strategies: list[LayerStrategyRecord]
+
+
+class DecisionRecord(_Record):
+    """All choices of the plan."""
+
+    degrees: DegreesRecord
+    sequence_parallel: bool
+    sharding: Sharding
+    sharding_group: ShardingGroup = "global"
+    recompute: Literal["none", "selective", "full", "mixed"]
+    schedule: Schedule
+    virtual_stages: int = Field(gt=0)
+    microbatch_size: int = Field(gt=0)
+    microbatches: int = Field(gt=0)
+    global_batch: int = Field(gt=0)
+    stages: list[StageRecord]
+    rank_order: str
+
+
+class StagePredictionRecord(_Record):
+    """One pipeline rank: seconds of one microbatch, bytes by category at the fullest moment."""
+
+    index: int
+    forward_seconds: float
+    backward_seconds: float
+    memory_bytes: dict[str, float]
+
+
+class PredictionRecord(_Record):
+    """What the decision is predicted to cost. ``breakdown_seconds`` sums to ``step_seconds``."""
+
+    step_seconds: float
+    step_seconds_interval: tuple[float, float]
+    tokens_per_second: float
+    tokens_per_second_per_gpu: float
+    mfu: float
+    hfu: float
+    breakdown_seconds: dict[str, float]
+    peak_memory_bytes: float
+    peak_memory_interval: tuple[float, float]
+    memory_capacity_bytes: float
+    memory_limit_bytes: float
+    fullest_stage: int
+    slowest_stage: int
+    stages: list[StagePredictionRecord]
+
+
+class SearchRecord(_Record):
+    """How the plan was found and what is known about better ones."""
+
+    status: Literal["proved", "gap", "heuristic", "interrupted", "estimate"]
+    space: str
+    lower_bound_seconds: float
+    gap: float
+    cpu_seconds: float
+    funnel: list[dict[str, Any]]
+    solver: dict[str, Any] = {}
+
+
+class Alternative(_Record):
+    """A runner-up: its decision, its prediction, and what sets it apart."""
+
+    decision: DecisionRecord
+    prediction: PredictionRecord
+    why: str
+
+
+class Plan(_Record):
+    """A plan file."""
+
+    schema_version: Literal[1] = 1
+    planner_version: str
+    inputs: Inputs
+    decision: DecisionRecord
+    prediction: PredictionRecord
+    search: SearchRecord
+    why: list[str] = []
+    alternatives: list[Alternative] = []
+    warnings: list[str] = []
+
+    def to_json(self) -> str:
+        """The file's text: indented JSON, one trailing newline, same bytes for the same plan."""
+        return self.model_dump_json(indent=2) + "\n"

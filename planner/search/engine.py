@@ -1,0 +1,236 @@
+"""Best-first search over the candidates of the decision tree.
+
+Candidates are solved in the order of their lower bound. A candidate's solution is priced by the same
+function that prices any decision; the search stops when no remaining bound can beat the worst of the plans
+to be reported. The certificate is the smallest bound of anything solved or left.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planner.cost.layer import CostTable, cost_table
+from planner.cost.row import candidate_row
+from planner.cost.step import CostModel, Prediction, price
+from planner.errors import InfeasibleError
+from planner.search.bounds import interleaved_lower_bound, memory_lower_bound, step_lower_bound
+from planner.search.candidate import CandidateSolver
+from planner.search.layout import Layout
+from planner.search.partition import RecomputePolicy
+from planner.search.reporter import Reporter
+from planner.search.tree import Funnel, Pins, enumerate_candidates
+from planner.strategy.decision import Decision
+from planner.strategy.limits import Limits
+
+TIE = 1e-9
+PROVED_GAP = 1e-6
+MAX_BATCH = 50_000
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A plan found: its decision, its prediction, and the bound of its candidate."""
+
+    decision: Decision
+    prediction: Prediction
+    bound_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.prediction.step_seconds
+
+
+@dataclass
+class SearchResult:
+    """The best plan, runners-up that differ in mesh, and the certificate.
+
+    status: "proved" when the gap is rounding, "gap" otherwise, "interrupted" when stopped early.
+    """
+
+    best: Solution
+    alternatives: list[Solution]
+    lower_bound_seconds: float
+    status: str
+    space: str
+    funnel: Funnel
+    cpu_seconds: float
+    solver: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def gap(self) -> float:
+        """(best - lower bound) / best."""
+        return max(0.0, 1.0 - self.lower_bound_seconds / self.best.seconds)
+
+
+def recompute_policies(model: CostModel, limits: Limits, pinned: str | None) -> tuple[RecomputePolicy, ...]:
+    """Recompute settings the search may use: free per layer, one pinned mode, or one for all layers."""
+    if pinned is not None:
+        return (RecomputePolicy(pinned),)
+    if limits.recompute_granularity == "layer":
+        return (RecomputePolicy("free"),)
+    return (RecomputePolicy("none"), RecomputePolicy("selective"), RecomputePolicy("full"))
+
+
+def search(
+    model: CostModel,
+    limits: Limits,
+    pins: Pins,
+    *,
+    top: int = 4,
+    time_budget_seconds: float = math.inf,
+    reporter: Reporter | None = None,
+) -> SearchResult:
+    """The best plan of the stated space for ``model``.
+
+    Raises InfeasibleError with the nearest miss when nothing fits. Ctrl-C (or the time budget) returns the
+    best plan so far with the bound known by then; without any plan yet KeyboardInterrupt passes on.
+    """
+    started = time.process_time()
+    reporter = reporter or Reporter()
+    funnel = Funnel()
+    candidates = enumerate_candidates(model.problem, limits, pins, funnel)
+    if not len(candidates):
+        raise no_candidates(model, funnel, pins)
+    reporter.enumerated(len(candidates))
+    table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
+    memory = memory_lower_bound(model, table)
+    limit = model.problem.memory_limit_bytes
+    fits = memory <= limit
+    layout = Layout(model.chain)
+    time_bound = np.maximum(step_lower_bound(model, table), interleaved_lower_bound(model, table, layout))
+    bounds = np.where(fits, time_bound, np.inf)
+    order = np.argsort(bounds, kind="stable")[: int(fits.sum())]
+    cut = len(candidates) - len(order)
+    funnel.add("memory-bound", len(order), "mean memory with full recompute passes the limit", cut)
+    run = _Run(model, table, limit, recompute_policies(model, limits, pins.recompute), top, reporter)
+    is_complete = run.over(order, bounds, started + time_budget_seconds)
+    if not run.found:
+        raise nothing_fits(model, funnel, table, memory)
+    ranked = run.ranked()
+    best = ranked[0]
+    lower = min([best.seconds, *run.solved_bounds, *run.open_bounds])
+    gap = 1.0 - lower / best.seconds
+    funnel.add("solved", run.tried, "stages and recompute chosen by dynamic program", len(order) - run.tried)
+    status = "interrupted" if not is_complete else "proved" if gap <= PROVED_GAP else "gap"
+    return SearchResult(
+        best=best,
+        alternatives=ranked[1:top],
+        lower_bound_seconds=lower,
+        status=status,
+        space=describe_space(limits, pins),
+        funnel=funnel,
+        cpu_seconds=time.process_time() - started,
+    )
+
+
+@dataclass
+class _Run:
+    """State of the best-first loop."""
+
+    model: CostModel
+    table: CostTable
+    limit: float
+    policies: tuple[RecomputePolicy, ...]
+    top: int
+    reporter: Reporter
+    found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
+    solved_bounds: list[float] = field(default_factory=list)
+    open_bounds: list[float] = field(default_factory=list)
+    tried: int = 0
+
+    def over(self, order: np.ndarray, bounds: np.ndarray, deadline: float) -> bool:
+        """Solve candidates in ``order`` until no bound can enter the reported plans; False when stopped."""
+        solver = CandidateSolver(self.model, Layout(self.model.chain), self.limit, self.policies)
+        for position, index in enumerate(order.tolist()):
+            bound = float(bounds[index])
+            threshold = self._threshold()
+            if bound >= threshold:
+                self.open_bounds.append(bound)
+                return True
+            if time.process_time() > deadline and self.found:
+                self.open_bounds.append(bound)
+                return False
+            try:
+                self._try(solver, index, threshold)
+            except KeyboardInterrupt:
+                if not self.found:
+                    raise
+                self.open_bounds.append(bound)
+                return False
+            if position % 64 == 0:
+                self.reporter.progress(position + 1, len(order) - position - 1, self._best(), bound)
+        return True
+
+    def _try(self, solver: CandidateSolver, index: int, threshold: float) -> None:
+        self.tried += 1
+        key = self._key(index)
+        known = self.found.get(key)
+        cutoff = min(threshold, known.seconds if known else math.inf)
+        row = candidate_row(self.model.problem, self.table, self.model.stack, index)
+        solved = solver.solve(row, cutoff)
+        if solved is None:
+            return
+        self.solved_bounds.append(solved.bound_seconds)
+        solution = Solution(solved.decision, price(self.model, solved.decision), solved.bound_seconds)
+        if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
+            raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
+        if known is None or solution.seconds < known.seconds * (1.0 - TIE):
+            if solution.seconds < self._best():
+                self.reporter.improved(solution.decision.label(), solution.seconds)
+            self.found[key] = solution
+
+    def _key(self, index: int) -> tuple[int, ...]:
+        """What makes two plans differ in kind: their mesh."""
+        c = self.table.candidates
+        return tuple(int(column[index]) for column in (c.tp, c.cp, c.pp, c.dp, c.ep))
+
+    def _best(self) -> float:
+        return min((s.seconds for s in self.found.values()), default=math.inf)
+
+    def _threshold(self) -> float:
+        """Seconds a new mesh must beat to be reported: the worst of the ``top`` best meshes."""
+        times = sorted(s.seconds for s in self.found.values())
+        return times[self.top - 1] if len(times) >= self.top else math.inf
+
+    def ranked(self) -> list[Solution]:
+        """Solutions by seconds; ties by less memory, then by label."""
+        return sorted(
+            self.found.values(),
+            key=lambda s: (round(s.seconds, 9), s.prediction.peak_memory_bytes, s.decision.label()),
+        )
+
+
+def describe_space(limits: Limits, pins: Pins) -> str:
+    """The space searched, in words."""
+    recompute = (
+        "recompute mode per layer" if limits.recompute_granularity == "layer" else "one recompute mode for all layers"
+    )
+    text = (
+        "all (tp, cp, pp, dp, ep) of all GPUs, microbatch sizes, 1F1B with any stage split and interleaving "
+        f"with balanced chunks, sharding {'/'.join(limits.shardings)} global or inside an island, {recompute}"
+    )
+    pinned = ", ".join(f"{name}={value}" for name, value in pins.items().items())
+    return f"{text}; pinned: {pinned}" if pinned else text
+
+
+def no_candidates(model: CostModel, funnel: Funnel, pins: Pins) -> InfeasibleError:
+    """The error for an empty decision tree: which rule cut the last candidates."""
+    cut = funnel.last_cut() or {"step": "mesh", "reason": "no mesh"}
+    pinned = ", ".join(f"{name} {value}" for name, value in pins.items().items())
+    return InfeasibleError(
+        f"no plan satisfies the rules: the last candidates fell to {cut['step']} ({cut['reason']})",
+        hint=f"free one of the pinned choices: {pinned}" if pinned else "change the number of GPUs or the batch",
+        rule=cut["step"],
+        funnel=funnel.steps,
+    )
+
+
+def nothing_fits(model: CostModel, funnel: Funnel, table: CostTable, memory: np.ndarray) -> InfeasibleError:
+    """The error for a memory limit no candidate meets."""
+    return InfeasibleError(
+        "nothing fits", rule="memory", funnel=funnel.steps, least_bytes=float(memory.min())
+    )
