@@ -43,7 +43,9 @@ class DeviceSpec(_Facts):
     name: str
     aliases: list[str] = []
     vendor: str
-    generation: str = Field(description="architecture: volta, turing, ampere, ada, hopper, blackwell, cdna2, ...")
+    generation: str = Field(
+        description="architecture: volta, turing, ampere, ada, hopper, blackwell, cdna2, ..."
+    )
     memory_gib: Quantity = Field(description="memory the driver reports, GiB")
     memory_bandwidth_gb_per_s: Quantity
     peak_tflop_per_s: dict[Literal["fp32", "tf32", "fp16", "bf16", "fp8"], Quantity] = Field(
@@ -85,7 +87,9 @@ class Tier(_Facts):
     """
 
     name: str
-    technology: str = Field(description="nvswitch, nvlink-mesh, xgmi, pcie, infiniband, ethernet, slingshot, ...")
+    technology: str = Field(
+        description="nvswitch, nvlink-mesh, xgmi, pcie, infiniband, ethernet, slingshot, ..."
+    )
     devices: Count | None = None
     bandwidth_gb_per_s: Quantity
     links: Count = 1
@@ -149,7 +153,7 @@ class ClusterProfile(_Facts):
                             f"tier {tier.name!r}: only the last tier may leave devices null (the rest)"
                         )
                     continue
-                if tier.devices % size or tier.devices <= size and index:
+                if tier.devices % size or (tier.devices <= size and index):
                     raise ValueError(
                         f"tier {tier.name!r} joins {tier.devices} devices, which must be a larger "
                         f"multiple of the tier below ({size})"

@@ -18,7 +18,6 @@ from functools import cached_property
 from planner.cluster.spec import ClusterProfile, DeviceSpec, NodeGroup
 from planner.errors import InputError, UnsupportedFeature
 
-
 # Point-to-point meshes: every pair of devices has its own link, so a small group reaches few of them.
 MESH_TECHNOLOGIES = ("nvlink-mesh", "xgmi")
 

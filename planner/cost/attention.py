@@ -26,7 +26,9 @@ UNFUSED_BACKWARD_PASSES = 7.0
 DROPOUT_PASSES = 2.0
 
 
-def mean_context(attention: Attention | LatentAttention, sequence: Number, keys: Number | None = None) -> Number:
+def mean_context(
+    attention: Attention | LatentAttention, sequence: Number, keys: Number | None = None
+) -> Number:
     """Keys an average query reads: s/2 under a causal mask, w - w^2/2s in a window w < s, else all.
 
     ``keys`` is the other sequence's length for cross-attention.
@@ -90,9 +92,7 @@ def attention_part(
     return _grouped(attention, hidden_size, setting, dropout=dropout, keys=keys)
 
 
-def _grouped(
-    attention: Attention, h: int, s: Setting, *, dropout: bool, keys: Number | None
-) -> Part:
+def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: Number | None) -> Part:
     device, tokens = s.device, s.tokens
     heads = attention.num_heads / s.tp
     q = heads * attention.head_dim
@@ -267,5 +267,3 @@ def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) ->
         transient_bytes=gathered + 2.0 * projected,
         kernels=9.0,
     )
-
-

@@ -112,7 +112,8 @@ def all_reduce_seconds(group: GroupCosts, whole_bytes: Number) -> Number:
     with np.errstate(invalid="ignore"):
         switch = np.where(
             np.isfinite(group.switch_seconds_per_byte),
-            whole_bytes * np.where(np.isfinite(group.switch_seconds_per_byte), group.switch_seconds_per_byte, 0.0)
+            whole_bytes
+            * np.where(np.isfinite(group.switch_seconds_per_byte), group.switch_seconds_per_byte, 0.0)
             + group.switch_latency,
             np.inf,
         )

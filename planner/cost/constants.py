@@ -101,7 +101,9 @@ class Constants:
         0.2 * 1024**3, "buffers of one communicator", "NCCL buffers, 1-2 GiB for about 8 groups"
     )
     allocator_slack: float = _constant(
-        0.03, "reserved but unusable share of activations and buffers", "caching allocator, expandable segments"
+        0.03,
+        "reserved but unusable share of activations and buffers",
+        "caching allocator, expandable segments",
     )
     link_efficiency: tuple[tuple[str, float], ...] = tuple(LINK_EFFICIENCY.items())
 

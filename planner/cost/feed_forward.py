@@ -31,9 +31,7 @@ def feed_forward_part(ff: FeedForward | MixtureOfExperts, hidden_size: int, sett
     return _experts(ff, hidden_size, setting)
 
 
-def _dense(
-    s: Setting, tokens: Number, h: int, width: Number, gated: bool
-) -> tuple[Part, Number, Number]:
+def _dense(s: Setting, tokens: Number, h: int, width: Number, gated: bool) -> tuple[Part, Number, Number]:
     """The two (three when gated) products and the activation between them."""
     device = s.device
     inner = (2.0 if gated else 1.0) * width
@@ -85,9 +83,7 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
     )
     if not moe.shared_ffn_size:
         return total
-    shared, input_gradient, weight_gradient = _dense(
-        s, s.tokens, h, moe.shared_ffn_size / s.tp, moe.gated
-    )
+    shared, input_gradient, weight_gradient = _dense(s, s.tokens, h, moe.shared_ffn_size / s.tp, moe.gated)
     gathered = ELEMENT_BYTES * s.tokens * h
     forward, backward = tensor_parallel_seconds(s, gathered, input_gradient, weight_gradient)
     return total + shared + Part(forward_tp=forward, backward_tp=backward)

@@ -266,9 +266,7 @@ class LayerPricer:
             kernels=8.0,
         )
 
-    def _finish(
-        self, kind: LayerKind, part: Part, s: Setting, dense: Number, expert: Number
-    ) -> LayerCost:
+    def _finish(self, kind: LayerKind, part: Part, s: Setting, dense: Number, expert: Number) -> LayerCost:
         launch = self.device.constants.launch_seconds
         forward_compute = np.maximum(part.forward_compute, part.kernels * launch)
         backward_compute = np.maximum(part.backward_compute, 2.0 * part.kernels * launch)
@@ -360,4 +358,3 @@ def cost_table(
     pricer = LayerPricer(problem, device, stack, candidates, groups)
     rows = tuple(pricer.price(kind) for kind in chain.kinds)
     return CostTable(chain, rows, candidates, groups)
-

@@ -7,7 +7,9 @@ read at one index, nothing is computed twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from planner.cost.arrays import Number
 from planner.cost.collectives import GroupCosts
 from planner.cost.constants import Constants
 from planner.cost.layer import RECOMPUTE_MODES, CostTable, Groups
@@ -69,8 +71,8 @@ class CandidateRow:
 
 
 def state_bytes_per_parameter(
-    problem: Problem, stack: Stack, sharding: int, shard_size: float
-) -> tuple[float, float, float]:
+    problem: Problem, stack: Stack, sharding: int, shard_size: Number
+) -> tuple[Number, Number, Number]:
     """(parameters, gradients, optimizer) bytes one rank keeps per element it computes with.
 
     ZeRO (Rajbhandari et al., arXiv 1910.02054): optimizer divides the states by the group, gradients also
@@ -168,7 +170,7 @@ def num_communicators(d: Degrees) -> int:
 
 
 def _groups_at(groups: Groups, index: int) -> Groups:
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in groups.__dict__.items():
         if isinstance(value, GroupCosts):
             fields = value.__dict__.items()

@@ -160,7 +160,11 @@ class StageModel:
     def _optimizer_bytes(self) -> float:
         """HBM traffic of one update per element: gradient for the norm and the step, states both ways."""
         stack = self.stack
-        return 2.0 * stack.gradient_bytes + 2.0 * (stack.master_bytes + self.moment_bytes) + stack.parameter_bytes
+        return (
+            2.0 * stack.gradient_bytes
+            + 2.0 * (stack.master_bytes + self.moment_bytes)
+            + stack.parameter_bytes
+        )
 
     def _sync(
         self, sharding: int, elements: float, inner: GroupCosts, outer: GroupCosts

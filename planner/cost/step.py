@@ -106,13 +106,11 @@ def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRo
     codes = [decision.sharding, *others]
     candidates = decision_candidates(decision, codes)
     table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
-    return {
-        code: candidate_row(model.problem, table, model.stack, index) for index, code in enumerate(codes)
-    }
+    return {code: candidate_row(model.problem, table, model.stack, index) for index, code in enumerate(codes)}
 
 
 def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[int, list[Item]]]:
-    """(virtual stage, items) of one pipeline rank: every layer with its mode, sharding and in-flight count."""
+    """(virtual stage, items) of one pipeline rank: each layer with mode, sharding, in-flight count."""
     d, chain = decision.degrees, model.chain
     held = in_flight(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
     position = {layer: block for block, layer in enumerate(chain.block_layers)}
@@ -219,9 +217,7 @@ def _assemble(
     factor = model.straggler_factor
     overhead = model.constants.step_overhead_seconds
     tied = tied_embedding_seconds(model, row)
-    drained = max(
-        factor * end + s.tail.reduce for end, s in zip(timeline.finish, stages, strict=True)
-    )
+    drained = max(factor * end + s.tail.reduce for end, s in zip(timeline.finish, stages, strict=True))
     update = max(s.tail.optimizer + s.tail.gather for s in stages)
     step = drained + tied + update + overhead
 
@@ -263,5 +259,3 @@ def _assemble(
         hfu=mfu * (1.0 + recomputed / computed) if computed else mfu,
         timeline=timeline,
     )
-
-

@@ -27,9 +27,7 @@ PRIOR_TIME_INTERVAL = 0.20
 PRIOR_MEMORY_INTERVAL = 0.10
 
 
-def build_inputs(
-    model: CostModel, profile: ClusterProfile, device: DeviceSpec, options: Options
-) -> Inputs:
+def build_inputs(model: CostModel, profile: ClusterProfile, device: DeviceSpec, options: Options) -> Inputs:
     """Everything needed to repeat the run, with its digest."""
     problem = model.problem
     constants = asdict(model.constants)
@@ -71,19 +69,21 @@ def build_decision(decision: Decision) -> DecisionRecord:
                 layer_strategies=_strategies(decision, first, end),
             )
         )
-    return DecisionRecord(
-        degrees=DegreesRecord(**asdict(d)),
-        sequence_parallel=decision.sequence_parallel,
-        sharding=SHARDINGS[decision.sharding],
-        sharding_group=SHARDING_GROUPS[decision.sharding_group],
-        recompute=decision.recompute_summary(),
-        schedule=decision.schedule,
-        virtual_stages=decision.virtual_stages,
-        microbatch_size=decision.microbatch_size,
-        microbatches=decision.microbatches,
-        global_batch=decision.global_batch,
-        stages=stages,
-        rank_order=RANK_ORDER,
+    return DecisionRecord.model_validate(
+        dict(
+            degrees=DegreesRecord(**asdict(d)),
+            sequence_parallel=decision.sequence_parallel,
+            sharding=SHARDINGS[decision.sharding],
+            sharding_group=SHARDING_GROUPS[decision.sharding_group],
+            recompute=decision.recompute_summary(),
+            schedule=decision.schedule,
+            virtual_stages=decision.virtual_stages,
+            microbatch_size=decision.microbatch_size,
+            microbatches=decision.microbatches,
+            global_batch=decision.global_batch,
+            stages=stages,
+            rank_order=RANK_ORDER,
+        )
     )
 
 
@@ -95,15 +95,17 @@ def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyR
     for (mode, sharding), run in groupby(choices):
         count = len(list(run))
         found.append(
-            LayerStrategyRecord(
-                layers=(at, at + count - 1),
-                tp=d.tp,
-                cp=d.cp,
-                ep=d.ep,
-                dp=d.dp,
-                sharding=SHARDINGS[sharding],
-                recompute=RECOMPUTES[mode],
-                sequence_parallel=decision.sequence_parallel,
+            LayerStrategyRecord.model_validate(
+                dict(
+                    layers=(at, at + count - 1),
+                    tp=d.tp,
+                    cp=d.cp,
+                    ep=d.ep,
+                    dp=d.dp,
+                    sharding=SHARDINGS[sharding],
+                    recompute=RECOMPUTES[mode],
+                    sequence_parallel=decision.sequence_parallel,
+                )
             )
         )
         at += count

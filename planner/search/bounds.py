@@ -8,12 +8,15 @@ what must be kept cannot pass p times the limit. Both hold for every stage split
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from planner.cost.arrays import Array
+from planner.cost.arrays import Array, IntArray
 from planner.cost.layer import CostTable
 from planner.cost.row import reserve_bytes, state_bytes_per_parameter
 from planner.cost.step import CostModel
+from planner.schedule.orders import in_flight
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.strategy.decision import SCHEDULES, SHARDINGS
 
@@ -39,31 +42,87 @@ def step_lower_bound(model: CostModel, table: CostTable) -> Array:
 
 
 def interleaved_lower_bound(model: CostModel, table: CostTable, layout: Layout) -> Array:
-    """Seconds of interleaved candidates on their balanced chunks without recompute; 0 for the others.
+    """Seconds of interleaved candidates on their balanced chunks; 0 for the others, inf where none fits.
 
-    Rank i waits for the first chunks of the ranks before it (fill and drain) and works m t_i. Candidates
-    with the same chunks share one product of layer counts and seconds.
+    Rank i waits for the first chunks of the ranks before it (fill and drain) and works m t_i; where its
+    memory passes the limit, t_i grows by the bytes to free times the best seconds per byte of any recompute.
+    Candidates with the same chunks share one product of layer counts and per-kind values.
     """
     c = table.candidates
     result = np.zeros(len(c))
     chosen = np.flatnonzero(c.schedule == INTERLEAVED)
     if not len(chosen):
         return result
-    seconds = np.array([row.forward_seconds() + row.backward_seconds(0) for row in table.rows])[:, chosen]
-    first, last = end_weights(table.chain, list(seconds))
-    m = c.microbatches(model.problem.workload.global_batch)[chosen].astype(np.float64)
-    shape = np.stack([c.pp[chosen], c.virtual_stages[chosen], first.astype(int), last.astype(int)], axis=1)
+    values = _KindValues.of(model, table, chosen)
+    first, last = end_weights(table.chain, list(values.seconds))
+    m = c.microbatches(model.problem.workload.global_batch)[chosen]
+    pp, v = c.pp[chosen], c.virtual_stages[chosen]
+    deepest = 2 * pp  # microbatches beyond which the warm-up, and so the memory, no longer changes
+    shape = np.stack([pp, v, first.astype(int), last.astype(int), np.minimum(m, deepest)], axis=1)
     shapes, which = np.unique(shape, axis=0, return_inverse=True)
     which = which.reshape(-1)
-    for index, (pp, v, head, tail) in enumerate(shapes.tolist()):
+    for index, (stages, degree, head, tail, held) in enumerate(shapes.tolist()):
         mine = np.flatnonzero(which == index)
-        chunks = balanced_chunks(layout.num_blocks, pp * v, head, tail)
+        chunks = balanced_chunks(layout.num_blocks, stages * degree, head, tail)
         counts = np.array([layout.kind_counts(*span) for span in chunks], dtype=np.float64)
-        per_rank = counts.reshape(v, pp, -1).sum(axis=0) @ seconds[:, mine]
-        filled = np.cumsum(counts[:pp] @ seconds[:, mine], axis=0)
-        before = np.vstack([np.zeros(len(mine)), filled[:-1]])
-        result[chosen[mine]] = np.max(before + m[mine] * per_rank, axis=0)
+        counts = counts.reshape(degree, stages, -1)
+        flight = np.array([in_flight("interleaved", r, stages, held, degree) for r in range(stages)]).T
+        bound = values.bound(mine, counts, flight.astype(np.float64), m[mine].astype(np.float64))
+        result[chosen[mine]] = bound
     return model.straggler_factor * result
+
+
+@dataclass(frozen=True)
+class _KindValues:
+    """Per kind (rows) and chosen candidate (columns): seconds without recompute, bytes, recompute's price."""
+
+    seconds: Array
+    static: Array
+    saved: Array
+    seconds_per_byte: Array
+    freeable: Array
+    spare_bytes: float
+
+    @staticmethod
+    def of(model: CostModel, table: CostTable, chosen: IntArray) -> _KindValues:
+        dense_state = _state(model, table, table.groups.shard_size)
+        expert_state = _state(model, table, table.groups.expert_shard_size)
+        seconds, static, saved, rate, freeable = [], [], [], [], []
+        for row in table.rows:
+            plain = row.backward_seconds(0)
+            seconds.append((row.forward_seconds() + plain)[chosen])
+            bytes_kept = row.dense_parameters * dense_state + row.expert_parameters * expert_state
+            static.append(bytes_kept[chosen])
+            saved.append(row.saved_bytes[0][chosen])
+            best = np.full(len(chosen), np.inf)
+            most = np.zeros(len(chosen))
+            for mode in (1, 2):
+                freed = (row.saved_bytes[0] - row.saved_bytes[mode])[chosen]
+                extra = (row.backward_seconds(mode) - plain)[chosen]
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    best = np.where(freed > 0, np.minimum(best, extra / freed), best)
+                most = np.maximum(most, freed)
+            rate.append(best)
+            freeable.append(most)
+        slack = 1.0 + model.constants.allocator_slack
+        spare = (model.problem.memory_limit_bytes - reserve_bytes(model.constants, 1)) / slack
+        arrays = (np.array(x) for x in (seconds, np.array(static) / slack, saved, rate, freeable))
+        return _KindValues(*arrays, spare_bytes=spare)
+
+    def bound(self, mine: IntArray, counts: Array, flight: Array, m: Array) -> Array:
+        """Step seconds of candidates ``mine``; counts[chunk, rank, kind], flight[chunk, rank]."""
+        per_rank = counts.sum(axis=0)
+        work = per_rank @ self.seconds[:, mine]
+        held = (flight[:, :, None] * counts).sum(axis=0)
+        need = per_rank @ self.static[:, mine] + held @ self.saved[:, mine] - self.spare_bytes
+        deepest = (flight[:, :, None] * (counts > 0)).max(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(deepest[:, :, None] > 0, self.seconds_per_byte[:, mine] / deepest[:, :, None], np.inf)
+        extra = np.where(need > 0, need * rate.min(axis=1), 0.0)
+        extra = np.where(need > held @ self.freeable[:, mine], np.inf, extra)
+        before = np.vstack([np.zeros(len(mine)), np.cumsum(counts[0] @ self.seconds[:, mine], axis=0)[:-1]])
+        bound: Array = np.max(before + m * (work + extra), axis=0)
+        return bound
 
 
 def memory_lower_bound(model: CostModel, table: CostTable) -> Array:

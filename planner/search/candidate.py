@@ -167,13 +167,9 @@ def merge_groups(parts: list[tuple[Group, ...]]) -> tuple[Group, ...]:
     return tuple(Group(kind, n, held, block) for (kind, held, block), n in total.items())
 
 
-def split_choice(
-    parts: list[tuple[Group, ...]], merged: tuple[Group, ...], choice: Choice
-) -> list[Choice]:
+def split_choice(parts: list[tuple[Group, ...]], merged: tuple[Group, ...], choice: Choice) -> list[Choice]:
     """The rank's choice dealt back to its chunks, first chunks first."""
-    left = {
-        (g.kind, g.in_flight): list(counts) for g, counts in zip(merged, choice.counts, strict=True)
-    }
+    left = {(g.kind, g.in_flight): list(counts) for g, counts in zip(merged, choice.counts, strict=True)}
     result = []
     for part in parts:
         counts = []

@@ -20,15 +20,17 @@ from planner.errors import InfeasibleError
 from planner.search.bounds import interleaved_lower_bound, memory_lower_bound, step_lower_bound
 from planner.search.candidate import CandidateSolver
 from planner.search.layout import Layout
+from planner.search.nearest_miss import nearest_miss
 from planner.search.partition import RecomputePolicy
 from planner.search.reporter import Reporter
 from planner.search.tree import Funnel, Pins, enumerate_candidates
 from planner.strategy.decision import Decision
 from planner.strategy.limits import Limits
+from planner.units import format_bytes
 
 TIE = 1e-9
 PROVED_GAP = 1e-6
-MAX_BATCH = 50_000
+RUNNER_UP_SOLVES = 100
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def search(
     run = _Run(model, table, limit, recompute_policies(model, limits, pins.recompute), top, reporter)
     is_complete = run.over(order, bounds, started + time_budget_seconds)
     if not run.found:
+        if len(order):
+            funnel.add("memory", 0, "no stage split and recompute choice fits the memory limit", len(order))
         raise nothing_fits(model, funnel, table, memory)
     ranked = run.ranked()
     best = ranked[0]
@@ -143,29 +147,36 @@ class _Run:
     tried: int = 0
 
     def over(self, order: np.ndarray, bounds: np.ndarray, deadline: float) -> bool:
-        """Solve candidates in ``order`` until no bound can enter the reported plans; False when stopped."""
+        """Solve candidates in ``order`` until no bound can beat the best plan; False when stopped early.
+
+        After that up to RUNNER_UP_SOLVES more candidates are solved for runners-up on other meshes.
+        """
         solver = CandidateSolver(self.model, Layout(self.model.chain), self.limit, self.policies)
+        extra = 0
         for position, index in enumerate(order.tolist()):
             bound = float(bounds[index])
-            threshold = self._threshold()
-            if bound >= threshold:
+            is_settled = bound >= self._best()
+            threshold = self._threshold() if is_settled else self._best()
+            if is_settled:
                 self.open_bounds.append(bound)
-                return True
+                extra += 1
+                if bound >= threshold or extra > RUNNER_UP_SOLVES:
+                    return True
             if time.process_time() > deadline and self.found:
                 self.open_bounds.append(bound)
-                return False
+                return is_settled
             try:
-                self._try(solver, index, threshold)
+                self._try(solver, index, threshold, is_settled)
             except KeyboardInterrupt:
                 if not self.found:
                     raise
                 self.open_bounds.append(bound)
-                return False
+                return is_settled
             if position % 64 == 0:
                 self.reporter.progress(position + 1, len(order) - position - 1, self._best(), bound)
         return True
 
-    def _try(self, solver: CandidateSolver, index: int, threshold: float) -> None:
+    def _try(self, solver: CandidateSolver, index: int, threshold: float, is_runner_up: bool) -> None:
         self.tried += 1
         key = self._key(index)
         known = self.found.get(key)
@@ -174,7 +185,8 @@ class _Run:
         solved = solver.solve(row, cutoff)
         if solved is None:
             return
-        self.solved_bounds.append(solved.bound_seconds)
+        if not is_runner_up:
+            self.solved_bounds.append(solved.bound_seconds)
         solution = Solution(solved.decision, price(self.model, solved.decision), solved.bound_seconds)
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
             raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
@@ -207,7 +219,9 @@ class _Run:
 def describe_space(limits: Limits, pins: Pins) -> str:
     """The space searched, in words."""
     recompute = (
-        "recompute mode per layer" if limits.recompute_granularity == "layer" else "one recompute mode for all layers"
+        "recompute mode per layer"
+        if limits.recompute_granularity == "layer"
+        else "one recompute mode for all layers"
     )
     text = (
         "all (tp, cp, pp, dp, ep) of all GPUs, microbatch sizes, 1F1B with any stage split and interleaving "
@@ -223,14 +237,37 @@ def no_candidates(model: CostModel, funnel: Funnel, pins: Pins) -> InfeasibleErr
     pinned = ", ".join(f"{name} {value}" for name, value in pins.items().items())
     return InfeasibleError(
         f"no plan satisfies the rules: the last candidates fell to {cut['step']} ({cut['reason']})",
-        hint=f"free one of the pinned choices: {pinned}" if pinned else "change the number of GPUs or the batch",
+        hint=f"free one of the pinned choices: {pinned}"
+        if pinned
+        else "change the number of GPUs or the batch",
         rule=cut["step"],
         funnel=funnel.steps,
     )
 
 
 def nothing_fits(model: CostModel, funnel: Funnel, table: CostTable, memory: np.ndarray) -> InfeasibleError:
-    """The error for a memory limit no candidate meets."""
+    """The error for a memory limit no candidate meets: the fullest rank of the nearest miss, in bytes."""
+    miss = nearest_miss(model, table, memory)
+    limit = model.problem.memory_limit_bytes
+    over = miss.peak_bytes - limit
+    largest = sorted(
+        ((name, value) for name, value in miss.memory_bytes.items() if name != "total"),
+        key=lambda pair: -pair[1],
+    )[:3]
+    parts = ", ".join(f"{name} {format_bytes(value)}" for name, value in largest)
+    cut = funnel.last_cut() or {"step": "memory", "reason": "no stage split fits the limit"}
     return InfeasibleError(
-        "nothing fits", rule="memory", funnel=funnel.steps, least_bytes=float(memory.min())
+        f"nothing fits {format_bytes(limit)} per GPU. Nearest: {miss.decision.label()}, where rank group of "
+        f"stage {miss.rank} needs {format_bytes(miss.peak_bytes)}, {format_bytes(over)} too much ({parts}); "
+        f"rule {cut['step']} cut the last candidates",
+        rule=cut["step"],
+        nearest_miss={
+            "decision": miss.decision.label(),
+            "stage": miss.rank,
+            "peak_memory_bytes": miss.peak_bytes,
+            "over_bytes": over,
+            "memory_bytes": miss.memory_bytes,
+        },
+        memory_limit_bytes=limit,
+        funnel=funnel.steps,
     )

@@ -43,7 +43,9 @@ class Layout:
         return sum(count * value for count, value in zip(counts, values, strict=True) if count)
 
 
-def balanced_chunks(num_blocks: int, stages: int, first_extra: int = 0, last_extra: int = 0) -> tuple[tuple[int, int], ...]:
+def balanced_chunks(
+    num_blocks: int, stages: int, first_extra: int = 0, last_extra: int = 0
+) -> tuple[tuple[int, int], ...]:
     """``num_blocks`` over ``stages`` virtual stages, sizes differing by at most one.
 
     ``first_extra`` and ``last_extra`` are the block-equivalents of the embedding and the head: the first

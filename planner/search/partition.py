@@ -74,9 +74,7 @@ class Partitioner:
         row = stages.row
         self.pp, self.m = row.degrees.pp, row.microbatches
         self.warmup = [warmup_operations(row.schedule, r, self.pp, self.m) for r in range(self.pp)]
-        cheapest = [
-            kind.forward_seconds + min(kind.backward_seconds) for kind in row.kinds
-        ]
+        cheapest = [kind.forward_seconds + min(kind.backward_seconds) for kind in row.kinds]
         n = layout.num_blocks
         self.rest = [layout.sum_over(cheapest, block, n) if block < n else 0.0 for block in range(n + 1)]
         self._cache: dict[tuple[tuple[int, ...], int], tuple[Choice, float, float, float] | None] = {}
@@ -218,5 +216,3 @@ def _keep(labels: list[_Label], new: _Label) -> None:
             return
     labels[:] = [old for old in labels if not (new.total <= old.total and new.before <= old.before)]
     labels.append(new)
-
-

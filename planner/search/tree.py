@@ -183,9 +183,7 @@ def _schedules(c: Candidates, problem: Problem, limits: Limits, pins: Pins) -> C
     """1F1B (or the pinned schedule), and interleaving. GPipe holds more and finishes no sooner than 1F1B."""
     interleaved = SCHEDULES.index("interleaved")
     plain = pins.schedule if pins.schedule in ("1f1b", "gpipe") else "1f1b"
-    table = {
-        pp: virtual_stage_choices(-(-problem.model.num_layers // pp)) for pp in set(c.pp.tolist())
-    }
+    table = {pp: virtual_stage_choices(-(-problem.model.num_layers // pp)) for pp in set(c.pp.tolist())}
     microbatches = c.microbatches(problem.workload.global_batch).tolist()
     options = []
     for pp, m in zip(c.pp.tolist(), microbatches, strict=True):
@@ -206,7 +204,8 @@ def _shardings(c: Candidates, limits: Limits, pins: Pins) -> Candidates:
     for name in wanted:
         if name not in limits.shardings:
             raise InputError(
-                f"target {limits.target} cannot shard {name}", allowed=list(limits.shardings),
+                f"target {limits.target} cannot shard {name}",
+                allowed=list(limits.shardings),
                 hint=f"use --sharding {limits.shardings[0]}",
             )
         code = SHARDINGS.index(name)

@@ -78,11 +78,12 @@ class Candidates:
 
     def island_shard_size(self, cluster: Cluster) -> IntArray:
         """Ranks of the dense data group inside one island: gcd(dp cp, island / tp), at least 1."""
-        return np.gcd(self.data_ranks(), np.maximum(1, cluster.island_devices // self.tp))
+        inner: IntArray = np.maximum(1, cluster.island_devices // self.tp)
+        return np.gcd(self.data_ranks(), inner)
 
     def island_expert_shard_size(self, cluster: Cluster) -> IntArray:
         """Ranks of the expert data group inside one island."""
-        inner = np.maximum(1, cluster.island_devices // (self.ep * self.expert_tp))
+        inner: IntArray = np.maximum(1, cluster.island_devices // (self.ep * self.expert_tp))
         return np.gcd(self.expert_data_ranks(), inner)
 
     @staticmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -66,8 +67,8 @@ def expert_counts(problem: Problem) -> list[int]:
     return sorted(found)
 
 
-def _all(c: Candidates, conditions: Iterator[BoolArray]) -> BoolArray:
-    result = np.ones(len(c), dtype=bool)
+def _all(c: Candidates, conditions: Iterator[Any]) -> BoolArray:
+    result: BoolArray = np.ones(len(c), dtype=bool)
     for condition in conditions:
         result &= condition
     return result
@@ -92,13 +93,15 @@ def _widths_hold(c: Candidates, p: Problem) -> BoolArray:
 def _experts_hold(c: Candidates, p: Problem) -> BoolArray:
     counts = expert_counts(p)
     if not counts:
-        return c.ep == 1
+        return _all(c, iter([c.ep == 1]))
     return _all(c, (count % c.ep == 0 for count in counts))
 
 
 def _expert_ffn(p: Problem) -> list[int]:
     blocks = p.model.block_kinds.values()
-    return sorted({b.feed_forward.expert_ffn_size for b in blocks if isinstance(b.feed_forward, MixtureOfExperts)})
+    return sorted(
+        {b.feed_forward.expert_ffn_size for b in blocks if isinstance(b.feed_forward, MixtureOfExperts)}
+    )
 
 
 def _sequences(p: Problem) -> list[float]:
@@ -123,25 +126,25 @@ def _sp_hold(c: Candidates, p: Problem) -> BoolArray:
 def _moe_sp_hold(c: Candidates, p: Problem) -> BoolArray:
     if not expert_counts(p):
         return np.ones(len(c), dtype=bool)
-    return (c.tp == 1) | (c.sequence_parallel == 1)
+    return _all(c, iter([(c.tp == 1) | (c.sequence_parallel == 1)]))
 
 
 def _batch_hold(c: Candidates, p: Problem) -> BoolArray:
-    return p.workload.global_batch % (c.dp * c.microbatch_size) == 0
+    return _all(c, iter([p.workload.global_batch % (c.dp * c.microbatch_size) == 0]))
 
 
 def _interleaved_hold(c: Candidates, p: Problem) -> BoolArray:
     m = c.microbatches(p.workload.global_batch)
     is_interleaved = c.schedule == INTERLEAVED
     fits = (c.virtual_stages > 1) & (c.pp > 1) & (m % c.pp == 0)
-    return np.where(is_interleaved, fits, c.virtual_stages == 1)
+    return _all(c, iter([np.where(is_interleaved, fits, c.virtual_stages == 1)]))
 
 
 def _island_hold(c: Candidates, p: Problem) -> BoolArray:
     """Hybrid sharding is a choice of its own only when an island holds part of the data group."""
     inner = c.island_shard_size(p.cluster)
     proper = (inner > 1) & (inner < c.data_ranks()) & (c.sharding != SHARDING_NONE)
-    return (c.sharding_group != GROUP_ISLAND) | proper
+    return _all(c, iter([(c.sharding_group != GROUP_ISLAND) | proper]))
 
 
 def _m(c: Candidates, p: Problem) -> int:
@@ -154,8 +157,10 @@ RULES: tuple[Rule, ...] = (
         "tp * cp * pp * dp equals the number of GPUs",
         "tp",
         lambda c, p: c.world_size() == p.world_size,
-        lambda c, p: f"tp {_at(c, 'tp')} x cp {_at(c, 'cp')} x pp {_at(c, 'pp')} x dp {_at(c, 'dp')} = "
-        f"{int(c.world_size()[0])}, but there are {p.world_size} GPUs",
+        lambda c, p: (
+            f"tp {_at(c, 'tp')} x cp {_at(c, 'cp')} x pp {_at(c, 'pp')} x dp {_at(c, 'dp')} = "
+            f"{int(c.world_size()[0])}, but there are {p.world_size} GPUs"
+        ),
     ),
     Rule(
         "heads-by-tp",
@@ -169,7 +174,9 @@ RULES: tuple[Rule, ...] = (
         "tp divides the key/value heads or is a multiple of them",
         "tp",
         _kv_hold,
-        lambda c, p: f"key/value heads {sorted({kv for _, kv in _heads(p)})} and tp {_at(c, 'tp')} do not divide",
+        lambda c, p: (
+            f"key/value heads {sorted({kv for _, kv in _heads(p)})} and tp {_at(c, 'tp')} do not divide"
+        ),
     ),
     Rule(
         "ffn-by-tp",
@@ -183,40 +190,50 @@ RULES: tuple[Rule, ...] = (
         "every virtual stage holds at least one layer: pp * virtual_stages <= layers",
         "pp",
         lambda c, p: c.pp * c.virtual_stages <= p.model.num_layers,
-        lambda c, p: f"pp {_at(c, 'pp')} x {_at(c, 'virtual_stages')} virtual stages need that many layers; the "
-        f"model has {p.model.num_layers}",
+        lambda c, p: (
+            f"pp {_at(c, 'pp')} x {_at(c, 'virtual_stages')} virtual stages need that many layers; the "
+            f"model has {p.model.num_layers}"
+        ),
     ),
     Rule(
         "batch-identity",
         "dp * microbatch_size divides the global batch",
         "microbatch_size",
         _batch_hold,
-        lambda c, p: f"global batch {p.workload.global_batch} is not a multiple of dp {_at(c, 'dp')} x "
-        f"microbatch size {_at(c, 'microbatch_size')} = {_at(c, 'dp') * _at(c, 'microbatch_size')}",
+        lambda c, p: (
+            f"global batch {p.workload.global_batch} is not a multiple of dp {_at(c, 'dp')} x "
+            f"microbatch size {_at(c, 'microbatch_size')} = {_at(c, 'dp') * _at(c, 'microbatch_size')}"
+        ),
     ),
     Rule(
         "interleaving",
         "virtual stages need the interleaved schedule, pp > 1 and microbatches a multiple of pp",
         "virtual_stages",
         _interleaved_hold,
-        lambda c, p: f"schedule {SCHEDULES[_at(c, 'schedule')]} with {_at(c, 'virtual_stages')} virtual stages, "
-        f"pp {_at(c, 'pp')} and {_m(c, p)} microbatches",
+        lambda c, p: (
+            f"schedule {SCHEDULES[_at(c, 'schedule')]} with {_at(c, 'virtual_stages')} virtual stages, "
+            f"pp {_at(c, 'pp')} and {_m(c, p)} microbatches"
+        ),
     ),
     Rule(
         "sequence-by-cp",
-        "2 cp divides the sequence length (each rank takes one early and one late piece), with flash attention",
+        "2 cp divides the sequence (a rank takes one early and one late piece), with flash attention",
         "cp",
         _cp_hold,
-        lambda c, p: f"sequence length {p.workload.sequence_length} over 2 x cp {_at(c, 'cp')} with "
-        f"{p.workload.attention} attention",
+        lambda c, p: (
+            f"sequence length {p.workload.sequence_length} over 2 x cp {_at(c, 'cp')} with "
+            f"{p.workload.attention} attention"
+        ),
     ),
     Rule(
         "sequence-by-tp",
         "with sequence parallelism tp divides the sequence length of a rank",
         "tp",
         _sp_hold,
-        lambda c, p: f"sequence {p.workload.sequence_length} / cp {_at(c, 'cp')} is not a multiple of tp "
-        f"{_at(c, 'tp')}",
+        lambda c, p: (
+            f"sequence {p.workload.sequence_length} / cp {_at(c, 'cp')} is not a multiple of tp "
+            f"{_at(c, 'tp')}"
+        ),
     ),
     Rule(
         "experts-by-ep",
@@ -229,11 +246,15 @@ RULES: tuple[Rule, ...] = (
         "experts-inside-data",
         "ep * expert_tp divides dp * cp * tp; expert_tp is 1 or tp and divides the expert width",
         "ep",
-        lambda c, p: ((c.dp * c.cp * c.tp) % (c.ep * c.expert_tp) == 0)
-        & ((c.expert_tp == 1) | ((c.expert_tp == c.tp) & (len(expert_counts(p)) > 0)))
-        & _all(c, (width % c.expert_tp == 0 for width in _expert_ffn(p))),
-        lambda c, p: f"dp {_at(c, 'dp')} x cp {_at(c, 'cp')} x tp {_at(c, 'tp')} ranks over ep {_at(c, 'ep')} x "
-        f"expert_tp {_at(c, 'expert_tp')}",
+        lambda c, p: (
+            ((c.dp * c.cp * c.tp) % (c.ep * c.expert_tp) == 0)
+            & ((c.expert_tp == 1) | ((c.expert_tp == c.tp) & (len(expert_counts(p)) > 0)))
+            & _all(c, (width % c.expert_tp == 0 for width in _expert_ffn(p)))
+        ),
+        lambda c, p: (
+            f"dp {_at(c, 'dp')} x cp {_at(c, 'cp')} x tp {_at(c, 'tp')} ranks over ep {_at(c, 'ep')} x "
+            f"expert_tp {_at(c, 'expert_tp')}"
+        ),
     ),
     Rule(
         "experts-need-sequence-parallel",
@@ -254,8 +275,10 @@ RULES: tuple[Rule, ...] = (
         "hybrid sharding needs a data group larger than its part inside one island",
         "sharding_group",
         _island_hold,
-        lambda c, p: f"{int(c.data_ranks()[0])} data ranks, {int(c.island_shard_size(p.cluster)[0])} of them inside "
-        f"an island of {p.cluster.island_devices} devices",
+        lambda c, p: (
+            f"{int(c.data_ranks()[0])} data ranks, {int(c.island_shard_size(p.cluster)[0])} of them "
+            f"inside an island of {p.cluster.island_devices} devices"
+        ),
     ),
 )
 
@@ -268,7 +291,8 @@ def broken_rules(candidate: Candidates, problem: Problem) -> list[Rule]:
 def legal_values(rule: Rule, candidate: Candidates, problem: Problem, limit: int = 12) -> list[int]:
     """Values of the rule's field that satisfy it, everything else unchanged; nearest first, then sorted."""
     current = _at(candidate, rule.field)
-    bound = {"sharding": 3, "sharding_group": 1}.get(rule.field, max(problem.world_size, problem.model.num_layers))
+    largest = max(problem.world_size, problem.model.num_layers)
+    bound = {"sharding": 3, "sharding_group": 1}.get(rule.field, largest)
     start = 0 if rule.field in ("sharding", "sharding_group") else 1
     values = np.arange(start, min(bound, 1 << 16) + 1, dtype=np.int64)
     varied = candidate.repeat_each(len(values)).replace(**{rule.field: values})

@@ -1,0 +1,405 @@
+"""What the public functions do: request in, plan out. The command line only parses and prints around this."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from planner import __version__
+from planner.catalog import load_device
+from planner.cost.constants import default_constants
+from planner.cost.step import CostModel, price
+from planner.errors import InfeasibleError, InputError, PlannerError
+from planner.plan_file.build import build_decision, build_inputs, build_prediction
+from planner.plan_file.schema import Alternative, Options, Plan, SearchRecord
+from planner.reasons import alternative_reason, plan_reasons, plan_warnings
+from planner.request import Request, Resolved, resolve
+from planner.search.engine import SearchResult, Solution, search
+from planner.search.layout import balanced_chunks
+from planner.search.reporter import Reporter
+from planner.search.tree import Pins
+from planner.strategy.candidates import Candidates
+from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+from planner.strategy.limits import ANY, Limits
+from planner.strategy.rules import require_valid
+from planner.units import format_bytes, format_seconds
+
+MAX_REMEDIES = 2
+
+
+def limits_of(target: str) -> Limits:
+    """The limits of a launcher by name; "any" is the whole space. Raises UnknownName."""
+    if target == "any":
+        return ANY
+    from planner.launchers.registry import launcher
+
+    return launcher(target).limits
+
+
+def make_plan(
+    request: Request,
+    pins: Pins | None = None,
+    *,
+    target: str = "any",
+    top: int = 4,
+    time_budget_seconds: float = math.inf,
+    reporter: Reporter | None = None,
+    suggest: bool = True,
+) -> Plan:
+    """The best plan for a request.
+
+    Raises InputError for a request or pin that breaks a rule, InfeasibleError with the nearest miss and
+    the cheapest changes that would fit (``suggest``) when nothing does.
+    """
+    pins = pins or Pins()
+    limits = limits_of(target)
+    resolved = resolve(request)
+    check_pins(resolved, pins, limits)
+    model = CostModel.of(resolved.problem, default_constants(resolved.device))
+    try:
+        result = search(
+            model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
+        )
+    except InfeasibleError as error:
+        if suggest and error.details.get("nearest_miss"):
+            raise with_remedies(error, request, pins, target) from None
+        raise
+    return _plan_of(model, resolved, result, pins, target, top)
+
+
+def _plan_of(
+    model: CostModel, resolved: Resolved, result: SearchResult, pins: Pins, target: str, top: int
+) -> Plan:
+    options = Options(
+        target=target,
+        memory_limit_bytes=resolved.problem.memory_limit_bytes,
+        pins=pins.items(),
+        top=top,
+        assumptions=resolved.assumptions,
+    )
+    best = result.best
+    return Plan(
+        planner_version=__version__,
+        inputs=build_inputs(model, resolved.profile, resolved.device, options),
+        decision=build_decision(best.decision),
+        prediction=build_prediction(model, best.prediction),
+        search=SearchRecord.model_validate(
+            {
+                "status": result.status,
+                "space": result.space,
+                "lower_bound_seconds": result.lower_bound_seconds,
+                "gap": result.gap,
+                "cpu_seconds": 0.0,
+                "funnel": result.funnel.steps,
+                "solver": result.solver,
+            }
+        ),
+        why=plan_reasons(model, best, result.alternatives),
+        alternatives=[
+            Alternative(
+                decision=build_decision(other.decision),
+                prediction=build_prediction(model, other.prediction),
+                why=alternative_reason(best, other),
+            )
+            for other in result.alternatives
+        ],
+        warnings=[*resolved.warnings, *plan_warnings(model, best)],
+    )
+
+
+def check_pins(resolved: Resolved, pins: Pins, limits: Limits) -> None:
+    """Raises InputError when a pinned value breaks a rule whatever else is chosen."""
+    world = resolved.problem.world_size
+    base = {"dp": 1, "tp": 1, "pp": 1, "cp": 1, "ep": 1}
+    for name in ("tp", "pp", "cp", "dp"):
+        value = getattr(pins, name)
+        if value is None:
+            continue
+        if value < 1 or world % value:
+            near = sorted(d for d in range(1, world + 1) if world % d == 0)
+            raise InputError(
+                f"rule world-identity: tp * cp * pp * dp equals the number of GPUs, so {name} must divide "
+                f"{world}; {world} % {value} = {world % value if value > 0 else 'undefined'}"
+                + _also_heads(resolved, name, value),
+                allowed=_legal(resolved, name, near),
+                hint=f"legal values of {name}: {_legal(resolved, name, near)}",
+                rule="world-identity",
+            )
+        base[name] = value
+    used = math.prod(base[name] for name in ("tp", "pp", "cp", "dp"))
+    if world % used:
+        raise InputError(
+            f"rule world-identity: the pinned degrees multiply to {used}, which does not divide {world} GPUs",
+            hint="free one of the pinned degrees",
+            rule="world-identity",
+        )
+    _check_single_pins(resolved, pins, base)
+    _check_names(pins, limits)
+
+
+def _also_heads(resolved: Resolved, name: str, value: int) -> str:
+    from planner.strategy.rules import attention_heads
+
+    heads = attention_heads(resolved.problem)
+    if name != "tp" or value < 1 or all(head % value == 0 for head in heads):
+        return ""
+    head = next(head for head in heads if head % value)
+    return f"; rule heads-by-tp: {head} attention heads % {value} = {head % value}"
+
+
+def _legal(resolved: Resolved, name: str, divisors: list[int]) -> list[int]:
+    """Divisors of the world that also satisfy the rules on ``name`` alone."""
+    from planner.strategy.rules import RULES
+
+    rules = [r for r in RULES if r.field == name and r.name in SINGLE_RULES[name]]
+    good = []
+    for value in divisors:
+        candidate = Candidates.single(**{name: value})
+        if all(bool(rule.holds(candidate, resolved.problem)[0]) for rule in rules):
+            good.append(value)
+    return good
+
+
+SINGLE_RULES = {
+    "tp": ("heads-by-tp", "kv-heads-by-tp", "ffn-by-tp"),
+    "pp": ("layers-by-stages",),
+    "cp": ("sequence-by-cp",),
+    "dp": (),
+    "ep": ("experts-by-ep",),
+}
+
+
+def _check_single_pins(resolved: Resolved, pins: Pins, base: dict[str, int]) -> None:
+    """Rules that a pinned degree decides alone: heads, layers, sequence, experts, batch."""
+    from planner.strategy.rules import RULES
+
+    problem = resolved.problem
+    for name in ("tp", "pp", "cp", "ep"):
+        value = getattr(pins, name)
+        if value is None:
+            continue
+        if value < 1:
+            raise InputError(f"--{name} must be at least 1, not {value}", hint=f"use --{name} 1")
+        candidate = Candidates.single(**{name: value})
+        for rule in RULES:
+            if rule.name in SINGLE_RULES[name] and not bool(rule.holds(candidate, problem)[0]):
+                divisors = [d for d in range(1, problem.world_size + 1) if problem.world_size % d == 0]
+                legal = _legal(resolved, name, divisors)
+                raise InputError(
+                    f"rule {rule.name}: {rule.statement}; {rule.explain(candidate, problem)}",
+                    allowed=legal,
+                    hint=f"legal values of {name} on {problem.world_size} GPUs: {legal}",
+                    rule=rule.name,
+                )
+    batch, dp, size = problem.workload.global_batch, pins.dp or 1, pins.microbatch_size or 1
+    if size < 1:
+        raise InputError(f"--micro-batch must be at least 1, not {size}", hint="use --micro-batch 1")
+    if batch % (dp * size):
+        unit = dp * size
+        near = [value for value in (batch // unit * unit, (batch // unit + 1) * unit) if value]
+        raise InputError(
+            f"rule batch-identity: dp * microbatch_size divides the global batch; {batch} % ({dp} x {size}) = "
+            f"{batch % unit}",
+            allowed=near,
+            hint=f"use --global-batch {' or '.join(map(str, near))}",
+            rule="batch-identity",
+            nearest_global_batches=near,
+        )
+
+
+def _check_names(pins: Pins, limits: Limits) -> None:
+    for flag, value, allowed in (
+        ("--sharding", pins.sharding, limits.shardings),
+        ("--schedule", pins.schedule, limits.schedules),
+        ("--recompute", pins.recompute, RECOMPUTES),
+    ):
+        if value is not None and value not in allowed:
+            where = "" if limits.target == "any" else f" for target {limits.target}"
+            raise InputError(
+                f"{flag} {value!r} is not a choice{where}; choices: {', '.join(allowed)}",
+                allowed=list(allowed),
+                hint=f"use {flag} {allowed[0]}",
+            )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision as flags give it, for ``estimate``; dp None is derived from the number of GPUs."""
+
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    dp: int | None = None
+    expert_tp: int = 1
+    virtual_stages: int = 1
+    microbatch_size: int = 1
+    sharding: str = "optimizer"
+    sharding_group: str = "global"
+    recompute: str = "none"
+    schedule: str | None = None
+    sequence_parallel: bool | None = None
+
+
+def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
+    """The decision of a choice, stages balanced. Raises InputError for the first broken rule."""
+    problem = resolved.problem
+    for name in ("tp", "pp", "cp", "ep", "expert_tp", "virtual_stages", "microbatch_size"):
+        value = getattr(choice, name)
+        if value < 1:
+            flag = "micro-batch" if name == "microbatch_size" else name.replace("_", "-")
+            raise InputError(f"--{flag} must be at least 1, not {value}", hint=f"use --{flag} 1")
+    used = choice.tp * choice.pp * choice.cp
+    dp = choice.dp if choice.dp is not None else problem.world_size // used
+    schedule = choice.schedule or ("interleaved" if choice.virtual_stages > 1 else "1f1b")
+    _check_names(Pins(sharding=choice.sharding, schedule=schedule, recompute=choice.recompute), ANY)
+    wants_split = choice.sequence_parallel is not False
+    candidate = Candidates.single(
+        tp=choice.tp,
+        cp=choice.cp,
+        dp=max(1, dp),
+        pp=choice.pp,
+        ep=choice.ep,
+        expert_tp=choice.expert_tp,
+        microbatch_size=choice.microbatch_size,
+        virtual_stages=choice.virtual_stages,
+        schedule=SCHEDULES.index(schedule),
+        sharding=SHARDINGS.index(choice.sharding) if max(1, dp) * choice.cp > 1 else 0,
+        sharding_group=SHARDING_GROUPS.index(choice.sharding_group),
+        sequence_parallel=int(wants_split),
+    )
+    if choice.sequence_parallel is None:
+        from planner.strategy.rules import broken_rules
+
+        if any(rule.name == "sequence-by-tp" for rule in broken_rules(candidate, problem)):
+            candidate = candidate.replace(sequence_parallel=candidate.sequence_parallel * 0)
+    require_valid(candidate, problem)
+    blocks = problem.model.num_layers
+    return Decision(
+        degrees=Degrees(dp, choice.tp, choice.pp, choice.cp, choice.ep, choice.expert_tp),
+        sequence_parallel=bool(candidate.sequence_parallel[0]) and choice.tp > 1,
+        sharding=int(candidate.sharding[0]),
+        sharding_group=int(candidate.sharding_group[0]),
+        schedule=schedule,
+        virtual_stages=choice.virtual_stages,
+        microbatch_size=choice.microbatch_size,
+        microbatches=int(candidate.microbatches(problem.workload.global_batch)[0]),
+        chunks=balanced_chunks(blocks, choice.pp * choice.virtual_stages),
+        recompute=(RECOMPUTES.index(choice.recompute),) * blocks,
+    )
+
+
+def make_estimate(request: Request, choice: Choice) -> Plan:
+    """The price of a given choice of degrees, as a plan file of status "estimate"; no search.
+
+    A decision that passes the memory limit is priced all the same, with a warning that says by how much.
+    """
+    resolved = resolve(request)
+    model = CostModel.of(resolved.problem, default_constants(resolved.device))
+    return estimate_decision(model, resolved, choice_decision(resolved, choice))
+
+
+def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) -> Plan:
+    """A decision priced as a plan of status "estimate"."""
+    prediction = price(model, decision)
+    solution = Solution(decision, prediction, prediction.step_seconds)
+    limit, peak = resolved.problem.memory_limit_bytes, prediction.peak_memory_bytes
+    warnings = [*resolved.warnings, *plan_warnings(model, solution)]
+    if peak > limit:
+        warnings.append(
+            f"does not fit: stage {prediction.fullest_stage} needs {format_bytes(peak)}, "
+            f"{format_bytes(peak - limit)} above the limit of {format_bytes(limit)}"
+        )
+    options = Options(memory_limit_bytes=limit, assumptions=resolved.assumptions)
+    return Plan(
+        planner_version=__version__,
+        inputs=build_inputs(model, resolved.profile, resolved.device, options),
+        decision=build_decision(decision),
+        prediction=build_prediction(model, prediction),
+        search=SearchRecord(
+            status="estimate",
+            space="the given decision",
+            lower_bound_seconds=prediction.step_seconds,
+            gap=0.0,
+            cpu_seconds=0.0,
+            funnel=[],
+        ),
+        why=plan_reasons(model, solution, []),
+        warnings=warnings,
+    )
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change that makes an infeasible request fit: in words, as flags, and the step time it gives."""
+
+    change: str
+    flags: str
+    step_seconds: float
+    peak_memory_bytes: float
+
+
+def with_remedies(error: InfeasibleError, request: Request, pins: Pins, target: str) -> InfeasibleError:
+    """The same error with the cheapest changes that would fit, each tried by a search of its own."""
+    found: list[Remedy] = []
+    for change, flags, changed, freed in _remedy_candidates(request, pins):
+        if len(found) == MAX_REMEDIES:
+            break
+        try:
+            plan = make_plan(changed, freed, target=target, top=1, suggest=False)
+        except PlannerError:
+            continue
+        found.append(Remedy(change, flags, plan.prediction.step_seconds, plan.prediction.peak_memory_bytes))
+    hints = [
+        f"{r.change} ({r.flags}): fits in {format_bytes(r.peak_memory_bytes)}, "
+        f"{format_seconds(r.step_seconds)} a step"
+        for r in found
+    ]
+    details = {key: value for key, value in error.details.items()}
+    details["would_fit"] = [r.__dict__ for r in found]
+    hint = "would fit: " + "; ".join(hints) if hints else "none of the usual changes fits; use far more GPUs"
+    return InfeasibleError(error.message, hint=hint, **details)
+
+
+def _remedy_candidates(request: Request, pins: Pins) -> list[tuple[str, str, Request, Pins]]:
+    """Changes in the order of what they cost the user: free pins, lighter optimizer, machine, workload."""
+    options: list[tuple[str, str, Request, Pins]] = []
+    for name, value in pins.items().items():
+        flag = "micro-batch" if name == "microbatch_size" else name.replace("_", "-")
+        options.append((f"free {name} {value}", f"without --{flag}", request, replace(pins, **{name: None})))
+    if request.memory_limit_gib is not None:
+        options.append(
+            (
+                "lift the memory cap",
+                "without --memory-limit-gib",
+                request.changed(memory_limit_gib=None),
+                pins,
+            )
+        )
+    if request.optimizer in ("adamw", "adam"):
+        changed = request.changed(optimizer="adamw-8bit")
+        options.append(("8-bit optimizer states", "--optimizer adamw-8bit", changed, pins))
+    gpus = request.gpus
+    if gpus is not None:
+        for factor in (2, 4, 8, 16, 32):
+            more = gpus * factor
+            options.append((f"{more} GPUs", f"--gpus {more}", request.changed(gpus=more), pins))
+    if request.gpu is not None:
+        options += _larger_gpus(request, pins)
+    if request.seq_len is not None and request.seq_len >= 2048:
+        half = request.seq_len // 2
+        options.append((f"sequence length {half}", f"--seq-len {half}", request.changed(seq_len=half), pins))
+    return options
+
+
+def _larger_gpus(request: Request, pins: Pins) -> list[tuple[str, str, Request, Pins]]:
+    current = load_device(str(request.gpu))
+    options = []
+    for name in ("a100-80g-sxm", "h100-sxm", "h200-sxm", "b200-sxm", "mi300x"):
+        device = load_device(name)
+        if device.memory_bytes > current.memory_bytes * 1.05:
+            changed = request.changed(gpu=name)
+            options.append(
+                (f"{name} with {format_bytes(device.memory_bytes)}", f"--gpu {name}", changed, pins)
+            )
+    return options

@@ -1,0 +1,103 @@
+"""What-if: the same question at every combination of a few values, re-planned at each point."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from planner.api import make_plan
+from planner.errors import InfeasibleError, InputError
+from planner.plan_file.schema import Plan
+from planner.request import Request
+from planner.search.tree import Pins
+from planner.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
+
+MAX_POINTS = 500
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination: the values varied, the plan, or why there is none."""
+
+    values: dict[str, Any]
+    plan: Plan | None
+    reason: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The point as one flat record; empty figures where nothing fits."""
+        row: dict[str, Any] = dict(self.values)
+        if self.plan is None:
+            return {**row, "fits": False, "reason": self.reason}
+        p, d = self.plan.prediction, self.plan.decision
+        row.update(
+            fits=True,
+            step_seconds=p.step_seconds,
+            tokens_per_second=p.tokens_per_second,
+            tokens_per_second_per_gpu=p.tokens_per_second_per_gpu,
+            mfu=p.mfu,
+            peak_memory_bytes=p.peak_memory_bytes,
+            tp=d.degrees.tp,
+            pp=d.degrees.pp,
+            dp=d.degrees.dp,
+            cp=d.degrees.cp,
+            ep=d.degrees.ep,
+            microbatch_size=d.microbatch_size,
+            virtual_stages=d.virtual_stages,
+            sharding=d.sharding,
+            recompute=d.recompute,
+        )
+        tokens = self.plan.inputs.workload.tokens
+        if tokens is not None:
+            seconds = tokens / p.tokens_per_second
+            row["days"] = seconds / SECONDS_PER_DAY
+            row["gpu_hours"] = seconds / SECONDS_PER_HOUR * self.plan.inputs.cluster.gpus
+            price = self.plan.inputs.cluster.profile.node_groups[0].price_dollars_per_device_hour
+            if price is not None:
+                row["dollars"] = row["gpu_hours"] * price.value
+        return row
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All points of a what-if, in the order of the values given."""
+
+    varied: list[str]
+    points: list[Point]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat record a point."""
+        return [point.row() for point in self.points]
+
+
+def compare_requests(
+    request: Request,
+    vary: dict[str, list[Any]],
+    pins: Pins,
+    *,
+    target: str = "any",
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Plan at each combination. A point where nothing fits stays in the table with its reason.
+
+    Raises InputError for bad input at any point, or more than 500 points.
+    """
+    names = list(vary)
+    combinations = list(itertools.product(*vary.values()))
+    if len(combinations) > MAX_POINTS:
+        raise InputError(
+            f"{len(combinations)} combinations are more than the {MAX_POINTS} a comparison plans",
+            hint="give fewer values",
+        )
+    points = []
+    for index, values in enumerate(combinations):
+        if progress is not None:
+            progress(index, len(combinations))
+        chosen = dict(zip(names, values, strict=True))
+        try:
+            plan = make_plan(request.changed(**chosen), pins, target=target, top=1, suggest=False)
+            points.append(Point(chosen, plan))
+        except InfeasibleError as error:
+            points.append(Point(chosen, None, error.message))
+    return Comparison(names, points)

@@ -1,0 +1,81 @@
+"""The public functions of ``import planner``: plain arguments in, Plan records out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner import catalog
+from planner.api import Choice, make_estimate, make_plan
+from planner.cluster.spec import ClusterProfile
+from planner.comparison import Comparison, compare_requests
+from planner.errors import InputError
+from planner.model.spec import ModelSpec
+from planner.plan_file.schema import Plan
+from planner.request import Request
+from planner.search.tree import Pins
+
+REQUEST_FIELDS = tuple(Request.__dataclass_fields__)
+PIN_FIELDS = tuple(Pins.__dataclass_fields__)
+CHOICE_FIELDS = tuple(Choice.__dataclass_fields__)
+
+
+def load_model(name_or_path: str) -> ModelSpec:
+    """A model by built-in name, our JSON file or a Hugging Face config.json. Raises InputError."""
+    return catalog.load_model(name_or_path)[0]
+
+
+def load_cluster(name_or_path: str) -> ClusterProfile:
+    """A hardware profile by name or file. Raises InputError."""
+    return catalog.load_profile(name_or_path)
+
+
+def plan(
+    model: str | ModelSpec,
+    *,
+    target: str = "any",
+    top: int = 4,
+    time_budget_seconds: float = float("inf"),
+    **answers: Any,
+) -> Plan:
+    """The best plan. ``answers``: the fields of Request (cluster, gpu, gpus, seq_len, ...) and of Pins.
+
+    Raises InputError for bad input, InfeasibleError when nothing fits.
+    """
+    request, pins = _split(answers, REQUEST_FIELDS, PIN_FIELDS)
+    return make_plan(
+        Request(model, **request),
+        Pins(**pins),
+        target=target,
+        top=top,
+        time_budget_seconds=time_budget_seconds,
+    )
+
+
+def estimate(model: str | ModelSpec, **answers: Any) -> Plan:
+    """The price of given degrees, no search. ``answers``: the fields of Request and of Choice."""
+    request, choice = _split(answers, REQUEST_FIELDS, CHOICE_FIELDS)
+    return make_estimate(Request(model, **request), Choice(**choice))
+
+
+def compare(
+    model: str | ModelSpec, *, vary: dict[str, list[Any]], target: str = "any", **answers: Any
+) -> Comparison:
+    """Re-plan at every combination of the values in ``vary`` (fields of Request): a what-if table."""
+    request, pins = _split(answers, REQUEST_FIELDS, PIN_FIELDS)
+    return compare_requests(Request(model, **request), vary, Pins(**pins), target=target)
+
+
+def _split(
+    answers: dict[str, Any], first: tuple[str, ...], second: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    unknown = sorted(set(answers) - set(first) - set(second))
+    if unknown:
+        raise InputError(
+            f"unknown argument {unknown[0]!r}",
+            allowed=sorted({*first, *second}),
+            hint="see help(planner.plan)",
+        )
+    return (
+        {name: value for name, value in answers.items() if name in first},
+        {name: value for name, value in answers.items() if name in second},
+    )

@@ -1,0 +1,97 @@
+"""Why a plan won, in words with numbers: what binds, what alternatives lose, what to be careful about."""
+
+from __future__ import annotations
+
+from planner.cost.step import CostModel
+from planner.search.engine import Solution
+from planner.strategy.decision import GROUP_ISLAND, RECOMPUTES, SHARDING_NONE, SHARDINGS
+from planner.units import format_bytes, format_rate, format_seconds, format_share
+
+# Highest published model-FLOP utilisation by architecture (causal attention counted half or better):
+# A100 57 % (MegaScale, arXiv 2402.15627, table 2 and Korthikanti et al.), H100 about 55 % (public
+# framework pages). Above it a prediction is more likely wrong than a record.
+PUBLISHED_MFU = {"ampere": 0.62, "hopper": 0.58, "blackwell": 0.55, "volta": 0.55}
+BINDING_SHARE = 0.97
+CAUSE_WORDS = {
+    "compute": "slower kernels",
+    "recompute": "more recomputation",
+    "bubble": "more pipeline bubble",
+    "tp": "more exposed tensor-parallel traffic",
+    "cp": "more exposed context-parallel traffic",
+    "ep": "more exposed expert traffic",
+    "pp": "more pipeline sends",
+    "dp": "more exposed gradient and parameter traffic",
+    "optimizer": "a longer optimizer update",
+    "other": "more overhead",
+}
+
+
+def plan_reasons(model: CostModel, best: Solution, others: list[Solution]) -> list[str]:
+    """Two to five sentences: the binding limit, tp and its link, the bubble, recompute, the runner-up."""
+    found = [_binding(model, best)]
+    decision, prediction = best.decision, best.prediction
+    d = decision.degrees
+    if d.tp > 1:
+        crossing = model.problem.cluster.crossings(1, d.tp)[-1]
+        share = prediction.breakdown_seconds["tp"] / prediction.step_seconds
+        found.append(
+            f"tp {d.tp} stays on {crossing.link.name} ({format_rate(crossing.link.device_bytes_per_s)} per GPU); "
+            f"its exposed traffic is {format_share(share)} of the step"
+        )
+    if d.pp > 1:
+        share = prediction.breakdown_seconds["bubble"] / prediction.step_seconds
+        virtual = f" and {decision.virtual_stages} virtual stages" if decision.virtual_stages > 1 else ""
+        found.append(
+            f"pp {d.pp} with {decision.microbatches} microbatches{virtual} idles {format_share(share)} of the step"
+        )
+    if decision.sharding != SHARDING_NONE:
+        where = " inside each island" if decision.sharding_group == GROUP_ISLAND else ""
+        found.append(f"{SHARDINGS[decision.sharding]} sharded over dp {d.dp} x cp {d.cp}{where}")
+    counts = [decision.recompute.count(mode) for mode in range(len(RECOMPUTES))]
+    if counts[1] or counts[2]:
+        extra = prediction.breakdown_seconds["recompute"] / prediction.step_seconds
+        found.append(
+            f"recompute buys the memory: {counts[2]} layers in full, {counts[1]} selective of "
+            f"{len(decision.recompute)}, {format_share(extra)} of the step"
+        )
+    if others:
+        found.append(f"next best {others[0].decision.label()}: {alternative_reason(best, others[0])}")
+    return found
+
+
+def _binding(model: CostModel, best: Solution) -> str:
+    peak, limit = best.prediction.peak_memory_bytes, model.problem.memory_limit_bytes
+    text = f"memory {format_bytes(peak)} of the limit {format_bytes(limit)} on stage {best.prediction.fullest_stage}"
+    if peak >= limit * BINDING_SHARE:
+        return f"memory binds: {text}; more of it would allow a faster plan or less recompute"
+    return f"memory does not bind: {text}"
+
+
+def alternative_reason(best: Solution, other: Solution) -> str:
+    """What makes ``other`` slower: total difference and its largest causes."""
+    difference = other.seconds - best.seconds
+    share = difference / best.seconds
+    theirs, ours = other.prediction.breakdown_seconds, best.prediction.breakdown_seconds
+    causes = sorted(((theirs[name] - ours[name], name) for name in ours), reverse=True)
+    worse = [
+        f"{CAUSE_WORDS[name]} (+{format_seconds(value)})"
+        for value, name in causes[:2]
+        if value > max(difference * 0.1, best.seconds * 5e-4)
+    ]
+    text = f"{share:+.1%}"
+    return f"{text}: {' and '.join(worse)}" if worse else f"{text}: a tie within the model's error"
+
+
+def plan_warnings(model: CostModel, best: Solution) -> list[str]:
+    """What a careful reader should know: uncalibrated constants, an implausible MFU, idle precision."""
+    device = model.problem.cluster.device
+    found = []
+    ceiling = PUBLISHED_MFU.get(device.generation)
+    if ceiling is not None and best.prediction.mfu > ceiling:
+        found.append(
+            f"predicted MFU {format_share(best.prediction.mfu)} is above the best published on {device.generation} "
+            f"({format_share(ceiling)}): expect less"
+        )
+    if model.constants.basis == "prior":
+        found.append("constants are literature priors, not fitted to measurements of this machine")
+    return found

@@ -1,0 +1,62 @@
+"""When nothing fits: the plan that comes closest, its fullest rank, and by how much it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.cost.layer import CostTable
+from planner.cost.row import candidate_row
+from planner.cost.step import CostModel, price
+from planner.search.layout import balanced_chunks
+from planner.strategy.decision import RECOMPUTE_FULL, Decision
+
+TRIED = 60
+
+
+@dataclass(frozen=True)
+class NearestMiss:
+    """The decision with the smallest peak found, with full recompute on every layer."""
+
+    decision: Decision
+    peak_bytes: float
+    rank: int
+    memory_bytes: dict[str, float]
+
+
+def nearest_miss(model: CostModel, table: CostTable, least_bytes: np.ndarray) -> NearestMiss:
+    """The smallest peak among the candidates with the smallest memory bounds, everything recomputed.
+
+    Virtual stages only add activations, so the candidates are tried without them.
+    """
+    plain = np.flatnonzero(table.candidates.virtual_stages == 1)
+    pool = plain if len(plain) else np.arange(len(least_bytes))
+    order = pool[np.argsort(least_bytes[pool], kind="stable")][:TRIED]
+    best: NearestMiss | None = None
+    for index in order.tolist():
+        row = candidate_row(model.problem, table, model.stack, index)
+        blocks = model.chain.num_blocks
+        chunks = balanced_chunks(blocks, row.degrees.pp * row.virtual_stages)
+        decision = Decision(
+            degrees=row.degrees,
+            sequence_parallel=row.sequence_parallel and row.degrees.tp > 1,
+            sharding=row.sharding,
+            sharding_group=row.sharding_group,
+            schedule=row.schedule,
+            virtual_stages=row.virtual_stages,
+            microbatch_size=row.microbatch_size,
+            microbatches=row.microbatches,
+            chunks=chunks,
+            recompute=(RECOMPUTE_FULL,) * blocks,
+        )
+        # Only memory is asked for: one step of as many microbatches as are ever in flight is enough.
+        held = min(row.microbatches, row.degrees.pp * row.virtual_stages * 2)
+        held = -(-held // row.degrees.pp) * row.degrees.pp if row.schedule == "interleaved" else held
+        prediction = price(model, replace(decision, microbatches=held))
+        if best is None or prediction.peak_memory_bytes < best.peak_bytes:
+            stage = prediction.stages[prediction.fullest_stage]
+            best = NearestMiss(decision, prediction.peak_memory_bytes, stage.index, stage.memory_bytes)
+    if best is None:
+        raise ValueError("no candidates to come close")
+    return best

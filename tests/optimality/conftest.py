@@ -1,0 +1,245 @@
+"""An exhaustive planner: slow, obvious, and written without the search or its rules.
+
+It loops over every mesh, expert degree, microbatch size, stage split, interleaving degree, sharding and
+recompute assignment, checks the hard rules with its own arithmetic, and prices every decision with the
+function that prices plans. Pricing is shared on purpose: it defines what best means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from unittest.mock import patch
+
+import pytest
+
+from planner.cost import step
+from planner.cost.step import CostModel, decision_rows, price
+from planner.model.spec import MixtureOfExperts, ModelSpec
+from planner.search.candidate import interleaved_chunks
+from planner.search.layout import Layout
+from planner.strategy.decision import GROUP_GLOBAL, GROUP_ISLAND, Decision, Degrees
+
+Chunks = tuple[tuple[int, int], ...]
+MODES = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A decision with what the exhaustive planner needs to know of it."""
+
+    decision: Decision
+    seconds: float
+    peak_bytes: float
+
+
+class Exhaustive:
+    """Every decision of a small problem. ``schedules`` names which pipeline schedules to try."""
+
+    def __init__(
+        self,
+        model: CostModel,
+        schedules: Sequence[str] = ("1f1b", "interleaved"),
+        *,
+        is_folded: bool = True,
+    ) -> None:
+        self.model, self.schedules, self.is_folded = model, schedules, is_folded
+        self.spec: ModelSpec = model.problem.model
+        self.workload = model.problem.workload
+        self.kinds = [name for _, name in self.spec.block_sequence()]
+
+    def price_all(self) -> list[Priced]:
+        """Every decision priced, whatever its memory.
+
+        The table of layer costs depends on the mesh only, so it is remembered between decisions that
+        differ in stages and recompute; the pricing itself is untouched.
+        """
+        known: dict[object, object] = {}
+
+        def remembered(model: CostModel, decision: Decision) -> object:
+            key = (
+                decision.degrees,
+                decision.sequence_parallel,
+                decision.sharding,
+                decision.sharding_group,
+                decision.schedule,
+                decision.virtual_stages,
+                decision.microbatch_size,
+            )
+            if key not in known:
+                known[key] = decision_rows(model, decision)
+            return known[key]
+
+        with patch.object(step, "decision_rows", remembered):
+            found = []
+            for decision in self.decisions():
+                cost = price(self.model, decision)
+                found.append(Priced(decision, cost.step_seconds, cost.peak_memory_bytes))
+        return found
+
+    def decisions(self) -> Iterator[Decision]:
+        """Every valid decision; recompute assignments that only swap equal layers of a stage come once."""
+        for degrees in self.meshes():
+            for size in range(1, self.workload.global_batch + 1):
+                if self.workload.global_batch % (degrees.dp * size):
+                    continue
+                microbatches = self.workload.global_batch // (degrees.dp * size)
+                for sharding, group in self.shardings(degrees):
+                    for schedule, stages, chunks in self.splits(degrees, size, microbatches, sharding, group):
+                        for recompute in self.assignments(chunks):
+                            yield Decision(
+                                degrees=degrees,
+                                sequence_parallel=self.splits_sequence(degrees),
+                                sharding=sharding,
+                                sharding_group=group,
+                                schedule=schedule,
+                                virtual_stages=stages,
+                                microbatch_size=size,
+                                microbatches=microbatches,
+                                chunks=chunks,
+                                recompute=recompute,
+                            )
+
+    def meshes(self) -> Iterator[Degrees]:
+        """All degrees whose product is the cluster and that divide what they split."""
+        world = self.model.problem.world_size
+        some = range(1, world + 1)
+        for tp, cp, pp, dp in product(some, some, some, some):
+            if tp * cp * pp * dp != world or pp > len(self.kinds):
+                continue
+            if not (self.divides_model(tp) and self.divides_sequence(cp)):
+                continue
+            for ep, expert_tp in self.expert_degrees(tp, cp, dp):
+                degrees = Degrees(dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, expert_tp=expert_tp)
+                # Experts see tokens split over tp only with sequence parallelism.
+                if self.experts() and tp > 1 and not self.splits_sequence(degrees):
+                    continue
+                yield degrees
+
+    def divides_model(self, tp: int) -> bool:
+        """tp divides query heads and dense widths; key/value heads divide or are repeated whole."""
+        for block in self.spec.block_kinds.values():
+            for attention in (block.attention, block.cross_attention):
+                if attention is None:
+                    continue
+                heads, kv = attention.num_heads, attention.num_kv_heads
+                if heads % tp or (kv % tp and tp % kv):
+                    return False
+            ff = block.feed_forward
+            width = ff.shared_ffn_size if isinstance(ff, MixtureOfExperts) else ff.ffn_size
+            if width % tp:
+                return False
+        return True
+
+    def divides_sequence(self, cp: int) -> bool:
+        """Each cp rank takes one early and one late piece of every stack's sequence."""
+        return cp == 1 or all(length % (2 * cp) == 0 for length in self.lengths())
+
+    def lengths(self) -> list[float]:
+        return [self.workload.sequence_length * stack.sequence_scale for stack in self.spec.stacks]
+
+    def splits_sequence(self, degrees: Degrees) -> bool:
+        """Sequence parallelism is used wherever the sequence divides."""
+        cp, tp = degrees.cp, degrees.tp
+        return tp > 1 and all(s % cp == 0 and (s // cp) % tp == 0 for s in self.lengths())
+
+    def experts(self) -> list[MixtureOfExperts]:
+        layers = [block.feed_forward for block in self.spec.block_kinds.values()]
+        return [ff for ff in layers if isinstance(ff, MixtureOfExperts)]
+
+    def expert_degrees(self, tp: int, cp: int, dp: int) -> Iterator[tuple[int, int]]:
+        """(ep, expert_tp): inside dp cp tp ranks, dividing every expert count and width."""
+        if not self.experts():
+            yield 1, 1
+            return
+        for ep in range(1, dp * cp * tp + 1):
+            for expert_tp in sorted({1, tp}):
+                fits = all(
+                    ff.num_experts % ep == 0 and ff.expert_ffn_size % expert_tp == 0 for ff in self.experts()
+                )
+                if fits and (dp * cp * tp) % (ep * expert_tp) == 0:
+                    yield ep, expert_tp
+
+    def shardings(self, d: Degrees) -> Iterator[tuple[int, int]]:
+        """(sharding, group): only over more than one rank; an island must hold a proper part of them."""
+        yield 0, GROUP_GLOBAL
+        data = d.dp * d.cp
+        expert_data = data * d.tp // (d.ep * d.expert_tp)
+        # Ranks that hold the same weights (dense, or one expert). A dense model has no second group.
+        island = self.model.problem.cluster.links[0].devices
+        inner = math.gcd(data, max(1, island // d.tp))
+        for sharding in (1, 2, 3):
+            if data > 1 or expert_data > 1:
+                yield sharding, GROUP_GLOBAL
+            if 1 < inner < data:
+                yield sharding, GROUP_ISLAND
+
+    def splits(
+        self, degrees: Degrees, size: int, microbatches: int, sharding: int, group: int
+    ) -> Iterator[tuple[str, int, Chunks]]:
+        """(schedule, virtual stages, block ranges): every split in order, and the balanced interleavings."""
+        blocks, pp = len(self.kinds), degrees.pp
+        for schedule in ("1f1b", "gpipe"):
+            if schedule in self.schedules:
+                for sizes in compositions(blocks, pp):
+                    yield schedule, 1, ranges(sizes)
+        if "interleaved" not in self.schedules or pp == 1 or microbatches % pp:
+            return
+        for stages in range(2, blocks // pp + 1):
+            probe = Decision(
+                degrees, self.splits_sequence(degrees), sharding, group, "interleaved", stages, size,
+                microbatches, (), (),
+            )  # fmt: skip
+            row = decision_rows(self.model, probe)[sharding]
+            yield "interleaved", stages, interleaved_chunks(Layout(self.model.chain), row)
+
+    def assignments(self, chunks: Chunks) -> Iterator[tuple[int, ...]]:
+        """Recompute modes of all blocks: 3^blocks, or once per count of modes of equal layers in a chunk."""
+        if not self.is_folded:
+            yield from product(MODES, repeat=len(self.kinds))
+            return
+        yield from (sum(parts, ()) for parts in product(*(self.folded(*span) for span in chunks)))
+
+    def folded(self, first: int, end: int) -> list[tuple[int, ...]]:
+        """Assignments of one chunk, without those that permute layers of one kind."""
+        kinds = self.kinds[first:end]
+        kept = {}
+        for modes in product(MODES, repeat=len(kinds)):
+            kept.setdefault(tuple(sorted(zip(kinds, modes, strict=True))), modes)
+        return list(kept.values())
+
+
+def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Every way to write ``total`` as ``parts`` positive numbers, order kept."""
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(1, total - parts + 2):
+        for rest in compositions(total - first, parts - 1):
+            yield (first, *rest)
+
+
+def ranges(sizes: Sequence[int]) -> Chunks:
+    """Block ranges of the given sizes, from block 0 on."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return tuple(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def optimum(priced: Sequence[Priced], limit: float) -> Priced | None:
+    """The fastest decision whose peak memory is within ``limit``; None when none is."""
+    return min((p for p in priced if p.peak_bytes <= limit), key=lambda p: p.seconds, default=None)
+
+
+class Oracle:
+    """What tests use: the exhaustive planner and its optimum."""
+
+    Exhaustive = Exhaustive
+    compositions = staticmethod(compositions)
+    optimum = staticmethod(optimum)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> type[Oracle]:
+    return Oracle
