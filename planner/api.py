@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from planner import __version__
 from planner.catalog import load_device
-from planner.cost.constants import default_constants
-from planner.cost.step import CostModel, price
+from planner.cost.step import CostModel, decision_candidates, price
 from planner.errors import InfeasibleError, InputError, PlannerError
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
+from planner.plan_file.read import read_cost_model, read_decision, read_plan
 from planner.plan_file.schema import Alternative, Options, Plan, SearchRecord
 from planner.reasons import alternative_reason, plan_reasons, plan_warnings
 from planner.request import Request, Resolved, resolve
@@ -55,7 +55,7 @@ def make_plan(
     limits = limits_of(target)
     resolved = resolve(request)
     check_pins(resolved, pins, limits)
-    model = CostModel.of(resolved.problem, default_constants(resolved.device))
+    model = CostModel.of(resolved.problem, resolved.constants)
     try:
         result = search(
             model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
@@ -89,7 +89,6 @@ def _plan_of(
                 "space": result.space,
                 "lower_bound_seconds": result.lower_bound_seconds,
                 "gap": result.gap,
-                "cpu_seconds": 0.0,
                 "funnel": result.funnel.steps,
                 "solver": result.solver,
             }
@@ -198,8 +197,8 @@ def _check_single_pins(resolved: Resolved, pins: Pins, base: dict[str, int]) -> 
         unit = dp * size
         near = [value for value in (batch // unit * unit, (batch // unit + 1) * unit) if value]
         raise InputError(
-            f"rule batch-identity: dp * microbatch_size divides the global batch; {batch} % ({dp} x {size}) = "
-            f"{batch % unit}",
+            f"rule batch-identity: dp * microbatch_size divides the global batch; {batch} % ({dp} x {size}) "
+            f"= {batch % unit}",
             allowed=near,
             hint=f"use --global-batch {' or '.join(map(str, near))}",
             rule="batch-identity",
@@ -250,6 +249,16 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
             flag = "micro-batch" if name == "microbatch_size" else name.replace("_", "-")
             raise InputError(f"--{flag} must be at least 1, not {value}", hint=f"use --{flag} 1")
     used = choice.tp * choice.pp * choice.cp
+    if choice.dp is None and problem.world_size % used:
+        rest = problem.world_size
+        degrees = [d for d in range(1, rest + 1) if rest % d == 0]
+        raise InputError(
+            f"rule world-identity: tp * cp * pp * dp equals the number of GPUs; tp {choice.tp} x cp {choice.cp} x "
+            f"pp {choice.pp} = {used} does not divide {rest}",
+            allowed=degrees,
+            hint=f"let the degrees multiply to a divisor of {rest}: {degrees[:16]}",
+            rule="world-identity",
+        )
     dp = choice.dp if choice.dp is not None else problem.world_size // used
     schedule = choice.schedule or ("interleaved" if choice.virtual_stages > 1 else "1f1b")
     _check_names(Pins(sharding=choice.sharding, schedule=schedule, recompute=choice.recompute), ANY)
@@ -295,8 +304,28 @@ def make_estimate(request: Request, choice: Choice) -> Plan:
     A decision that passes the memory limit is priced all the same, with a warning that says by how much.
     """
     resolved = resolve(request)
-    model = CostModel.of(resolved.problem, default_constants(resolved.device))
+    model = CostModel.of(resolved.problem, resolved.constants)
     return estimate_decision(model, resolved, choice_decision(resolved, choice))
+
+
+def reprice(path: str) -> Plan:
+    """A plan file's decision priced again from the file's own inputs, as an estimate.
+
+    Raises InputError when the file is not a plan or its decision breaks a hard rule.
+    """
+    saved = read_plan(path)
+    model = read_cost_model(saved.inputs)
+    decision = read_decision(saved.decision)
+    require_valid(decision_candidates(decision, [decision.sharding]), model.problem)
+    inputs = saved.inputs
+    resolved = Resolved(
+        model.problem,
+        inputs.cluster.profile,
+        inputs.cluster.device,
+        model.constants,
+        inputs.options.assumptions,
+    )
+    return estimate_decision(model, resolved, decision)
 
 
 def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) -> Plan:
@@ -321,7 +350,6 @@ def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) 
             space="the given decision",
             lower_bound_seconds=prediction.step_seconds,
             gap=0.0,
-            cpu_seconds=0.0,
             funnel=[],
         ),
         why=plan_reasons(model, solution, []),

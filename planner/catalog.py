@@ -137,6 +137,24 @@ def save_atomic(path: str | Path, text: str) -> None:
         raise InputError(f"cannot write: {error.strerror or error}", file=file) from None
 
 
+def save_directory(directory: str | Path, files: dict[str, str]) -> None:
+    """Write all ``files`` (name -> text) into ``directory``, creating it; each file whole or not at all.
+
+    Raises InputError when the directory is a file or cannot be created.
+    """
+    target = Path(directory)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot create the directory: {error.strerror or error}",
+            file=str(target),
+            hint="name a directory that can be created, for example -o launch",
+        ) from error
+    for name, text in files.items():
+        save_atomic(target / name, text)
+
+
 def _replace(target: Path, data: bytes) -> None:
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:

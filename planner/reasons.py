@@ -13,8 +13,7 @@ from planner.units import format_bytes, format_rate, format_seconds, format_shar
 PUBLISHED_MFU = {"ampere": 0.62, "hopper": 0.58, "blackwell": 0.55, "volta": 0.55}
 BINDING_SHARE = 0.97
 CAUSE_WORDS = {
-    "compute": "slower kernels",
-    "recompute": "more recomputation",
+    "kernels": "more kernel time, recomputation included",
     "bubble": "more pipeline bubble",
     "tp": "more exposed tensor-parallel traffic",
     "cp": "more exposed context-parallel traffic",
@@ -35,14 +34,16 @@ def plan_reasons(model: CostModel, best: Solution, others: list[Solution]) -> li
         crossing = model.problem.cluster.crossings(1, d.tp)[-1]
         share = prediction.breakdown_seconds["tp"] / prediction.step_seconds
         found.append(
-            f"tp {d.tp} stays on {crossing.link.name} ({format_rate(crossing.link.device_bytes_per_s)} per GPU); "
-            f"its exposed traffic is {format_share(share)} of the step"
+            f"tp {d.tp} runs over {crossing.link.name} "
+            f"({format_rate(crossing.link.device_bytes_per_s)} per GPU); its exposed traffic is "
+            f"{format_share(share)} of the step"
         )
     if d.pp > 1:
         share = prediction.breakdown_seconds["bubble"] / prediction.step_seconds
         virtual = f" and {decision.virtual_stages} virtual stages" if decision.virtual_stages > 1 else ""
         found.append(
-            f"pp {d.pp} with {decision.microbatches} microbatches{virtual} idles {format_share(share)} of the step"
+            f"pp {d.pp} with {decision.microbatches} microbatches{virtual} idles {format_share(share)} "
+            f"of the step"
         )
     if decision.sharding != SHARDING_NONE:
         where = " inside each island" if decision.sharding_group == GROUP_ISLAND else ""
@@ -61,7 +62,8 @@ def plan_reasons(model: CostModel, best: Solution, others: list[Solution]) -> li
 
 def _binding(model: CostModel, best: Solution) -> str:
     peak, limit = best.prediction.peak_memory_bytes, model.problem.memory_limit_bytes
-    text = f"memory {format_bytes(peak)} of the limit {format_bytes(limit)} on stage {best.prediction.fullest_stage}"
+    stage = best.prediction.fullest_stage
+    text = f"{format_bytes(peak)} of the limit {format_bytes(limit)} on stage {stage}"
     if peak >= limit * BINDING_SHARE:
         return f"memory binds: {text}; more of it would allow a faster plan or less recompute"
     return f"memory does not bind: {text}"
@@ -71,7 +73,7 @@ def alternative_reason(best: Solution, other: Solution) -> str:
     """What makes ``other`` slower: total difference and its largest causes."""
     difference = other.seconds - best.seconds
     share = difference / best.seconds
-    theirs, ours = other.prediction.breakdown_seconds, best.prediction.breakdown_seconds
+    theirs, ours = _causes(other), _causes(best)
     causes = sorted(((theirs[name] - ours[name], name) for name in ours), reverse=True)
     worse = [
         f"{CAUSE_WORDS[name]} (+{format_seconds(value)})"
@@ -82,6 +84,13 @@ def alternative_reason(best: Solution, other: Solution) -> str:
     return f"{text}: {' and '.join(worse)}" if worse else f"{text}: a tie within the model's error"
 
 
+def _causes(solution: Solution) -> dict[str, float]:
+    """Seconds by cause; compute and recompute of the slowest stage count as one, for stages trade them."""
+    causes = dict(solution.prediction.breakdown_seconds)
+    causes["kernels"] = causes.pop("compute") + causes.pop("recompute")
+    return causes
+
+
 def plan_warnings(model: CostModel, best: Solution) -> list[str]:
     """What a careful reader should know: uncalibrated constants, an implausible MFU, idle precision."""
     device = model.problem.cluster.device
@@ -89,8 +98,8 @@ def plan_warnings(model: CostModel, best: Solution) -> list[str]:
     ceiling = PUBLISHED_MFU.get(device.generation)
     if ceiling is not None and best.prediction.mfu > ceiling:
         found.append(
-            f"predicted MFU {format_share(best.prediction.mfu)} is above the best published on {device.generation} "
-            f"({format_share(ceiling)}): expect less"
+            f"predicted MFU {format_share(best.prediction.mfu)} is above the best published on "
+            f"{device.generation} ({format_share(ceiling)}): expect less"
         )
     if model.constants.basis == "prior":
         found.append("constants are literature priors, not fitted to measurements of this machine")

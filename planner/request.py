@@ -12,6 +12,7 @@ from planner.catalog import load_device, load_model, load_profile
 from planner.cluster.default_profile import default_profile
 from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.cluster.topology import Cluster, resolve_cluster
+from planner.cost.constants import Constants, default_constants
 from planner.errors import InputError
 from planner.model.spec import ModelSpec
 from planner.strategy.candidates import Problem
@@ -30,7 +31,8 @@ MAX_GPUS = 1 << 20
 class Request:
     """What to plan. ``model``, ``cluster`` and ``gpu`` are names or paths; None means a stated default.
 
-    ``network_gbit`` is per GPU; ``memory_limit_gib`` caps what a plan may use per GPU.
+    ``network_gbit`` is per GPU; ``memory_limit_gib`` caps what a plan may use per GPU. ``device`` and
+    ``constants`` bring a plan file's own instead of the catalog's.
     """
 
     model: str | ModelSpec
@@ -46,6 +48,8 @@ class Request:
     attention: str = "flash"
     memory_limit_gib: float | None = None
     tokens: float | None = None
+    device: DeviceSpec | None = None
+    constants: Constants | None = None
 
     def changed(self, **values: Any) -> Request:
         """A copy with some answers replaced."""
@@ -59,6 +63,7 @@ class Resolved:
     problem: Problem
     profile: ClusterProfile
     device: DeviceSpec
+    constants: Constants
     assumptions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -86,7 +91,8 @@ def resolve(request: Request) -> Resolved:
     _check_positions(model, workload, warnings)
     limit = _memory_limit(request, choice.device, notes)
     problem = Problem(model, choice.cluster, workload, limit)
-    return Resolved(problem, choice.profile, choice.device, notes, warnings)
+    constants = request.constants or default_constants(choice.device)
+    return Resolved(problem, choice.profile, choice.device, constants, notes, warnings)
 
 
 def choose_cluster(request: Request) -> ClusterChoice:
@@ -128,7 +134,7 @@ def _from_profile(request: Request) -> ClusterChoice:
         )
     cluster = request.cluster
     profile = cluster if isinstance(cluster, ClusterProfile) else load_profile(str(cluster))
-    device = load_device(profile.node_groups[0].device)
+    device = request.device or load_device(profile.node_groups[0].device)
     chosen = resolve_cluster(profile, device, request.gpus)
     notes = []
     if request.gpus is None:

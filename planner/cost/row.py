@@ -88,8 +88,10 @@ def state_bytes_per_parameter(
     return parameters, gradients, optimizer
 
 
-def candidate_row(problem: Problem, table: CostTable, stack: Stack, index: int) -> CandidateRow:
-    """The table read at ``index``."""
+def candidate_row(
+    problem: Problem, table: CostTable, stack: Stack, index: int, schedule: int, virtual_stages: int
+) -> CandidateRow:
+    """The table read at ``index``, run with a ``schedule`` (code) and a number of virtual stages."""
     c = table.candidates
     degrees = Degrees(
         dp=int(c.dp[index]),
@@ -135,10 +137,10 @@ def candidate_row(problem: Problem, table: CostTable, stack: Stack, index: int) 
         sharding=sharding,
         sharding_group=int(c.sharding_group[index]),
         sequence_parallel=bool(c.sequence_parallel[index]),
-        schedule=SCHEDULES[int(c.schedule[index])],
-        virtual_stages=int(c.virtual_stages[index]),
+        schedule=SCHEDULES[schedule],
+        virtual_stages=virtual_stages,
         microbatch_size=int(c.microbatch_size[index]),
-        microbatches=int(c.microbatches(problem.workload.global_batch)[index]),
+        microbatches=problem.workload.global_batch // (degrees.dp * int(c.microbatch_size[index])),
         kinds=tuple(kinds),
         groups=groups,
         boundary_bytes=boundary_bytes(problem, c, index),

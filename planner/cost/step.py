@@ -106,7 +106,17 @@ def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRo
     codes = [decision.sharding, *others]
     candidates = decision_candidates(decision, codes)
     table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
-    return {code: candidate_row(model.problem, table, model.stack, index) for index, code in enumerate(codes)}
+    return {
+        code: candidate_row(
+            model.problem,
+            table,
+            model.stack,
+            index,
+            SCHEDULES.index(decision.schedule),
+            decision.virtual_stages,
+        )
+        for index, code in enumerate(codes)
+    }
 
 
 def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[int, list[Item]]]:

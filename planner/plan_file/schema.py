@@ -134,13 +134,16 @@ class PredictionRecord(_Record):
 
 
 class SearchRecord(_Record):
-    """How the plan was found and what is known about better ones."""
+    """How the plan was found and what is known about better ones.
+
+    ``cpu_seconds`` is null in files: the same input gives the same bytes; the terminal shows the time.
+    """
 
     status: Literal["proved", "gap", "heuristic", "interrupted", "estimate"]
     space: str
     lower_bound_seconds: float
     gap: float
-    cpu_seconds: float
+    cpu_seconds: float | None = None
     funnel: list[dict[str, Any]]
     solver: dict[str, Any] = {}
 

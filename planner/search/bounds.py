@@ -2,8 +2,8 @@
 
 Time: a rank i that spends t_i per microbatch cannot finish before m t_i plus the time S_i the ranks before
 it take to fill and drain, so for any split of the work W over p ranks the best is reached when all those
-are equal, T = W / (1 - (1 - 1/m)^p); interleaving only keeps T >= m W / p. Bytes: the sum over ranks of
-what must be kept cannot pass p times the limit. Both hold for every stage split and recompute choice.
+are equal, T = W / (1 - (1 - 1/m)^p); interleaving is bounded on its balanced chunks. Bytes: the sum over
+ranks of what must be kept cannot pass p times the limit. Both hold for every recompute choice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from planner.cost.row import reserve_bytes, state_bytes_per_parameter
 from planner.cost.step import CostModel
 from planner.schedule.orders import in_flight
 from planner.search.layout import Layout, balanced_chunks, end_weights
+from planner.strategy.candidates import Candidates
 from planner.strategy.decision import SCHEDULES, SHARDINGS
 
 INTERLEAVED = SCHEDULES.index("interleaved")
@@ -29,31 +30,32 @@ def layer_counts(table: CostTable) -> Array:
 
 
 def step_lower_bound(model: CostModel, table: CostTable) -> Array:
-    """Seconds no plan of each candidate can beat: recompute-free work, spread perfectly."""
+    """Seconds no non-interleaved plan of each candidate can beat: recompute-free work, spread perfectly."""
     c = table.candidates
     m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
-    pp = c.pp.astype(np.float64)
     work = np.zeros(len(c))
     for count, row in zip(layer_counts(table), table.rows, strict=True):
         work = work + count * (row.forward_seconds() + row.backward_seconds(0))
-    filled = work / (1.0 - (1.0 - 1.0 / m) ** pp)
-    pipeline = np.where(c.schedule == INTERLEAVED, m * work / pp, filled)
-    return model.straggler_factor * pipeline + model.constants.step_overhead_seconds
+    filled = work / (1.0 - (1.0 - 1.0 / m) ** c.pp)
+    return model.straggler_factor * filled + model.constants.step_overhead_seconds
 
 
-def interleaved_lower_bound(model: CostModel, table: CostTable, layout: Layout) -> Array:
+def interleaved_lower_bound(
+    model: CostModel, table: CostTable, layout: Layout, expanded: Candidates, origin: IntArray
+) -> Array:
     """Seconds of interleaved candidates on their balanced chunks; 0 for the others, inf where none fits.
 
     Rank i waits for the first chunks of the ranks before it (fill and drain) and works m t_i; where its
     memory passes the limit, t_i grows by the bytes to free times the best seconds per byte of any recompute.
-    Candidates with the same chunks share one product of layer counts and per-kind values.
+    Candidates with the same chunks share one product of layer counts and per-kind values. ``origin`` says
+    which row of the table each expanded candidate is priced by.
     """
-    c = table.candidates
+    c = expanded
     result = np.zeros(len(c))
     chosen = np.flatnonzero(c.schedule == INTERLEAVED)
     if not len(chosen):
         return result
-    values = _KindValues.of(model, table, chosen)
+    values = _KindValues.of(model, table, origin[chosen])
     first, last = end_weights(table.chain, list(values.seconds))
     m = c.microbatches(model.problem.workload.global_batch)[chosen]
     pp, v = c.pp[chosen], c.virtual_stages[chosen]
@@ -69,7 +71,7 @@ def interleaved_lower_bound(model: CostModel, table: CostTable, layout: Layout) 
         flight = np.array([in_flight("interleaved", r, stages, held, degree) for r in range(stages)]).T
         bound = values.bound(mine, counts, flight.astype(np.float64), m[mine].astype(np.float64))
         result[chosen[mine]] = bound
-    return model.straggler_factor * result
+    return model.straggler_factor * result + model.constants.step_overhead_seconds * (result > 0)
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,14 @@ class _KindValues:
             freeable.append(most)
         slack = 1.0 + model.constants.allocator_slack
         spare = (model.problem.memory_limit_bytes - reserve_bytes(model.constants, 1)) / slack
-        arrays = (np.array(x) for x in (seconds, np.array(static) / slack, saved, rate, freeable))
-        return _KindValues(*arrays, spare_bytes=spare)
+        return _KindValues(
+            seconds=np.array(seconds),
+            static=np.array(static) / slack,
+            saved=np.array(saved),
+            seconds_per_byte=np.array(rate),
+            freeable=np.array(freeable),
+            spare_bytes=spare,
+        )
 
     def bound(self, mine: IntArray, counts: Array, flight: Array, m: Array) -> Array:
         """Step seconds of candidates ``mine``; counts[chunk, rank, kind], flight[chunk, rank]."""
@@ -117,7 +125,9 @@ class _KindValues:
         need = per_rank @ self.static[:, mine] + held @ self.saved[:, mine] - self.spare_bytes
         deepest = (flight[:, :, None] * (counts > 0)).max(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            rate = np.where(deepest[:, :, None] > 0, self.seconds_per_byte[:, mine] / deepest[:, :, None], np.inf)
+            rate = np.where(
+                deepest[:, :, None] > 0, self.seconds_per_byte[:, mine] / deepest[:, :, None], np.inf
+            )
         extra = np.where(need > 0, need * rate.min(axis=1), 0.0)
         extra = np.where(need > held @ self.freeable[:, mine], np.inf, extra)
         before = np.vstack([np.zeros(len(mine)), np.cumsum(counts[0] @ self.seconds[:, mine], axis=0)[:-1]])

@@ -13,17 +13,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from planner.cost.arrays import Array, IntArray
 from planner.cost.layer import CostTable, cost_table
 from planner.cost.row import candidate_row
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
-from planner.search.bounds import interleaved_lower_bound, memory_lower_bound, step_lower_bound
+from planner.search.bounds import (
+    INTERLEAVED,
+    interleaved_lower_bound,
+    memory_lower_bound,
+    step_lower_bound,
+)
 from planner.search.candidate import CandidateSolver
+from planner.search.integer_program import is_memory_bound, refine
 from planner.search.layout import Layout
 from planner.search.nearest_miss import nearest_miss
 from planner.search.partition import RecomputePolicy
 from planner.search.reporter import Reporter
-from planner.search.tree import Funnel, Pins, enumerate_candidates
+from planner.search.tree import Funnel, Pins, enumerate_candidates, expand_schedules
+from planner.strategy.candidates import BoolArray, Candidates
 from planner.strategy.decision import Decision
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
@@ -101,20 +109,16 @@ def search(
     table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
     memory = memory_lower_bound(model, table)
     limit = model.problem.memory_limit_bytes
-    fits = memory <= limit
-    layout = Layout(model.chain)
-    time_bound = np.maximum(step_lower_bound(model, table), interleaved_lower_bound(model, table, layout))
-    bounds = np.where(fits, time_bound, np.inf)
-    order = np.argsort(bounds, kind="stable")[: int(fits.sum())]
-    cut = len(candidates) - len(order)
-    funnel.add("memory-bound", len(order), "mean memory with full recompute passes the limit", cut)
-    run = _Run(model, table, limit, recompute_policies(model, limits, pins.recompute), top, reporter)
-    is_complete = run.over(order, bounds, started + time_budget_seconds)
+    space = _Space.of(model, table, memory <= limit, limits, pins, funnel)
+    policies = recompute_policies(model, limits, pins.recompute)
+    run = _Run(model, table, space, limit, policies, top, reporter)
+    is_complete = run.over(started + time_budget_seconds)
+    order = space.order
     if not run.found:
         if len(order):
             funnel.add("memory", 0, "no stage split and recompute choice fits the memory limit", len(order))
         raise nothing_fits(model, funnel, table, memory)
-    ranked = run.ranked()
+    ranked, solver = _refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     lower = min([best.seconds, *run.solved_bounds, *run.open_bounds])
     gap = 1.0 - lower / best.seconds
@@ -128,7 +132,59 @@ def search(
         space=describe_space(limits, pins),
         funnel=funnel,
         cpu_seconds=time.process_time() - started,
+        solver=solver,
     )
+
+
+def _refined(
+    model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution], reporter: Reporter
+) -> tuple[list[Solution], dict[str, object]]:
+    """The ranked solutions, the best one refined by the integer program when its memory binds."""
+    best = ranked[0]
+    is_free = limits.has_layer_sharding and pins.recompute is None and pins.sharding is None
+    if not is_free or not is_memory_bound(best.decision):
+        return ranked, {}
+    reporter.refining(best.decision.label())
+    refinement = refine(model, best.decision, best.seconds)
+    if refinement.decision is None or refinement.prediction is None:
+        return ranked, refinement.solver
+    better = Solution(refinement.decision, refinement.prediction, best.bound_seconds)
+    return [better, *ranked[1:]], refinement.solver
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Candidates with their schedules: what each was priced by (origin), its bound, and the order."""
+
+    candidates: Candidates
+    origin: IntArray
+    bounds: Array
+    order: IntArray
+
+    @staticmethod
+    def of(
+        model: CostModel,
+        table: CostTable,
+        fits: BoolArray,
+        limits: Limits,
+        pins: Pins,
+        funnel: Funnel,
+    ) -> _Space:
+        kept = np.flatnonzero(fits)
+        cut = len(table.candidates) - len(kept)
+        funnel.add("memory-bound", len(kept), "mean memory with full recompute passes the limit", cut)
+        base = table.candidates.take(kept)
+        expanded, local = expand_schedules(base, model.problem, limits, pins, funnel)
+        origin = kept[local]
+        plain = step_lower_bound(model, table)[origin]
+        chunked = interleaved_lower_bound(model, table, Layout(model.chain), expanded, origin)
+        bounds = np.where(expanded.schedule == INTERLEAVED, chunked, plain)
+        order = np.argsort(bounds, kind="stable")
+        finite = order[np.isfinite(bounds[order])]
+        if len(finite) < len(order):
+            reason = "balanced chunks do not fit the limit with full recompute"
+            funnel.add("chunk-memory", len(finite), reason, len(order) - len(finite))
+        return _Space(expanded, origin, bounds, finite)
 
 
 @dataclass
@@ -137,6 +193,7 @@ class _Run:
 
     model: CostModel
     table: CostTable
+    space: _Space
     limit: float
     policies: tuple[RecomputePolicy, ...]
     top: int
@@ -146,12 +203,14 @@ class _Run:
     open_bounds: list[float] = field(default_factory=list)
     tried: int = 0
 
-    def over(self, order: np.ndarray, bounds: np.ndarray, deadline: float) -> bool:
-        """Solve candidates in ``order`` until no bound can beat the best plan; False when stopped early.
+    def over(self, deadline: float) -> bool:
+        """Solve candidates in the order of their bounds until none can beat the best plan.
 
-        After that up to RUNNER_UP_SOLVES more candidates are solved for runners-up on other meshes.
+        False when stopped early. After that up to RUNNER_UP_SOLVES more candidates are solved for
+        runners-up on other meshes.
         """
         solver = CandidateSolver(self.model, Layout(self.model.chain), self.limit, self.policies)
+        order, bounds = self.space.order, self.space.bounds
         extra = 0
         for position, index in enumerate(order.tolist()):
             bound = float(bounds[index])
@@ -181,7 +240,15 @@ class _Run:
         key = self._key(index)
         known = self.found.get(key)
         cutoff = min(threshold, known.seconds if known else math.inf)
-        row = candidate_row(self.model.problem, self.table, self.model.stack, index)
+        c = self.space.candidates
+        row = candidate_row(
+            self.model.problem,
+            self.table,
+            self.model.stack,
+            int(self.space.origin[index]),
+            int(c.schedule[index]),
+            int(c.virtual_stages[index]),
+        )
         solved = solver.solve(row, cutoff)
         if solved is None:
             return
@@ -197,7 +264,7 @@ class _Run:
 
     def _key(self, index: int) -> tuple[int, ...]:
         """What makes two plans differ in kind: their mesh."""
-        c = self.table.candidates
+        c = self.space.candidates
         return tuple(int(column[index]) for column in (c.tp, c.cp, c.pp, c.dp, c.ep))
 
     def _best(self) -> float:

@@ -10,9 +10,10 @@ from planner.cost.layer import CostTable
 from planner.cost.row import candidate_row
 from planner.cost.step import CostModel, price
 from planner.search.layout import balanced_chunks
-from planner.strategy.decision import RECOMPUTE_FULL, Decision
+from planner.strategy.decision import RECOMPUTE_FULL, SCHEDULES, Decision
 
 TRIED = 60
+ONE_F_ONE_B = SCHEDULES.index("1f1b")
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,12 @@ class NearestMiss:
 def nearest_miss(model: CostModel, table: CostTable, least_bytes: np.ndarray) -> NearestMiss:
     """The smallest peak among the candidates with the smallest memory bounds, everything recomputed.
 
-    Virtual stages only add activations, so the candidates are tried without them.
+    Virtual stages only add activations, so the candidates are tried with plain 1F1B.
     """
-    plain = np.flatnonzero(table.candidates.virtual_stages == 1)
-    pool = plain if len(plain) else np.arange(len(least_bytes))
-    order = pool[np.argsort(least_bytes[pool], kind="stable")][:TRIED]
+    order = np.argsort(least_bytes, kind="stable")[:TRIED]
     best: NearestMiss | None = None
     for index in order.tolist():
-        row = candidate_row(model.problem, table, model.stack, index)
+        row = candidate_row(model.problem, table, model.stack, index, ONE_F_ONE_B, 1)
         blocks = model.chain.num_blocks
         chunks = balanced_chunks(blocks, row.degrees.pp * row.virtual_stages)
         decision = Decision(
@@ -51,8 +50,7 @@ def nearest_miss(model: CostModel, table: CostTable, least_bytes: np.ndarray) ->
             recompute=(RECOMPUTE_FULL,) * blocks,
         )
         # Only memory is asked for: one step of as many microbatches as are ever in flight is enough.
-        held = min(row.microbatches, row.degrees.pp * row.virtual_stages * 2)
-        held = -(-held // row.degrees.pp) * row.degrees.pp if row.schedule == "interleaved" else held
+        held = min(row.microbatches, row.degrees.pp)
         prediction = price(model, replace(decision, microbatches=held))
         if best is None or prediction.peak_memory_bytes < best.peak_bytes:
             stage = prediction.stages[prediction.fullest_stage]

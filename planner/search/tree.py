@@ -82,12 +82,31 @@ def enumerate_candidates(problem: Problem, limits: Limits, pins: Pins, funnel: F
     c = _apply(c, problem, funnel, [rules[name] for name in EXPERT_RULES])
     c = _microbatch_sizes(c, problem, pins)
     funnel.add("microbatch", len(c), "microbatch sizes that divide global_batch / dp")
-    c = _schedules(c, problem, limits, pins)
-    funnel.add("schedule", len(c), "1f1b, and interleaving with one degree per chunk depth")
-    c = _apply(c, problem, funnel, [rules["layers-by-stages"], rules["interleaving"]])
     c = _shardings(c, limits, pins)
     funnel.add("sharding", len(c), "none, optimizer, gradients, parameters; global or inside an island")
     return _apply(c, problem, funnel, [rules["sharding-needs-replicas"], rules["island-sharding"]])
+
+
+def expand_schedules(
+    c: Candidates, problem: Problem, limits: Limits, pins: Pins, funnel: Funnel
+) -> tuple[Candidates, IntArray]:
+    """Candidates crossed with schedules and virtual stages, and which candidate each came from.
+
+    Layer costs do not depend on the schedule, so this branch comes last, after pricing.
+    """
+    counts = np.arange(len(c), dtype=np.int64)
+    options = _schedule_options(c, problem, limits, pins)
+    origin = np.repeat(counts, [len(row) for row in options])
+    expanded = _cross(c, options)
+    funnel.add("schedule", len(expanded), "1f1b, and interleaving with one degree per chunk depth")
+    rules = {rule.name: rule for rule in RULES}
+    for name in ("layers-by-stages", "interleaving"):
+        keep = rules[name].holds(expanded, problem)
+        left = int(keep.sum())
+        if left < len(expanded):
+            funnel.add(name, left, rules[name].statement, len(expanded) - left)
+            expanded, origin = expanded.take(keep), origin[keep]
+    return expanded, origin
 
 
 MESH_RULES = ("heads-by-tp", "kv-heads-by-tp", "ffn-by-tp", "layers-by-stages", "sequence-by-cp")
@@ -179,15 +198,22 @@ def virtual_stage_choices(blocks_per_rank: int) -> list[int]:
     return sorted(found.values())
 
 
-def _schedules(c: Candidates, problem: Problem, limits: Limits, pins: Pins) -> Candidates:
+def _schedule_options(
+    c: Candidates, problem: Problem, limits: Limits, pins: Pins
+) -> list[list[dict[str, int]]]:
     """1F1B (or the pinned schedule), and interleaving. GPipe holds more and finishes no sooner than 1F1B."""
     interleaved = SCHEDULES.index("interleaved")
     plain = pins.schedule if pins.schedule in ("1f1b", "gpipe") else "1f1b"
     table = {pp: virtual_stage_choices(-(-problem.model.num_layers // pp)) for pp in set(c.pp.tolist())}
     microbatches = c.microbatches(problem.workload.global_batch).tolist()
+    known: dict[tuple[int, bool], list[dict[str, int]]] = {}
     options = []
     for pp, m in zip(c.pp.tolist(), microbatches, strict=True):
-        row = []
+        key = (pp, m % pp == 0)
+        if key in known:
+            options.append(known[key])
+            continue
+        row = known[key] = []
         if pins.schedule != "interleaved" and pins.virtual_stages in (None, 1):
             row.append({"schedule": SCHEDULES.index(plain), "virtual_stages": 1})
         wants = pins.schedule in (None, "interleaved") and "interleaved" in limits.schedules
@@ -195,7 +221,7 @@ def _schedules(c: Candidates, problem: Problem, limits: Limits, pins: Pins) -> C
             degrees = table[pp] if pins.virtual_stages is None else [pins.virtual_stages]
             row += [{"schedule": interleaved, "virtual_stages": v} for v in degrees]
         options.append(row)
-    return _cross(c, options)
+    return options
 
 
 def _shardings(c: Candidates, limits: Limits, pins: Pins) -> Candidates:

@@ -134,8 +134,10 @@ class Exhaustive:
         return True
 
     def divides_sequence(self, cp: int) -> bool:
-        """Each cp rank takes one early and one late piece of every stack's sequence."""
-        return cp == 1 or all(length % (2 * cp) == 0 for length in self.lengths())
+        """Each cp rank takes one early and one late piece of every sequence; only flash attention can."""
+        if cp == 1:
+            return True
+        return self.workload.attention == "flash" and all(s % (2 * cp) == 0 for s in self.lengths())
 
     def lengths(self) -> list[float]:
         return [self.workload.sequence_length * stack.sequence_scale for stack in self.spec.stacks]

@@ -1,0 +1,105 @@
+"""The ``planner`` command: one module a command, errors to exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from planner import __version__
+from planner.cli import (
+    compare_command,
+    estimate_command,
+    explain_command,
+    export_command,
+    hardware_command,
+    models_command,
+    plan_command,
+    schema_command,
+)
+from planner.cli.output import note, print_error
+from planner.errors import EXIT_BUG, EXIT_INTERRUPTED, InputError, PlannerError
+
+app = typer.Typer(
+    name="planner",
+    help="Find the best hybrid-parallel training plan for a model on a GPU cluster. No GPU is needed.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("plan", help=plan_command.HELP)(plan_command.plan)
+app.command("estimate", help=estimate_command.HELP)(estimate_command.estimate)
+app.command("explain", help=explain_command.HELP)(explain_command.explain)
+app.command("compare", help=compare_command.HELP)(compare_command.compare)
+app.command("export", help=export_command.HELP)(export_command.export)
+app.add_typer(models_command.app, name="models")
+app.add_typer(hardware_command.app, name="hardware")
+app.command("schema", help=schema_command.HELP)(schema_command.schema)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"planner {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code (see errors.py); never a traceback on bad input."""
+    argv = sys.argv[1:] if arguments is None else arguments
+    sys.exit(run(argv))
+
+
+def run(argv: list[str]) -> int:
+    """Exit code of one invocation."""
+    as_json = "--json" in argv
+    try:
+        result = app(args=argv, prog_name="planner", standalone_mode=False)
+        sys.stdout.flush()
+        return int(result) if isinstance(result, int) else 0
+    except PlannerError as error:
+        print_error(error, as_json=as_json)
+        return error.exit_code
+    except typer.TyperException as error:
+        message = _usage_message(error)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "planner"
+        print_error(InputError(message, hint=f"see {command} --help"), as_json=as_json)
+        return InputError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        note("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return 0
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        note(
+            f"bug in planner {__version__}: {type(error).__name__}. Please report it with the command above."
+        )
+        return EXIT_BUG
+
+
+def _usage_message(error: typer.TyperException) -> str:
+    """Typer's own words for a usage error, without its leading label."""
+    words = getattr(error, "format_message", None)
+    return str(words()) if callable(words) else str(error)
+
+
+def _silence_stdout() -> None:
+    """The reader went away: do not fail again when Python flushes stdout at exit."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,48 @@
+"""Options shared by commands: one definition each, so every command spells and explains them alike."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Option("--model", help="Built-in name, our JSON, or a Hugging Face config.json.")
+]
+ClusterName = Annotated[str | None, typer.Option("--cluster", help="Hardware profile: name or file.")]
+Gpu = Annotated[str | None, typer.Option("--gpu", help="GPU name, with --gpus (a default machine).")]
+Gpus = Annotated[int | None, typer.Option("--gpus", help="How many GPUs.")]
+GpusPerNode = Annotated[int | None, typer.Option("--gpus-per-node", help="With --gpu: node size.")]
+Network = Annotated[float | None, typer.Option("--network", help="With --gpu: Gb/s of network per GPU.")]
+SeqLen = Annotated[int | None, typer.Option("--seq-len", help="Tokens per sequence.")]
+GlobalBatch = Annotated[int | None, typer.Option("--global-batch", help="Sequences per step.")]
+PrecisionName = Annotated[str | None, typer.Option("--precision", help="bf16, fp16 or fp8.")]
+Optimizer = Annotated[
+    str, typer.Option("--optimizer", help="adamw, adam, adamw-8bit, sgd-momentum or adafactor.")
+]
+AttentionKernel = Annotated[str, typer.Option("--attention", help="flash or unfused.")]
+MemoryLimit = Annotated[
+    float | None, typer.Option("--memory-limit-gib", help="Cap per GPU; default 95 % of capacity.")
+]
+Tokens = Annotated[float | None, typer.Option("--tokens", help="Tokens of the whole run, for days.")]
+Target = Annotated[str, typer.Option("--target", help="Only plans this launcher can run: any, megatron, ...")]
+Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree.")]
+Pp = Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree.")]
+Dp = Annotated[int | None, typer.Option("--dp", help="Data-parallel degree.")]
+Cp = Annotated[int | None, typer.Option("--cp", help="Context-parallel degree.")]
+Ep = Annotated[int | None, typer.Option("--ep", help="Expert-parallel degree.")]
+VirtualStages = Annotated[
+    int | None, typer.Option("--virtual-stages", help="Chunks per pipeline rank (interleaving).")
+]
+MicroBatch = Annotated[int | None, typer.Option("--micro-batch", help="Sequences per microbatch.")]
+ShardingName = Annotated[
+    str | None, typer.Option("--sharding", help="none, optimizer, gradients or parameters.")
+]
+RecomputeName = Annotated[str | None, typer.Option("--recompute", help="none, selective or full.")]
+ScheduleName = Annotated[str | None, typer.Option("--schedule", help="1f1b, interleaved or gpipe.")]
+Top = Annotated[int, typer.Option("--top", help="Plans to report, the best included.", min=1, max=50)]
+TimeBudget = Annotated[
+    float | None, typer.Option("--time-budget", help="CPU seconds after which the best so far is taken.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Output = Annotated[str | None, typer.Option("-o", "--output", help="Write the plan to this file.")]

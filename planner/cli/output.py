@@ -1,0 +1,80 @@
+"""How commands print: data on stdout, notes on stderr, errors as text or JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from planner.errors import PlannerError
+from planner.search.reporter import Reporter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MAX_WIDTH = 80
+PROGRESS_AFTER_SECONDS = 1.0
+PROGRESS_EVERY_SECONDS = 1.0
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console of at most 80 columns; plain text when piped, no colour under NO_COLOR."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = MAX_WIDTH
+    if stream.isatty():
+        try:
+            width = min(MAX_WIDTH, os.get_terminal_size(stream.fileno()).columns)
+        except OSError:
+            width = MAX_WIDTH
+    return Console(file=stream, width=max(40, width), highlight=False, soft_wrap=False, markup=False)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def print_error(error: PlannerError, *, as_json: bool) -> None:
+    """An error: as JSON on stdout, or in words on stderr."""
+    if as_json:
+        print_json(json.loads(json.dumps(error.as_dict(), default=str)))
+        return
+    note(f"error: {error}")
+    if error.hint:
+        note(f"hint: {error.hint}")
+
+
+class ProgressLine(Reporter):
+    """Progress on stderr once a search takes longer than a second."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.last = self.started + PROGRESS_AFTER_SECONDS - PROGRESS_EVERY_SECONDS
+        self.candidates = 0
+
+    def enumerated(self, candidates: int) -> None:
+        self.candidates = candidates
+        self.say(f"pricing {candidates:,} candidates")
+
+    def progress(self, tried: int, remaining: int, best_seconds: float, bound_seconds: float) -> None:
+        best = f"best {best_seconds:.4g} s" if best_seconds < float("inf") else "no plan yet"
+        self.say(f"{tried:,} solved, {best}, nothing left below {bound_seconds:.4g} s")
+
+    def refining(self, label: str) -> None:
+        self.say(f"integer program on {label}")
+
+    def say(self, text: str) -> None:
+        """``text`` on stderr when enough time has passed."""
+        now = time.monotonic()
+        if now - self.started >= PROGRESS_AFTER_SECONDS and now - self.last >= PROGRESS_EVERY_SECONDS:
+            self.last = now
+            note(f"  {now - self.started:.0f} s: {text}")

@@ -1,0 +1,175 @@
+"""Explanations: the terms behind a plan, and what a forced choice would cost instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from planner.api import make_plan
+from planner.cost.constants import Constants
+from planner.cost.step import decision_rows, price
+from planner.errors import InfeasibleError, InputError
+from planner.plan_file.read import read_cost_model, read_decision
+from planner.plan_file.schema import Plan
+from planner.request import Request
+from planner.search.reporter import Reporter
+from planner.search.tree import Pins
+from planner.units import GIB
+
+PIN_ALIASES = {"micro_batch": "microbatch_size", "mb": "microbatch_size", "vp": "virtual_stages"}
+TEXT_PINS = ("sharding", "recompute", "schedule")
+
+
+@dataclass(frozen=True)
+class KindTerms:
+    """One layer kind on one rank for one microbatch: seconds by cause and bytes by recompute mode."""
+
+    name: str
+    count: int
+    forward_seconds: dict[str, float]
+    backward_seconds: dict[str, float]
+    saved_bytes: dict[str, float]
+    parameters_per_rank: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Layer terms, memory by stage, the groups' links, and the constants used."""
+
+    kinds: list[KindTerms]
+    stage_memory: list[dict[str, float]]
+    links: list[dict[str, Any]]
+    constants: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "kinds": [kind.__dict__ for kind in self.kinds],
+            "stage_memory_bytes": self.stage_memory,
+            "links": self.links,
+            "constants": self.constants,
+        }
+
+
+def explain_plan(plan: Plan) -> Explanation:
+    """Re-price a plan from its own inputs and keep every term."""
+    model = read_cost_model(plan.inputs)
+    decision = read_decision(plan.decision)
+    rows = decision_rows(model, decision)
+    row = next(iter(rows.values()))
+    prediction = price(model, decision)
+    kinds = []
+    for index, (kind, cost) in enumerate(zip(model.chain.kinds, row.kinds, strict=True)):
+        kinds.append(
+            KindTerms(
+                name=kind.name,
+                count=model.chain.layers.count(index),
+                forward_seconds=cost.forward,
+                backward_seconds=cost.backward,
+                saved_bytes=dict(zip(("none", "selective", "full"), cost.saved_bytes, strict=True)),
+                parameters_per_rank=cost.dense_parameters + cost.expert_parameters,
+            )
+        )
+    basis = model.constants.basis
+    constants = [
+        {"name": name, "value": value, "basis": basis, "meaning": meaning, "source": source}
+        for name, value, meaning, source in model.constants.rows()
+    ]
+    return Explanation(kinds, [s.memory_bytes for s in prediction.stages], _links(plan), constants)
+
+
+def _links(plan: Plan) -> list[dict[str, Any]]:
+    """For each axis with more than one rank: the tiers its groups cross and the share they get."""
+    model = read_cost_model(plan.inputs)
+    d = plan.decision.degrees
+    axes = [
+        ("tp", 1, d.tp),
+        ("cp", d.tp, d.cp),
+        ("dp", d.tp, d.dp * d.cp),
+        ("ep", d.expert_tp, d.ep),
+        ("pp", d.tp * d.cp * d.dp, d.pp),
+    ]
+    found = []
+    for axis, stride, size in axes:
+        for crossing in model.problem.cluster.crossings(stride, size):
+            found.append(
+                {
+                    "axis": axis,
+                    "ranks": size,
+                    "stride": stride,
+                    "tier": crossing.link.name,
+                    "units": crossing.units,
+                    "groups_sharing_a_link": crossing.sharers,
+                    "bytes_per_s": crossing.bytes_per_s,
+                    "latency_seconds": crossing.link.latency_seconds,
+                }
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What a forced choice gives: a plan with it, or why there is none."""
+
+    name: str
+    value: str
+    plan: Plan | None
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; the plan by its decision and prediction."""
+        if self.plan is None:
+            return {"choice": {self.name: self.value}, "feasible": False, "reason": self.reason}
+        return {
+            "choice": {self.name: self.value},
+            "feasible": True,
+            "decision": self.plan.decision.model_dump(mode="json"),
+            "prediction": self.plan.prediction.model_dump(mode="json"),
+        }
+
+
+def forced_plan(plan: Plan, pin: tuple[str, str], *, reporter: Reporter | None = None) -> Forced:
+    """The best plan of the same inputs with one choice forced.
+
+    Raises InputError for an unknown choice or a value no rule allows.
+    """
+    name, text = PIN_ALIASES.get(pin[0], pin[0]), pin[1]
+    if name not in Pins.__dataclass_fields__:
+        allowed = sorted(Pins.__dataclass_fields__)
+        raise InputError(
+            f"--why-not {name}: not a choice", allowed=allowed, hint=f"one of {', '.join(allowed)}"
+        )
+    value: int | str = text
+    if name not in TEXT_PINS:
+        try:
+            value = int(text)
+        except ValueError:
+            raise InputError(f"--why-not {name}={text}: not a whole number", hint=f"{name}=8") from None
+    inputs = plan.inputs
+    request = Request(
+        model=inputs.model,
+        cluster=inputs.cluster.profile,
+        gpus=inputs.cluster.gpus,
+        seq_len=inputs.workload.sequence_length,
+        global_batch=inputs.workload.global_batch,
+        precision=inputs.workload.precision,
+        optimizer=inputs.workload.optimizer,
+        attention=inputs.workload.attention,
+        memory_limit_gib=inputs.options.memory_limit_bytes / GIB,
+        device=inputs.cluster.device,
+        constants=_constants(inputs.constants),
+    )
+    pins = Pins(**{**inputs.options.pins, name: value})  # type: ignore[arg-type]
+    try:
+        found = make_plan(
+            request, pins, target=inputs.options.target, top=1, reporter=reporter, suggest=False
+        )
+    except InfeasibleError as error:
+        return Forced(name, text, None, error.message)
+    return Forced(name, text, found)
+
+
+def _constants(values: dict[str, Any]) -> Constants:
+    known = {key: value for key, value in values.items() if key in Constants.__dataclass_fields__}
+    known["link_efficiency"] = tuple(dict(known["link_efficiency"]).items())
+    return Constants(**known)

@@ -1,0 +1,1 @@
+"""Reports: everything here reads only plan records."""
