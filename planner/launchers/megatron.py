@@ -30,6 +30,7 @@ from planner.launchers.megatron_stages import Flags, pipeline_flags, recompute_f
 from planner.launchers.scripts import Job, sbatch_script, train_script
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
+from planner.units import format_bytes, format_seconds
 
 MEGATRON_LIMITS = Limits(
     target="megatron",
@@ -51,7 +52,7 @@ class Megatron:
     name = "megatron"
     limits = MEGATRON_LIMITS
     verified_by = (
-        "own rule table; flags read back to the plan's dp, microbatches, virtual stages and layers per stage; "
+        "own rule table; flags read back to the plan's dp, microbatches, virtual stages, layers per stage; "
         f"not run under {WRITTEN_FOR}"
     )
 
@@ -180,8 +181,8 @@ def notes(plan: Plan) -> list[str]:
     """What the plan does not state and the run still needs, or does differently."""
     model, workload = plan.inputs.model, plan.inputs.workload
     found = [
-        "Not in the plan, Megatron-LM's defaults apply: norm epsilon, initialisation, learning-rate schedule, "
-        "weight decay, checkpoints; pass them as arguments of train.sh."
+        "Not in the plan, Megatron-LM's defaults apply: norm epsilon, initialisation, learning-rate "
+        "schedule, weight decay, checkpoints; pass them as arguments of train.sh."
     ]
     if has_rotary_positions(model):
         found.append("Rotary base comes from ROTARY_BASE; scaled rotary embeddings need further flags.")
@@ -214,8 +215,9 @@ def _header(plan: Plan, verified_by: str) -> list[str]:
     cluster = plan.inputs.cluster
     return [
         f"{plan.inputs.model.name} on {cluster.gpus} x {cluster.device.name} ({cluster.profile.name})",
-        f"Plan: {shown}, {q.schedule}, {q.virtual_stages} virtual stages a rank, {q.microbatches} microbatches",
-        f"Predicted step {p.step_seconds:.3f} s, peak memory {p.peak_memory_bytes / 2**30:.1f} GiB",
+        f"Plan: {shown}, {q.schedule}, {q.virtual_stages} virtual stages a rank, "
+        f"{q.microbatches} microbatches of {q.microbatch_size}",
+        f"Predicted step {format_seconds(p.step_seconds)}, peak memory {format_bytes(p.peak_memory_bytes)}",
         f"Plan digest {plan.inputs.digest}, planner {plan.planner_version}",
         f"Flags written for {WRITTEN_FOR}",
         f"Verified by: {verified_by}",

@@ -2,8 +2,8 @@
 
 Megatron's own argument check accepts many plans that fail later (virtual stages that do not divide the
 layers, expert groups larger than the stage, microbatches the interleaved schedule cannot deal out), so the
-rules are stated here. Facts: Megatron-LM core 0.16.1 and 0.20.0 dev, training/arguments.py, parallel_state.py,
-pipeline_parallel/schedules.py, transformer/transformer_config.py.
+rules are stated here. Facts: Megatron-LM core 0.16.1 and 0.20.0 dev, training/arguments.py,
+parallel_state.py, pipeline_parallel/schedules.py, transformer/transformer_config.py.
 """
 
 from __future__ import annotations

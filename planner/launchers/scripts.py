@@ -105,7 +105,8 @@ def _data(job: Job) -> list[str]:
         '  : "${TOKENIZER:?set it to a tokenizer folder or file, or MOCK_DATA=1}"',
         '  read -r -a DATA_PREFIXES <<< "$DATA_PATH"',
         '  RUN_ARGS+=(--data-path "${DATA_PREFIXES[@]}")',
-        '  RUN_ARGS+=(--tokenizer-type "${TOKENIZER_TYPE:-HuggingFaceTokenizer}" --tokenizer-model "$TOKENIZER")',
+        '  RUN_ARGS+=(--tokenizer-type "${TOKENIZER_TYPE:-HuggingFaceTokenizer}")',
+        '  RUN_ARGS+=(--tokenizer-model "$TOKENIZER")',
         "fi",
     ]
 
