@@ -253,8 +253,8 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
         rest = problem.world_size
         degrees = [d for d in range(1, rest + 1) if rest % d == 0]
         raise InputError(
-            f"rule world-identity: tp * cp * pp * dp equals the number of GPUs; tp {choice.tp} x cp {choice.cp} x "
-            f"pp {choice.pp} = {used} does not divide {rest}",
+            f"rule world-identity: tp * cp * pp * dp equals the number of GPUs; tp {choice.tp} x "
+            f"cp {choice.cp} x pp {choice.pp} = {used} does not divide {rest}",
             allowed=degrees,
             hint=f"let the degrees multiply to a divisor of {rest}: {degrees[:16]}",
             rule="world-identity",

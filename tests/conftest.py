@@ -140,9 +140,9 @@ class Builders:
             head=Head(kind="language_model"),
         )
 
-    def device(self, *, tflop: float = 300.0, memory_gib: float = 80.0, memory_gb_per_s: float = 2000.0) -> (
-        DeviceSpec
-    ):
+    def device(
+        self, *, tflop: float = 300.0, memory_gib: float = 80.0, memory_gb_per_s: float = 2000.0
+    ) -> DeviceSpec:
         """An accelerator like those of 2020."""
         return DeviceSpec(
             name="test-device",

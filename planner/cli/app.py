@@ -17,6 +17,7 @@ from planner.cli import (
     models_command,
     plan_command,
     schema_command,
+    validate_command,
 )
 from planner.cli.output import note, print_error
 from planner.errors import EXIT_BUG, EXIT_INTERRUPTED, InputError, PlannerError
@@ -34,6 +35,7 @@ app.command("estimate", help=estimate_command.HELP)(estimate_command.estimate)
 app.command("explain", help=explain_command.HELP)(explain_command.explain)
 app.command("compare", help=compare_command.HELP)(compare_command.compare)
 app.command("export", help=export_command.HELP)(export_command.export)
+app.command("validate", help=validate_command.HELP)(validate_command.validate)
 app.add_typer(models_command.app, name="models")
 app.add_typer(hardware_command.app, name="hardware")
 app.command("schema", help=schema_command.HELP)(schema_command.schema)

@@ -36,4 +36,19 @@ class Stack:
     fp8_weight_bytes: float = 2.0
 
 
-STACKS: dict[str, Stack] = {"megatron": Stack("megatron")}
+STACKS: dict[str, Stack] = {
+    "megatron": Stack("megatron"),
+    # Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
+    "megatron-deepspeed": Stack(
+        "megatron-deepspeed",
+        gradient_bytes=4.0,
+        gradient_reduce_bytes=2.0,
+        hides_gradient_reduction=False,
+        hides_parameter_gather=False,
+    ),
+    # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
+    "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),
+    "torchtitan": Stack("torchtitan"),
+    "internevo": Stack("internevo", gradient_reduce_bytes=2.0),
+    "mist": Stack("mist", gradient_bytes=2.0, gradient_reduce_bytes=2.0),
+}

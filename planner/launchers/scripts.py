@@ -74,7 +74,7 @@ def _required(job: Job) -> list[str]:
         lines += [
             ': "${MASTER_ADDR:?set it to the host name of node 0}"',
             'NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-}}"',
-            f': "${{NODE_RANK:?set it to this node\'s index, 0 to {job.num_nodes - 1}}}"',
+            f': "${{NODE_RANK:?set it to the index of this node, 0 to {job.num_nodes - 1}}}"',
         ]
     else:
         lines += ['MASTER_ADDR="${MASTER_ADDR:-localhost}"', 'NODE_RANK="${NODE_RANK:-0}"']

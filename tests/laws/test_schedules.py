@@ -85,7 +85,9 @@ def test_events_never_overlap_on_a_rank_and_wait_for_their_inputs(case):
                 assert event.end - event.start == pytest.approx(backward[stage])
             else:
                 if stage:
-                    assert event.start >= ended[False, stage - 1, microbatch] + forward_delay[stage - 1] - 1e-9
+                    assert (
+                        event.start >= ended[False, stage - 1, microbatch] + forward_delay[stage - 1] - 1e-9
+                    )
                 assert event.end - event.start == pytest.approx(forward[stage])
     assert timeline.finish == tuple(free)
     assert timeline.makespan == max(free)
@@ -153,7 +155,7 @@ def live(order, chunks):
 @SETTINGS
 @given(pipelines())
 def test_in_flight_is_the_most_activations_alive_at_once(shape):
-    _, pp, _, v = shape
+    v = shape[3]
     for rank, order in enumerate(operation_order(*shape)):
         moments = list(live(order, v))
         held = in_flight(shape[0], rank, *shape[1:])
@@ -166,11 +168,13 @@ def test_in_flight_is_the_most_activations_alive_at_once(shape):
 @given(pipelines(("interleaved",)), st.lists(st.integers(1, 8), min_size=4, max_size=4))
 def test_in_flight_covers_chunks_of_unequal_size(shape, sizes):
     """Bytes a rank holds at its fullest when its chunks keep unequal bytes per microbatch."""
-    _, pp, _, v = shape
+    v = shape[3]
     for rank, order in enumerate(operation_order(*shape)):
         held = in_flight(shape[0], rank, *shape[1:])
         charged = sum(n * size for n, size in zip(held, sizes, strict=False))
-        fullest = max(sum(n * size for n, size in zip(moment, sizes, strict=False)) for moment in live(order, v))
+        fullest = max(
+            sum(n * size for n, size in zip(moment, sizes, strict=False)) for moment in live(order, v)
+        )
         assert charged >= fullest
 
 

@@ -33,7 +33,9 @@ def problems(draw, build):
     kinds = draw(st.sampled_from([["dense"] * 4, ["dense"] * 6, ["experts"] * 3, ["dense", "experts"] * 2]))
     model = build.model(kinds, blocks, tied=draw(st.booleans()))
     profile = build.profile(
-        per_node=per_node, fast=draw(st.sampled_from([20, 100, 300])), slow=draw(st.sampled_from([3, 20, 100]))
+        per_node=per_node,
+        fast=draw(st.sampled_from([20, 100, 300])),
+        slow=draw(st.sampled_from([3, 20, 100])),
     )
     batch = draw(st.sampled_from([4, 8, 16]))
     return build.cost_model(model, build.cluster(devices, profile), batch=batch)

@@ -148,7 +148,9 @@ def test_an_all_reduce_costs_at_most_a_reduce_scatter_and_an_all_gather(build, s
 
 
 @SETTINGS
-@given(st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=9))
+@given(
+    st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=9)
+)
 def test_group_costs_of_many_candidates_are_those_of_each(build, pairs):
     cluster = build.cluster(64, build.profile(per_node=8, in_network=True))
     strides, sizes = (np.array(column) for column in zip(*pairs, strict=True))
@@ -163,8 +165,6 @@ def test_group_costs_of_many_candidates_are_those_of_each(build, pairs):
 def test_a_send_takes_longer_over_a_slower_network_and_not_over_one_it_does_not_use(
     build, stride, num_bytes, slower
 ):
-    fast, slow = (
-        build.cluster(64, build.profile(per_node=8, slow=100 / factor)) for factor in (1.0, slower)
-    )
+    fast, slow = (build.cluster(64, build.profile(per_node=8, slow=100 / factor)) for factor in (1.0, slower))
     here, there = (send_seconds(cluster, CONSTANTS, 0, stride, num_bytes) for cluster in (fast, slow))
     assert here < there if stride >= 8 else here == there

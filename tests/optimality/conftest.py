@@ -36,7 +36,11 @@ class Priced:
 
 
 class Exhaustive:
-    """Every decision of a small problem. ``schedules`` names which pipeline schedules to try."""
+    """Every decision of a small problem.
+
+    ``schedules`` names the pipeline schedules to try; ``is_sequence_free`` also tries tensor parallelism
+    without sequence parallelism; without ``is_folded`` equal layers of a stage are told apart.
+    """
 
     def __init__(
         self,
@@ -44,8 +48,10 @@ class Exhaustive:
         schedules: Sequence[str] = ("1f1b", "interleaved"),
         *,
         is_folded: bool = True,
+        is_sequence_free: bool = False,
     ) -> None:
         self.model, self.schedules, self.is_folded = model, schedules, is_folded
+        self.is_sequence_free = is_sequence_free
         self.spec: ModelSpec = model.problem.model
         self.workload = model.problem.workload
         self.kinds = [name for _, name in self.spec.block_sequence()]
@@ -88,10 +94,12 @@ class Exhaustive:
                 microbatches = self.workload.global_batch // (degrees.dp * size)
                 for sharding, group in self.shardings(degrees):
                     for schedule, stages, chunks in self.splits(degrees, size, microbatches, sharding, group):
-                        for recompute in self.assignments(chunks):
+                        for recompute, split in product(
+                            self.assignments(chunks), self.sequence_choices(degrees)
+                        ):
                             yield Decision(
                                 degrees=degrees,
-                                sequence_parallel=self.splits_sequence(degrees),
+                                sequence_parallel=split,
                                 sharding=sharding,
                                 sharding_group=group,
                                 schedule=schedule,
@@ -143,9 +151,14 @@ class Exhaustive:
         return [self.workload.sequence_length * stack.sequence_scale for stack in self.spec.stacks]
 
     def splits_sequence(self, degrees: Degrees) -> bool:
-        """Sequence parallelism is used wherever the sequence divides."""
+        """Whether sequence parallelism is possible: tp divides the sequence of a cp rank."""
         cp, tp = degrees.cp, degrees.tp
         return tp > 1 and all(s % cp == 0 and (s // cp) % tp == 0 for s in self.lengths())
+
+    def sequence_choices(self, degrees: Degrees) -> list[bool]:
+        """Sequence parallelism on wherever it can be; when free, off as well unless experts need it."""
+        is_on = self.splits_sequence(degrees)
+        return [True, False] if is_on and self.is_sequence_free and not self.experts() else [is_on]
 
     def experts(self) -> list[MixtureOfExperts]:
         layers = [block.feed_forward for block in self.spec.block_kinds.values()]

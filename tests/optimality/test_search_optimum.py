@@ -96,7 +96,7 @@ EQUAL_BLOCKS = (
     heavy_head,
 )
 MIXED_BLOCKS = (dense_then_experts, encoder_decoder, unequal_blocks, unequal_stages)
-named = pytest.mark.parametrize("case", (*EQUAL_BLOCKS, *MIXED_BLOCKS), ids=lambda case: case.__name__)
+named = pytest.mark.parametrize("case", [*EQUAL_BLOCKS, *MIXED_BLOCKS], ids=lambda case: case.__name__)
 
 
 @pytest.fixture(scope="module")
@@ -232,4 +232,17 @@ def test_limits_and_pins_cut_the_space_and_nothing_more(limits, pins, is_allowed
         result = search(build.with_limit(model, limit), limits, pins)
         assert is_allowed(result.best.decision)
         wrong += judged(result, oracle.optimum(allowed, limit))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("case", [dense, slow_links, unfused], ids=lambda case: case.__name__)
+def test_always_splitting_the_sequence_with_tp_never_cuts_the_optimum(case, build, oracle):
+    """The decision tree turns sequence parallelism on wherever it can and calls all of its cuts exact."""
+    model = case(build)
+    free = oracle.Exhaustive(model, is_sequence_free=True).price_all()
+    wrong = []
+    for pins in (Pins(), Pins(tp=2), Pins(tp=4)):
+        allowed = [p for p in free if pins.tp in (None, p.decision.degrees.tp)]
+        result = search(model, ANY, pins)
+        wrong += [f"{pins.items()}: {fault}" for fault in judged(result, oracle.optimum(allowed, 1e18))]
     assert not wrong, "\n".join(wrong)

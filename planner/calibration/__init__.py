@@ -1,0 +1,1 @@
+"""Measured runs against predictions: reading cases, pricing them, scoring; and fitting constants."""

@@ -1,0 +1,152 @@
+"""The decision of a measured run, empty cells filled by stated rules.
+
+Rules: an unprinted sharding is what the stack uses; an unprinted recompute is the least that fits memory;
+an unprinted microbatch size is the fastest that fits; sequence parallelism is on with tp on stacks that
+have it unless the row says 0; stages are balanced unless the notes name their layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from planner.calibration.case import Case, Unsupported
+from planner.cost.step import CostModel, Prediction, decision_candidates, price
+from planner.search.layout import balanced_chunks
+from planner.strategy.candidates import Problem
+from planner.strategy.decision import RECOMPUTES, SHARDINGS, Decision, Degrees
+from planner.strategy.rules import broken_rules
+
+STACK_SHARDING = {
+    "megatron": "optimizer",
+    "megatron-deepspeed": "none",
+    "pytorch-fsdp": "parameters",
+    "torchtitan": "parameters",
+    "internevo": "optimizer",
+    "mist": "none",
+}
+ZERO_STAGES = {"0": "none", "1": "optimizer", "2": "gradients", "3": "parameters", "fsdp": "parameters"}
+IGNORED_RULES = ("island-sharding", "sharding-needs-replicas")
+
+
+def price_case(case: Case, model: CostModel) -> tuple[Decision, Prediction]:
+    """The run's decision and its prediction. Raises Unsupported when the row breaks a hard rule."""
+    best: tuple[Decision, Prediction] | None = None
+    reason = Unsupported("no microbatch size divides the batch")
+    for size in _microbatch_sizes(case):
+        try:
+            found = _least_recompute(case, model, size)
+        except Unsupported as error:
+            reason = error
+            continue
+        if best is None or found[1].step_seconds < best[1].step_seconds:
+            best = found
+    if best is None:
+        raise reason
+    return best
+
+
+def _microbatch_sizes(case: Case) -> list[int]:
+    stated = case.number("micro_batch")
+    if stated is not None:
+        return [case.count("micro_batch")]
+    batch, dp = case.count("global_batch"), case.count("dp")
+    if batch % dp:
+        raise Unsupported(f"global batch {batch} is not a multiple of dp {dp}")
+    case.assume("microbatch size not printed: the fastest that fits of 1, 2, 4, 8")
+    return [size for size in (1, 2, 4, 8) if batch // dp % size == 0]
+
+
+def _least_recompute(case: Case, model: CostModel, size: int) -> tuple[Decision, Prediction]:
+    limit = model.problem.cluster.device.memory_bytes
+    found: list[tuple[Decision, Prediction]] = []
+    for mode in _recompute_modes(case):
+        decision = _decision(case, model.problem, size, mode)
+        found.append((decision, price(model, decision)))
+        if found[-1][1].peak_memory_bytes <= limit:
+            break
+    return found[-1]
+
+
+def _recompute_modes(case: Case) -> Iterator[int]:
+    stated = case.text("recompute").lower()
+    if stated:
+        if stated not in RECOMPUTES:
+            raise Unsupported(f"recompute {stated!r} is none of {', '.join(RECOMPUTES)}")
+        yield RECOMPUTES.index(stated)
+        return
+    case.assume("recompute not printed: the least that fits memory")
+    yield from range(len(RECOMPUTES))
+
+
+def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
+    dp, tp, pp = case.count("dp"), case.count("tp"), case.count("pp")
+    cp, ep, vp = case.count("cp", 1), case.count("ep", 1), case.count("vp", 1)
+    batch = problem.workload.global_batch
+    if batch % (dp * size):
+        raise Unsupported(f"global batch {batch} is not a multiple of dp {dp} x microbatch {size}")
+    m = batch // (dp * size)
+    degrees = Degrees(dp, tp, pp, cp, ep)
+    if degrees.world_size != problem.world_size:
+        raise Unsupported(f"dp x tp x pp x cp = {degrees.world_size}, but {problem.world_size} GPUs ran")
+    is_interleaved = vp > 1 and pp > 1
+    if is_interleaved and m % pp:
+        raise Unsupported(f"{m} microbatches are not a multiple of pp {pp} under interleaving")
+    sharding = _sharding(case, dp * cp)
+    decision = Decision(
+        degrees=degrees,
+        sequence_parallel=tp > 1 and _has_sequence_parallel(case),
+        sharding=SHARDINGS.index(sharding),
+        sharding_group=0,
+        schedule="interleaved" if is_interleaved else "1f1b",
+        virtual_stages=vp if is_interleaved else 1,
+        microbatch_size=size,
+        microbatches=m,
+        chunks=_chunks(case, problem, pp * (vp if is_interleaved else 1)),
+        recompute=(mode,) * problem.model.num_layers,
+    )
+    candidates = decision_candidates(decision, [decision.sharding])
+    broken = [rule for rule in broken_rules(candidates, problem) if rule.name not in IGNORED_RULES]
+    if any(rule.name == "sequence-by-tp" for rule in broken):
+        decision = replace(decision, sequence_parallel=False)
+        broken = [rule for rule in broken if rule.name != "sequence-by-tp"]
+    if broken:
+        raise Unsupported(f"rule {broken[0].name}: {broken[0].explain(candidates, problem)}")
+    return decision
+
+
+def _sharding(case: Case, data_ranks: int) -> str:
+    stated = case.text("zero_stage").lower()
+    if stated and stated not in ZERO_STAGES:
+        raise Unsupported(f"zero_stage {stated!r} is none of {', '.join(ZERO_STAGES)}")
+    if data_ranks == 1:
+        return "none"
+    if stated:
+        return ZERO_STAGES[stated]
+    sharding = STACK_SHARDING.get(case.text("stack"), "optimizer")
+    case.assume(f"sharding not printed: {sharding}, as {case.text('stack') or 'the stack'} does by default")
+    return sharding
+
+
+def _has_sequence_parallel(case: Case) -> bool:
+    stated = case.text("sp")
+    if stated:
+        return stated not in ("0", "false", "False")
+    is_on = case.text("stack") in ("megatron", "torchtitan")
+    case.assume(f"sequence parallelism not printed: {'on' if is_on else 'off'}")
+    return is_on
+
+
+def _chunks(case: Case, problem: Problem, stages: int) -> tuple[tuple[int, int], ...]:
+    layers = problem.model.num_layers
+    if stages > layers:
+        raise Unsupported(f"{stages} virtual stages for {layers} layers")
+    named = re.search(r"uneven stages \[([\d, ]+)\]", case.text("notes"))
+    if named:
+        sizes = [int(size) for size in named[1].split(",")]
+        if len(sizes) == stages and sum(sizes) == layers and min(sizes) > 0:
+            ends = [sum(sizes[: i + 1]) for i in range(stages)]
+            return tuple(zip([0, *ends[:-1]], ends, strict=True))
+    ends_fewer = int("first and last stage hold one layer fewer" in case.text("notes") and stages > 1)
+    return balanced_chunks(layers, stages, ends_fewer, ends_fewer)

@@ -1,0 +1,234 @@
+"""Predicted against measured: every row priced, errors by source and GPU, ranking inside groups."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from planner.calibration.case import Case, Unsupported
+from planner.calibration.case_cluster import case_cluster
+from planner.calibration.case_decision import price_case
+from planner.calibration.case_model import case_model
+from planner.cluster.spec import DeviceSpec
+from planner.cluster.topology import Cluster
+from planner.cost.constants import Constants, default_constants
+from planner.cost.step import CostModel, Prediction
+from planner.errors import InputError
+from planner.strategy.candidates import Problem
+from planner.units import GIB
+from planner.workload import Workload
+
+# What a source's memory figure counts, by the letters of the row id: allocated by tensors, reserved by the
+# allocator, or used on the device.
+MEMORY_KIND = {"bsc": "device"}
+STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
+
+ConstantsFor = Callable[[DeviceSpec, str], Constants]
+
+
+@dataclass
+class RowResult:
+    """One row: its prediction, or the reason there is none. Seconds and GiB."""
+
+    case: Case
+    status: str
+    message: str = ""
+    predicted_step_s: float | None = None
+    predicted_peak_mem_gib: float | None = None
+    device: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def measured_step_s(self) -> float | None:
+        return self.case.number("measured_step_s")
+
+    def time_error(self) -> float | None:
+        """(predicted - measured) / measured of the step time, None when either is missing."""
+        measured = self.measured_step_s
+        if not measured or self.predicted_step_s is None:
+            return None
+        return self.predicted_step_s / measured - 1.0
+
+    def memory_error(self) -> float | None:
+        """The same of peak memory."""
+        measured = self.case.number("measured_peak_mem_gb")
+        if not measured or self.predicted_peak_mem_gib is None:
+            return None
+        return self.predicted_peak_mem_gib / measured - 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record of ``validate --json``."""
+        return {
+            "id": self.case.id,
+            "status": self.status,
+            "predicted_step_s": self.predicted_step_s,
+            "predicted_peak_mem_gib": self.predicted_peak_mem_gib,
+            "measured_step_s": self.case.number("measured_step_s") if self.status != "invalid" else None,
+            "message": self.message,
+            "assumed": self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Errors of one group of rows; shares, not per cent. None where there is nothing to score."""
+
+    source: str
+    rows: int
+    priced: int
+    time_mape: float | None
+    time_median_ape: float | None
+    time_bias: float | None
+    time_p90: float | None
+    memory_mape: float | None
+    memory_kind: str
+    kendall_tau: float | None
+    top1_regret: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record of ``validate --json``."""
+        return dict(self.__dict__)
+
+
+def validate_cases(cases: list[Case], constants_for: ConstantsFor | None = None) -> list[RowResult]:
+    """Every case priced, in order."""
+    chosen = constants_for or (lambda device, stack: default_constants(device))
+    return [_validate(case, chosen) for case in cases]
+
+
+def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
+    try:
+        model = case_cost_model(case, constants_for)
+        _, prediction = price_case(case, model)
+        case.number("measured_step_s")
+        case.number("measured_peak_mem_gb")
+    except Unsupported as reason:
+        return RowResult(case, "unsupported", str(reason))
+    except InputError as error:
+        return RowResult(case, "invalid", error.message)
+    return RowResult(
+        case,
+        "ok",
+        predicted_step_s=prediction.step_seconds,
+        predicted_peak_mem_gib=_memory(case, model, prediction) / GIB,
+        device=model.problem.cluster.device.name,
+        notes=list(dict.fromkeys(case.notes)),
+    )
+
+
+def _memory(case: Case, model: CostModel, prediction: Prediction) -> float:
+    """The predicted counterpart of the figure the source prints: device memory, or tensors only."""
+    stage = prediction.stages[prediction.fullest_stage].memory_bytes
+    if MEMORY_KIND.get(case.source) == "device":
+        return stage["total"]
+    slack = 1.0 + model.constants.allocator_slack
+    tensors = stage["parameters"] + stage["gradients"] + stage["optimizer"]
+    return tensors + (stage["activations"] + stage["buffers"]) / slack
+
+
+def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
+    """The cost model of a row's model, machine, workload and stack."""
+    sequence = case.count("seq_len")
+    cluster = case_cluster(case)
+    precision = case.text("precision") or _default_precision(case, cluster)
+    attention = case.text("attention") or "flash"
+    if not case.text("attention"):
+        case.assume("attention kernel not printed: flash")
+    workload = Workload.model_validate(
+        {
+            "sequence_length": sequence,
+            "global_batch": case.count("global_batch"),
+            "precision": precision,
+            "attention": attention,
+        }
+    )
+    problem = Problem(case_model(case, sequence), cluster, workload, cluster.device.memory_bytes)
+    stack = STACK_ALIASES.get(case.text("stack"), case.text("stack"))
+    return CostModel.of(problem, constants_for(cluster.device, stack), stack)
+
+
+def _default_precision(case: Case, cluster: Cluster) -> str:
+    able = {str(name) for name in cluster.device.peak_tflop_per_s}
+    chosen = "bf16" if "bf16" in able else "fp16"
+    case.assume(f"precision not printed: {chosen}")
+    return chosen
+
+
+def group_key(case: Case) -> tuple[str, ...]:
+    """Rows that compare plans of one model on one machine at one batch."""
+    names = ("model_name", "layers", "hidden", "seq_len", "gpu_name", "gpus", "global_batch", "precision")
+    return (case.source, *(case.text(name) for name in names))
+
+
+def summarise(results: Iterable[RowResult], by: Callable[[RowResult], str]) -> list[Summary]:
+    """One summary a group, groups in order of first appearance."""
+    groups: dict[str, list[RowResult]] = defaultdict(list)
+    for result in results:
+        groups[by(result)].append(result)
+    return [summary(name, rows) for name, rows in groups.items()]
+
+
+def summary(name: str, rows: list[RowResult]) -> Summary:
+    """MAPE, median, bias and p90 of time; MAPE of memory; ranking over groups of comparable rows."""
+    time = [e for r in rows if (e := r.time_error()) is not None]
+    memory = [e for r in rows if (e := r.memory_error()) is not None]
+    absolute = sorted(abs(e) for e in time)
+    tau, regret = ranking(rows)
+    kinds = {MEMORY_KIND.get(r.case.source, "allocated") for r in rows if r.memory_error() is not None}
+    return Summary(
+        source=name,
+        rows=len(rows),
+        priced=sum(r.status == "ok" for r in rows),
+        time_mape=_mean(absolute),
+        time_median_ape=median(absolute) if absolute else None,
+        time_bias=_mean(time),
+        time_p90=absolute[math.ceil(0.9 * len(absolute)) - 1] if absolute else None,
+        memory_mape=_mean([abs(e) for e in memory]),
+        memory_kind="+".join(sorted(kinds)),
+        kendall_tau=tau,
+        top1_regret=regret,
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def ranking(rows: list[RowResult]) -> tuple[float | None, float | None]:
+    """(mean Kendall tau-b, mean top-1 regret) over groups of at least two comparable rows.
+
+    Regret: the measured loss of running the predicted-best plan instead of the measured-best.
+    """
+    groups: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        measured = row.measured_step_s if row.status == "ok" else None
+        if measured and row.predicted_step_s is not None:
+            groups[group_key(row.case)].append((row.predicted_step_s, measured))
+    taus, regrets = [], []
+    for pairs in groups.values():
+        if len(pairs) < 2:
+            continue
+        best = min(measured for _, measured in pairs)
+        regrets.append(min(pairs)[1] / best - 1.0)
+        tau = kendall_tau(pairs)
+        if tau is not None:
+            taus.append(tau)
+    return _mean(taus), _mean(regrets)
+
+
+def kendall_tau(pairs: list[tuple[float, float]]) -> float | None:
+    """Kendall's tau-b of (predicted, measured) pairs; None when one side is constant (Kendall 1945)."""
+    concordant = ties_first = ties_second = total = 0
+    for i, (a, b) in enumerate(pairs):
+        for c, d in pairs[:i]:
+            first, second = (a > c) - (a < c), (b > d) - (b < d)
+            concordant += first * second
+            ties_first += first == 0
+            ties_second += second == 0
+            total += 1
+    scale = (total - ties_first) * (total - ties_second)
+    return concordant / math.sqrt(scale) if scale else None

@@ -1,0 +1,84 @@
+"""Predicted against measured, for people: errors by group, every row, and why rows were left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from rich.table import Table
+
+from planner.calibration.validation import RowResult, Summary
+from planner.units import significant
+
+GROUPINGS: dict[str, Callable[[RowResult], str]] = {
+    "source": lambda result: result.case.source,
+    "gpu": lambda result: result.device or result.case.text("gpu_name"),
+    "stack": lambda result: result.case.text("stack") or "not stated",
+}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value * 100:.1f}"
+
+
+def _row(s: Summary) -> list[str]:
+    return [
+        s.source,
+        f"{s.priced}/{s.rows}",
+        _percent(s.time_median_ape),
+        _percent(s.time_mape),
+        _percent(s.time_bias),
+        _percent(s.time_p90),
+        _percent(s.memory_mape),
+        "-" if s.kendall_tau is None else f"{s.kendall_tau:.2f}",
+        _percent(s.top1_regret),
+    ]
+
+
+HEADERS = ("priced", "median", "mean", "bias", "p90", "memory", "tau", "regret")
+
+
+def summary_table(by: str, summaries: list[Summary]) -> Table:
+    """One line a group: errors in per cent."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(by, overflow="fold")
+    for name in HEADERS:
+        table.add_column(name, justify="right")
+    for s in summaries:
+        table.add_row(*_row(s))
+    return table
+
+
+def markdown_table(summaries: list[Summary]) -> str:
+    """The same as a Markdown table."""
+    lines = ["| source | " + " | ".join(HEADERS) + " |", "|---" + "|---:" * len(HEADERS) + "|"]
+    lines += ["| " + " | ".join(_row(s)) + " |" for s in summaries]
+    return "\n".join(lines) + "\n"
+
+
+def rows_table(results: list[RowResult]) -> Table:
+    """Every row: predicted, measured, error."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("row", "predicted s", "measured s", "error %", "GiB", "measured", "error %"):
+        table.add_column(name, justify="left" if name == "row" else "right")
+    for r in results:
+        if r.status != "ok":
+            table.add_row(r.case.id, r.status)
+            continue
+        memory = r.case.number("measured_peak_mem_gb")
+        table.add_row(
+            r.case.id,
+            significant(r.predicted_step_s or 0.0),
+            significant(r.measured_step_s) if r.measured_step_s else "-",
+            _percent(r.time_error()),
+            significant(r.predicted_peak_mem_gib or 0.0),
+            significant(memory) if memory else "-",
+            _percent(r.memory_error()),
+        )
+    return table
+
+
+def reasons_text(results: list[RowResult]) -> list[str]:
+    """Rows without a prediction, counted by reason."""
+    counts = Counter((r.case.source, r.message) for r in results if r.status != "ok")
+    return [f"not priced: {n} of {source}: {message}" for (source, message), n in counts.most_common()]

@@ -1,0 +1,81 @@
+"""Megatron-Core reads the exported flags: its TransformerConfig accepts them and agrees on the stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from planner.launchers.megatron import MEGATRON
+from planner.launchers.megatron_read import read_flags
+from planner.launchers.megatron_stages import stage_sizes
+from planner.plan_file.schema import Plan
+
+pytestmark = pytest.mark.heavy
+
+COUNTS = {
+    "--num-layers": "num_layers",
+    "--hidden-size": "hidden_size",
+    "--ffn-hidden-size": "ffn_hidden_size",
+    "--num-attention-heads": "num_attention_heads",
+    "--num-query-groups": "num_query_groups",
+    "--kv-channels": "kv_channels",
+    "--tensor-model-parallel-size": "tensor_model_parallel_size",
+    "--pipeline-model-parallel-size": "pipeline_model_parallel_size",
+    "--context-parallel-size": "context_parallel_size",
+    "--expert-model-parallel-size": "expert_model_parallel_size",
+    "--expert-tensor-parallel-size": "expert_tensor_parallel_size",
+    "--num-experts": "num_moe_experts",
+    "--moe-router-topk": "moe_router_topk",
+    "--moe-ffn-hidden-size": "moe_ffn_hidden_size",
+    "--recompute-num-layers": "recompute_num_layers",
+}
+WORDS = {
+    "--recompute-granularity": "recompute_granularity",
+    "--recompute-method": "recompute_method",
+    "--pipeline-model-parallel-layout": "pipeline_model_parallel_layout",
+    "--moe-router-score-function": "moe_router_score_function",
+    "--moe-token-dispatcher-type": "moe_token_dispatcher_type",
+    "--normalization": "normalization",
+}
+SWITCHES = {
+    "--sequence-parallel": "sequence_parallel",
+    "--moe-grouped-gemm": "moe_grouped_gemm",
+    "--moe-router-enable-expert-bias": "moe_router_enable_expert_bias",
+    "--swiglu": "gated_linear_unit",
+    "--qk-layernorm": "qk_layernorm",
+    "--multi-latent-attention": "multi_latent_attention",
+}
+
+
+def settings(flags: dict[str, list[str]]) -> dict[str, Any]:
+    """The flags as fields of TransformerConfig."""
+    fields: dict[str, Any] = {field: int(flags[f][0]) for f, field in COUNTS.items() if f in flags}
+    fields |= {field: flags[f][0] for f, field in WORDS.items() if f in flags}
+    fields |= {field: True for f, field in SWITCHES.items() if f in flags}
+    if "--recompute-modules" in flags:
+        fields["recompute_modules"] = list(flags["--recompute-modules"])
+    return fields | {"add_bias_linear": "--disable-bias-linear" not in flags}
+
+
+def test_transformer_config_accepts_the_flags(plans: Callable[[str], Plan], case: str) -> None:
+    pytest.importorskip("megatron.core")
+    torch = pytest.importorskip("torch")
+    config_module = pytest.importorskip("megatron.core.transformer.transformer_config")
+    plan = plans(case)
+    flags = json.loads(MEGATRON.export(plan)["flags.json"])["flags"]
+    read = read_flags([word for name, values in flags.items() for word in (name, *values)])
+    fields = settings(flags) | {"pipeline_dtype": torch.bfloat16, "bf16": True}
+    if read["virtual_stages"] > 1:
+        fields["virtual_pipeline_model_parallel_size"] = read["virtual_stages"]
+    is_latent = fields.get("multi_latent_attention", False)
+    kind = config_module.MLATransformerConfig if is_latent else config_module.TransformerConfig
+    config = kind(**fields)
+    layout = config.pipeline_model_parallel_layout
+    if layout is not None:
+        letters = config_module.LayerType.decoder
+        pp = plan.decision.degrees.pp
+        counts = [layout.layout[k % pp][k // pp].count(letters) for k in range(len(plan.decision.stages))]
+        assert counts == stage_sizes(plan)
