@@ -113,8 +113,8 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
 
     positions = ELEMENT_BYTES * (tokens * q + key_tokens * kv) * 2.0  # rotary embedding or bias, in and out
     head_norm = 2.0 if attention.qk_norm else 1.0
-    forward = forward + device.stream_seconds(positions * head_norm)
-    backward = backward + device.stream_seconds(positions * head_norm)
+    forward = forward + device.pass_seconds(positions * head_norm)
+    backward = backward + device.pass_seconds(positions * head_norm)
     context = mean_context(attention, s.sequence, keys)
     core = _core(s, heads, attention.head_dim, attention.head_dim, q, kv, context, key_tokens, dropout)
     saved = ELEMENT_BYTES * (tokens * q + 2.0 * key_tokens * kv)
@@ -173,8 +173,8 @@ def _core(
     )
     scores = products * rows * keys
     extra = DROPOUT_PASSES if dropout else 0.0
-    softmax = device.stream_seconds(scores * ELEMENT_BYTES * (UNFUSED_FORWARD_PASSES + extra))
-    backward = 2.0 * forward + device.stream_seconds(
+    softmax = device.pass_seconds(scores * ELEMENT_BYTES * (UNFUSED_FORWARD_PASSES + extra))
+    backward = 2.0 * forward + device.pass_seconds(
         scores * ELEMENT_BYTES * (UNFUSED_BACKWARD_PASSES + extra)
     )
     output = ELEMENT_BYTES * tokens * out
@@ -186,7 +186,7 @@ def _core(
         saved_bytes=output + probabilities,
         selective_bytes=output,
         transient_bytes=scores * ELEMENT_BYTES,
-        kernels=6.0,
+        kernels=12.0,
     )
 
 

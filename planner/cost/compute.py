@@ -60,6 +60,10 @@ class Device:
         """A kernel that only moves ``num_bytes`` through HBM."""
         return num_bytes / (self.bytes_per_s * self.constants.bandwidth_efficiency)
 
+    def pass_seconds(self, num_bytes: Number) -> Number:
+        """Element-wise kernels whose fused minimum moves ``num_bytes``: a stack moves more."""
+        return self.stream_seconds(num_bytes) * self.constants.pass_factor
+
     def matmul_seconds(self, m: Number, n: Number, k: Number, batch: Number = 1.0) -> Number:
         """``batch`` products of (m, k) by (k, n): max of compute and HBM traffic.
 

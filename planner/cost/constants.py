@@ -78,6 +78,15 @@ class Constants:
     bandwidth_efficiency: float = _constant(
         0.80, "share of HBM bandwidth of streaming kernels", "STREAM-like kernels on HBM"
     )
+    pass_factor: float = _constant(
+        1.0, "bytes that norms, activations and masks move over the fused minimum", "1 fused; eager 2-3"
+    )
+    kernel_slowdown: float = _constant(
+        1.0, "all kernels of a stack over the architecture's own", "clocks, power caps, kernel choice"
+    )
+    collective_overhead_seconds: float = _constant(
+        5e-6, "host seconds per collective beyond the links' latency", "NCCL launch and stream waits"
+    )
     overlap_theft: float = _constant(
         0.10, "share of the hiding window lost to multiprocessors and HBM used by the collective", "2-15 %"
     )

@@ -43,8 +43,8 @@ def _dense(s: Setting, tokens: Number, h: int, width: Number, gated: bool) -> tu
     activation = ELEMENT_BYTES * tokens * (inner + width)
     saved = activation
     part = Part(
-        forward_compute=forward + device.stream_seconds(activation),
-        backward_compute=backward + device.stream_seconds(activation + ELEMENT_BYTES * tokens * inner),
+        forward_compute=forward + device.pass_seconds(activation),
+        backward_compute=backward + device.pass_seconds(activation + ELEMENT_BYTES * tokens * inner),
         saved_bytes=saved,
         selective_bytes=saved,
         transient_bytes=saved,
@@ -67,7 +67,7 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
     exchange = np.where(s.ep > 1, 2.0 * dispatch, 0.0)
     gather = 2.0 * all_gather_seconds(s.expert_tp_group, ELEMENT_BYTES * rows * h)
     expert_gather = np.where(s.expert_tp > 1, gather, 0.0)
-    permute = device.stream_seconds(4.0 * ELEMENT_BYTES * rows * h)  # permute and unpermute, read and write
+    permute = device.pass_seconds(4.0 * ELEMENT_BYTES * rows * h)  # permute and unpermute, read and write
     dispatched = ELEMENT_BYTES * rows * h
     total = products + Part(
         forward_compute=router + permute,
@@ -110,7 +110,7 @@ def _grouped_products(
     return Part(
         forward_compute=np.maximum(part.forward_compute, reread),
         backward_compute=np.maximum(part.backward_compute, 2.0 * reread),
-        selective_recompute=device.stream_seconds(ELEMENT_BYTES * rows * (inner + width)),
+        selective_recompute=device.pass_seconds(ELEMENT_BYTES * rows * (inner + width)),
         saved_bytes=saved,
         selective_bytes=saved - product,
         transient_bytes=saved,

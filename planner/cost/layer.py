@@ -185,7 +185,7 @@ class LayerPricer:
         part = part + feed_forward_part(block.feed_forward, h, s)
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
         norms = float(1 if block.parallel else block.num_norms)
-        norm_seconds = self.device.stream_seconds(3.0 * hidden * norms)
+        norm_seconds = self.device.pass_seconds(3.0 * hidden * norms)
         masks = 2.0 * hidden / ELEMENT_BYTES if block.dropout else 0.0
         # Each norm keeps its input and its output; selective recompute drops outputs when attention is fused.
         kept = 2.0 * hidden * norms + masks
@@ -209,7 +209,7 @@ class LayerPricer:
         model = self.problem.model
         h, e = model.hidden_size, kind.stack.embedding
         hidden = ELEMENT_BYTES * s.tokens * h
-        compute = self.device.stream_seconds(2.0 * hidden)
+        compute = self.device.pass_seconds(2.0 * hidden)
         if e.kind == "patches":
             compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features)
         forward, _ = tensor_parallel_seconds(s, hidden, 0.0, 0.0)
@@ -232,7 +232,7 @@ class LayerPricer:
         model, device = self.problem.model, self.device
         h, head = model.hidden_size, model.head
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
-        norm = device.stream_seconds(3.0 * hidden)
+        norm = device.pass_seconds(3.0 * hidden)
         part = Part(
             forward_compute=norm,
             backward_compute=1.5 * norm,
@@ -250,7 +250,7 @@ class LayerPricer:
         input_gradient = device.matmul_seconds(s.tokens, width, outputs)
         weight_gradient = device.matmul_seconds(outputs, width, s.tokens)
         # Cross entropy in fp32: cast, maximum, exponent and sum, then the gradient in place.
-        loss = device.stream_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
+        loss = device.pass_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
         forward, backward = tensor_parallel_seconds(
             s, ELEMENT_BYTES * s.tokens * h, input_gradient, weight_gradient
         )
@@ -268,8 +268,9 @@ class LayerPricer:
 
     def _finish(self, kind: LayerKind, part: Part, s: Setting, dense: Number, expert: Number) -> LayerCost:
         launch = self.device.constants.launch_seconds
-        forward_compute = np.maximum(part.forward_compute, part.kernels * launch)
-        backward_compute = np.maximum(part.backward_compute, 2.0 * part.kernels * launch)
+        slowdown = self.device.constants.kernel_slowdown
+        forward_compute = np.maximum(part.forward_compute * slowdown, part.kernels * launch)
+        backward_compute = np.maximum(part.backward_compute * slowdown, 2.0 * part.kernels * launch)
         dp_forward, dp_backward = self._sharded_seconds(dense, expert, forward_compute, backward_compute)
         zero = np.zeros(len(self.candidates))
         forward = {

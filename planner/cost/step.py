@@ -16,6 +16,7 @@ from planner.cost.layer import cost_table
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.stack import STACKS, Stack
 from planner.cost.stage import CAUSES, Item, StageModel, Tail
+from planner.errors import UnknownName
 from planner.model.chain import LayerChain, layer_chain
 from planner.model.flop import model_step_flop
 from planner.schedule.orders import in_flight, operation_order
@@ -65,10 +66,18 @@ class CostModel:
     chain: LayerChain
 
     @staticmethod
-    def of(problem: Problem, constants: Constants, stack: str = "megatron") -> CostModel:
-        """Raises UnsupportedFeature when the device lacks the workload's precision."""
+    def of(
+        problem: Problem, constants: Constants, stack: str = "megatron", chain: LayerChain | None = None
+    ) -> CostModel:
+        """The model of a problem on a stack; ``chain`` saves rebuilding a known layer chain.
+
+        Raises UnsupportedFeature when the device lacks the workload's precision, UnknownName for an
+        unknown stack.
+        """
+        if stack not in STACKS:
+            raise UnknownName("training stack", stack, STACKS)
         device = Device.of(problem.cluster.device, problem.workload, constants)
-        return CostModel(problem, constants, STACKS[stack], device, layer_chain(problem.model))
+        return CostModel(problem, constants, STACKS[stack], device, chain or layer_chain(problem.model))
 
     def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
         """Prices ranks from candidate rows, one per sharding code; the plan's own sharding first."""

@@ -64,6 +64,7 @@ def test_transformer_config_accepts_the_flags(plans: Callable[[str], Plan], case
     pytest.importorskip("megatron.core")
     torch = pytest.importorskip("torch")
     config_module = pytest.importorskip("megatron.core.transformer.transformer_config")
+    enums = pytest.importorskip("megatron.core.transformer.enums")
     plan = plans(case)
     flags = json.loads(MEGATRON.export(plan)["flags.json"])["flags"]
     read = read_flags([word for name, values in flags.items() for word in (name, *values)])
@@ -75,7 +76,7 @@ def test_transformer_config_accepts_the_flags(plans: Callable[[str], Plan], case
     config = kind(**fields)
     layout = config.pipeline_model_parallel_layout
     if layout is not None:
-        letters = config_module.LayerType.decoder
+        decoder = enums.LayerType.decoder
         pp = plan.decision.degrees.pp
-        counts = [layout.layout[k % pp][k // pp].count(letters) for k in range(len(plan.decision.stages))]
+        counts = [layout.layout[k % pp][k // pp].count(decoder) for k in range(len(plan.decision.stages))]
         assert counts == stage_sizes(plan)

@@ -16,13 +16,18 @@ from planner.launchers.megatron_rules import PARALLEL_RULES
 from planner.plan_file.schema import Plan
 
 Changed = Callable[..., Plan]
-D, K = "decision__degrees__", "inputs__model__block_kinds__block__"
+D = "decision__degrees__"
 BLOCK = "inputs__model__block_kinds__block__"
 LAYER = "decision__stages__0__layer_strategies__0__"
 EMBED = "inputs__model__stacks__0__embedding__"
 LOAD = "inputs__workload__"
+GENERATION = "inputs__cluster__device__generation"
+LATENT_RANK = "inputs__model__block_kinds__dense__attention__kv_lora_rank"
+NINE_GROUPS = {BLOCK + "attention__num_heads": 36, BLOCK + "attention__num_kv_heads": 9, D + "tp": 6}
+TURING = {GENERATION: "turing", LOAD + "attention": "unfused"}
 
 # rule, plan, changes, a number the message must hold, what must be offered. Other rules may break as well.
+STAGE = "decision__stages__0__layers"
 BAD: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("world-identity", "llama-2-7b", {D + "dp": 7}, "for 8 GPUs", "7 GPUs"),
     ("batch-identity", "llama-2-7b", {"decision__microbatches": 3}, "workload 64", "4 microbatches"),
@@ -30,10 +35,10 @@ BAD: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("whole-nodes", "llama-3-8b-cp", {"inputs__cluster__gpus": 12}, "12 GPUs in nodes of 8", "8 GPUs"),
     ("rank-order", "llama-2-7b", {"decision__rank_order": "dp-tp"}, "dp-tp", "tp-cp-dp-pp"),
     ("heads-by-tp", "llama-2-7b", {D + "tp": 5}, "32 heads over tp 5", "tp 4"),
-    ("heads-by-tp", "llama-3-8b-cp", {BLOCK + "attention__num_heads": 36, BLOCK + "attention__num_kv_heads": 9, D + "tp": 6}, "9 key/value heads and tp 6", "tp 9"),
+    ("heads-by-tp", "llama-3-8b-cp", NINE_GROUPS, "9 key/value heads and tp 6", "tp 3"),
     ("ffn-by-tp", "llama-2-7b", {D + "tp": 3}, "11008 over tp 3", "tp 2"),
     ("ffn-by-tp", "mixtral-8x7b", {D + "expert_tp": 3}, "14336 over expert_tp 3", "expert_tp 2"),
-    ("stages-cover-layers", "llama-2-7b", {"decision__stages__0__layers": (0, 30)}, "0-30 on rank 0", "layers 0 to 31"),
+    ("stages-cover-layers", "llama-2-7b", {STAGE: (0, 30)}, "0-30 on rank 0", "0 to 31"),
     ("stages-cover-layers", "gpt3-175b", {"decision__stages__1__rank": 0}, "on rank 0", "stage k on rank"),
     ("schedule", "gpt2-unfused", {"decision__schedule": "gpipe"}, "gpipe", "1f1b"),
     ("schedule", "gpt2-unfused", {"decision__schedule": "interleaved"}, "1 virtual stages", "1f1b"),
@@ -46,25 +51,25 @@ BAD: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("sequence-by-cp", "llama-3-8b-cp", {LOAD + "sequence_length": 8190}, "8190, cp 2", "8188"),
     ("sequence-by-cp", "llama-3-8b-fp8", {LOAD + "sequence_length": 8191}, "8191", "multiple of 2"),
     ("context-parallel-kernel", "llama-3-8b-cp", {LOAD + "attention": "unfused"}, "cp 2", "flash"),
-    ("layer-choices", "llama-2-7b", {LAYER + "sharding": "parameters"}, "layers 0 to 31: sharding", "gradients"),
+    ("layer-choices", "llama-2-7b", {LAYER + "sharding": "parameters"}, "0 to 31: sharding", "gradients"),
     ("layer-choices", "llama-2-7b", {LAYER + "tp": 2}, "tp 2", "tp 1 on every layer"),
     ("fsdp-pipeline", "gpt2-unfused", {"decision__sharding": "parameters"}, "with pp 4", "pp 1"),
     ("optimizer", "llama-2-7b", {LOAD + "optimizer": "adafactor"}, "adafactor", "adamw"),
-    ("kernels", "llama-2-7b", {"inputs__cluster__device__generation": "volta"}, "volta", "unfused"),
-    ("kernels", "mixtral-8x7b", {"inputs__cluster__device__generation": "turing", LOAD + "attention": "unfused"}, "grouped", "ampere"),
+    ("kernels", "llama-2-7b", {GENERATION: "volta"}, "volta", "unfused"),
+    ("kernels", "mixtral-8x7b", TURING, "grouped", "ampere"),
     ("block-order", "llama-2-7b", {BLOCK + "num_norms": 4}, "4 norms", "two norms"),
     ("block-order", "llama-2-7b", {BLOCK + "parallel": True}, "parallel", "attention before"),
     ("block-order", "llama-2-7b", {"inputs__model__stacks__0__final_norm": False}, "no norm", "final norm"),
     ("model-ends", "llama-2-7b", {EMBED + "norm": True}, "norm after the embedding", "plain projection"),
     ("model-ends", "llama-2-7b", {"inputs__model__head__soft_cap": True}, "capped logits", "plain"),
     ("model-kind", "llama-2-7b", {BLOCK + "attention__causal": False}, "both directions", "causal decoder"),
-    ("positions", "gpt3-175b", {LOAD + "sequence_length": 4096}, "position table 2048", "sequence length 2048"),
+    ("positions", "gpt3-175b", {LOAD + "sequence_length": 4096}, "position table 2048", "length 2048"),
     ("positions", "llama-2-7b", {"inputs__model__family": "bloom"}, "ALiBi", "rotary"),
     ("positions", "llama-2-7b", {BLOCK + "attention__relative_bias_buckets": 32}, "relative", "rotary"),
     ("activation", "gpt3-175b", {"inputs__model__family": "opt"}, "ReLU", "GELU"),
-    ("equal-blocks", "deepseek-v2", {"inputs__model__block_kinds__dense__attention__kv_lora_rank": 256}, "differ in attention", "one shape"),
+    ("equal-blocks", "deepseek-v2", {LATENT_RANK: 256}, "differ in attention", "one shape"),
     ("biases", "gpt3-175b", {BLOCK + "feed_forward__bias": False}, "feed-forward False", "all three"),
-    ("biases", "gpt3-175b", {BLOCK + "norm__bias": False}, "layernorm with bias False", "layernorm with bias"),
+    ("biases", "gpt3-175b", {BLOCK + "norm__bias": False}, "layernorm with bias False", "rmsnorm"),
     ("biases", "gpt-oss-120b", {D + "expert_tp": 2}, "expert_tp 2", "expert_tp 1"),
     ("ring-attention", "mistral-7b", {D + "cp": 2}, "sliding windows with cp 2", "cp 1"),
 ]  # fmt: skip
@@ -185,7 +190,8 @@ def test_island_sharding_of_experts_needs_equal_instances(
     plans: Callable[[str], Plan], changed: Changed
 ) -> None:
     plan = on_islands(plans("gpt-oss-120b"), changed)
-    plan = changed(plan, decision__degrees__dp=32, decision__degrees__pp=1)
+    assert MEGATRON.reasons(plan) == []
+    plan = changed(plan, decision__degrees__dp=32, decision__degrees__pp=1, decision__degrees__ep=16)
     found = {reason.rule: reason for reason in MEGATRON.reasons(plan)}
     reason = found["optimizer-instances"]
     assert "dense data group (32 ranks) spans 8 islands" in reason.numbers

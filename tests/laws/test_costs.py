@@ -158,6 +158,9 @@ def test_recompute_trades_activations_for_time(data, model, any_decision, kind):
 @given(data=st.data())
 def test_recomputing_one_more_block_never_saves_time(data, model, any_decision, kind):
     decision = fitting(data, any_decision, kind)
+    if decision.schedule == "interleaved":
+        # There a longer backward may fall into idle time and still hide more of the gradient reduction.
+        decision = evenly(decision, decision.degrees.pp)
     block = data.draw(st.integers(0, len(decision.recompute) - 1))
     modes = list(decision.recompute)
     modes[block] = 2

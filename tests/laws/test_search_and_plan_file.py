@@ -64,6 +64,14 @@ def test_more_memory_never_makes_the_plan_slower(data, build):
     assert seconds[-1] >= free.seconds / ROUNDING
 
 
+def test_more_memory_never_makes_a_plan_with_dear_sends_slower(build):
+    """Two devices behind a 3 GB/s network, where bound and price rank splits differently."""
+    cluster = build.cluster(2, build.profile(per_node=1, fast=20, slow=3))
+    model = build.cost_model(build.model(4), cluster, batch=4)
+    seconds = [best_under(build, model, gib * 2**30)[0] for gib in (2.3, 2.4, 2.5, 2.6, 2.8, 3.0, 80.0)]
+    assert seconds == sorted(seconds, reverse=True)
+
+
 @settings(SETTINGS, max_examples=25)
 @given(data=st.data())
 def test_a_lower_bound_stays_below_what_any_smaller_limit_achieves(data, build):

@@ -1,0 +1,94 @@
+"""Nothing fits: exit 3, the fullest stage, how much is missing, the rule, and changes that truly fit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+CASES = {
+    "8 GPUs for 70B": "--model llama-3.1-70b --gpu h100-sxm --gpus 8 --seq-len 8192 --global-batch 64",
+    "fewer tokens": "--model llama-3.1-8b --gpu h100-sxm --gpus 1 --seq-len 8192 --global-batch 8",
+    "a cap": "--model llama-3.1-8b --gpu h100-sxm --gpus 8 --seq-len 4096 --global-batch 64 --memory-limit-gib 16",
+    "a pin": "--model llama-3.1-8b --gpu a100-40g-sxm --gpus 8 --seq-len 4096 --global-batch 64 --tp 1 "
+    "--pp 1 --sharding none",
+    "one GPU": "--model llama-2-7b --gpu rtx-4090 --gpus 1 --global-batch 8",
+}
+
+
+def changed(arguments: list[str], flags: str) -> list[str]:
+    """The arguments with a remedy applied: ``--flag value`` set, ``without --flag`` removed."""
+    words = flags.split()
+    drop = words[-1] if words[0] == "without" else words[0]
+    kept = list(arguments)
+    if drop in kept:
+        at = kept.index(drop)
+        del kept[at : at + 2]
+    return kept if words[0] == "without" else [*kept, *words]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_error_says_what_is_missing_and_what_would_fit(cli, name):
+    arguments = CASES[name].split()
+    outcome = cli("plan", *arguments, "--json")
+    assert outcome.code == 3
+    error = outcome.json()["error"]
+    assert (error["kind"], error["exit_code"]) == ("infeasible", 3)
+    assert error["rule"]
+    miss = error["nearest_miss"]
+    assert miss["stage"] >= 0
+    assert miss["over_bytes"] > 0
+    assert miss["peak_memory_bytes"] - error["memory_limit_bytes"] == pytest.approx(miss["over_bytes"])
+    parts = {key: value for key, value in miss["memory_bytes"].items() if key != "total"}
+    assert sum(parts.values()) == pytest.approx(miss["peak_memory_bytes"])
+    assert error["would_fit"], "a usual change should fit here"
+    for remedy in error["would_fit"]:
+        again = cli("plan", *changed(arguments, remedy["flags"]), "--json")
+        assert again.code == 0, remedy
+        prediction = again.json()["prediction"]
+        assert prediction["peak_memory_bytes"] <= prediction["memory_limit_bytes"] * (1 + 1e-9)
+        assert prediction["step_seconds"] == pytest.approx(remedy["step_seconds"], rel=1e-9)
+        assert prediction["peak_memory_bytes"] == pytest.approx(remedy["peak_memory_bytes"], rel=1e-9)
+
+
+def test_in_words(cli):
+    outcome = cli("plan", *CASES["8 GPUs for 70B"].split())
+    assert outcome.code == 3
+    assert outcome.out == ""
+    assert re.search(r"error: nothing fits [\d.,]+ GiB per GPU", outcome.err)
+    assert re.search(r"stage \d+ needs [\d.,]+ GiB, [\d.,]+ GiB too much", outcome.err)
+    assert "rule " in outcome.err
+    assert "hint: would fit: " in outcome.err
+    assert "--gpus" in outcome.err
+
+
+def test_nothing_is_written_when_nothing_fits(cli, tmp_path):
+    path = tmp_path / "plan.json"
+    assert cli("plan", *CASES["one GPU"].split(), "-o", path).code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_estimate_prices_what_does_not_fit_and_says_so(cli):
+    outcome = cli(
+        *"estimate --model llama-3.1-70b --gpu h100-sxm --gpus 8 --tp 8 --seq-len 8192 --global-batch 8".split()
+    )
+    assert outcome.code == 0
+    assert "Does not fit" in outcome.out
+    assert "above the limit" in outcome.out
+
+
+def test_a_point_of_compare_where_nothing_fits_is_a_row(cli):
+    arguments = "--model llama-3.1-70b --gpu h100-sxm --gpus 8,64 --seq-len 8192 --global-batch 64".split()
+    outcome = cli("compare", *arguments)
+    assert outcome.code == 0
+    assert "does not fit" in outcome.out
+    assert "nothing fits" in outcome.err
+    rows = cli("compare", *arguments, "--json").json()
+    assert [row["fits"] for row in rows] == [False, True]
+    assert "nothing fits" in rows[0]["reason"]
+
+
+def test_the_process_exits_with_three(process):
+    outcome = process("plan", *CASES["one GPU"].split())
+    assert outcome.code == 3
+    assert outcome.out == ""
