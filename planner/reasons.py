@@ -101,6 +101,6 @@ def plan_warnings(model: CostModel, best: Solution) -> list[str]:
             f"predicted MFU {format_share(best.prediction.mfu)} is above the best published on "
             f"{device.generation} ({format_share(ceiling)}): expect less"
         )
-    if model.constants.basis == "prior":
-        found.append("constants are literature priors, not fitted to measurements of this machine")
+    if device.generation not in model.constants.basis:
+        found.append(f"no measured run of {device.generation} stands behind the constants: literature priors")
     return found

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from planner.calibration.shipped import load_calibration, shipped
 from planner.catalog import load_device, load_model, load_profile
 from planner.cluster.default_profile import default_profile
 from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.cluster.topology import Cluster, resolve_cluster
-from planner.cost.constants import Constants, default_constants
+from planner.cost.constants import Constants
 from planner.errors import InputError
 from planner.model.spec import ModelSpec
 from planner.strategy.candidates import Problem
@@ -25,12 +26,14 @@ DEFAULT_TOKENS_PER_STEP = 4e6
 # per cent low would need.
 MEMORY_MARGIN = 0.05
 MAX_GPUS = 1 << 20
+DEFAULT_STACK = "megatron"
 
 
 @dataclass(frozen=True)
 class Request:
     """What to plan. ``model``, ``cluster`` and ``gpu`` are names or paths; None means a stated default.
 
+    ``calibration`` is a file of fitted constants instead of the shipped ones.
     ``network_gbit`` is per GPU; ``memory_limit_gib`` caps what a plan may use per GPU. ``device`` and
     ``constants`` bring a plan file's own instead of the catalog's.
     """
@@ -48,6 +51,7 @@ class Request:
     attention: str = "flash"
     memory_limit_gib: float | None = None
     tokens: float | None = None
+    calibration: str | None = None
     device: DeviceSpec | None = None
     constants: Constants | None = None
 
@@ -91,7 +95,8 @@ def resolve(request: Request) -> Resolved:
     _check_positions(model, workload, warnings)
     limit = _memory_limit(request, choice.device, notes)
     problem = Problem(model, choice.cluster, workload, limit)
-    constants = request.constants or default_constants(choice.device)
+    fitted = load_calibration(request.calibration) if request.calibration else shipped()
+    constants = request.constants or fitted.constants_for(choice.device, DEFAULT_STACK)
     return Resolved(problem, choice.profile, choice.device, constants, notes, warnings)
 
 

@@ -82,7 +82,8 @@ def _recompute_modes(case: Case) -> Iterator[int]:
 
 def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
     dp, tp, pp = case.count("dp"), case.count("tp"), case.count("pp")
-    cp, ep, vp = case.count("cp", 1), case.count("ep", 1), case.count("vp", 1)
+    cp, ep = case.count("cp", 1), case.count("ep", 1)
+    vp = _virtual_stages(case, problem, pp)
     batch = problem.workload.global_batch
     if batch % (dp * size):
         raise Unsupported(f"global batch {batch} is not a multiple of dp {dp} x microbatch {size}")
@@ -114,6 +115,14 @@ def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
     if broken:
         raise Unsupported(f"rule {broken[0].name}: {broken[0].explain(candidates, problem)}")
     return decision
+
+
+def _virtual_stages(case: Case, problem: Problem, pp: int) -> int:
+    """Virtual stages of a row; "one transformer layer per chunk" in the notes fixes them."""
+    if "one transformer layer per chunk" in case.text("notes"):
+        case.assume("virtual stages from the notes: one layer per chunk")
+        return max(1, -(-problem.model.num_layers // pp))
+    return case.count("vp", 1)
 
 
 def _sharding(case: Case, data_ranks: int) -> str:
@@ -148,5 +157,7 @@ def _chunks(case: Case, problem: Problem, stages: int) -> tuple[tuple[int, int],
         if len(sizes) == stages and sum(sizes) == layers and min(sizes) > 0:
             ends = [sum(sizes[: i + 1]) for i in range(stages)]
             return tuple(zip([0, *ends[:-1]], ends, strict=True))
+    if stages > problem.model.num_layers - 2:
+        return balanced_chunks(layers, stages)
     ends_fewer = int("first and last stage hold one layer fewer" in case.text("notes") and stages > 1)
     return balanced_chunks(layers, stages, ends_fewer, ends_fewer)

@@ -11,15 +11,14 @@ Split: of the rows of each source in file order, every other one is fitted and t
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_decision import price_case
+from planner.calibration.fitted import PARAMETERS, Fitted, Parameter
 from planner.calibration.validation import STACK_ALIASES, case_cost_model
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants, default_constants
@@ -28,91 +27,13 @@ from planner.errors import InputError
 from planner.strategy.decision import Decision
 
 PRIOR_WEIGHT = 0.02
-SWEEPS = 3
+SWEEPS = 2
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
-SECTION_STEPS = 9
+SECTION_STEPS = 8
 SUSPECT = "SUSPECT"
 MIN_ROWS = 3
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One fitted constant: its field, whether it belongs to a GPU generation or a stack, its bounds."""
-
-    name: str
-    scope: str
-    low: float
-    high: float
-
-
-PARAMETERS: tuple[Parameter, ...] = (
-    Parameter("matmul_efficiency", "generation", 0.35, 0.92),
-    Parameter("flash_forward_efficiency", "generation", 0.20, 0.80),
-    Parameter("flash_backward_efficiency", "generation", 0.15, 0.75),
-    Parameter("bandwidth_efficiency", "generation", 0.50, 0.95),
-    Parameter("matmul_overhead_seconds", "generation", 1e-6, 4e-5),
-    Parameter("launch_seconds", "stack", 1e-6, 4e-5),
-    Parameter("pass_factor", "stack", 0.7, 5.0),
-    Parameter("collective_overhead_seconds", "stack", 1e-6, 3e-4),
-    Parameter("overlap_theft", "stack", 0.0, 0.4),
-    Parameter("kernel_slowdown", "stack", 0.8, 2.0),
-    Parameter("straggler_per_doubling", "stack", 0.0, 0.06),
-    Parameter("step_overhead_seconds", "stack", 0.0, 0.1),
-)
-
-
-@dataclass
-class Fitted:
-    """Values by (scope, key, constant), how many rows stand behind each, and what the fit left."""
-
-    values: dict[str, dict[str, dict[str, float]]] = field(
-        default_factory=lambda: {"generation": {}, "stack": {}}
-    )
-    rows: dict[str, dict[str, int]] = field(default_factory=lambda: {"generation": {}, "stack": {}})
-    errors: dict[str, float] = field(default_factory=dict)
-
-    def constants_for(self, device: DeviceSpec, stack: str) -> Constants:
-        """The prior of the device's architecture with the fitted values of its generation and stack."""
-        changes = {
-            **self.values["generation"].get(device.generation, {}),
-            **self.values["stack"].get(stack, {}),
-        }
-        base = default_constants(device)
-        return replace(base, **changes, basis=self.basis(device.generation, stack)) if changes else base
-
-    def basis(self, generation: str, stack: str) -> str:
-        """What the constants of a device and stack rest on, in words."""
-        parts = []
-        if generation in self.values["generation"]:
-            parts.append(f"{generation}: fitted on {self.rows['generation'].get(generation, 0)} rows")
-        if stack in self.values["stack"]:
-            parts.append(f"{stack}: fitted on {self.rows['stack'].get(stack, 0)} rows")
-        return "; ".join(parts) or "prior"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The calibration file's content."""
-        return {"schema_version": 1, **asdict(self)}
-
-
-def read_fitted(document: dict[str, Any], file: str) -> Fitted:
-    """A calibration file. Raises InputError when it is not one."""
-    if document.get("schema_version") != 1 or not isinstance(document.get("values"), dict):
-        raise InputError("not a calibration file", file=file, hint="planner calibrate CASES.csv -o FILE writes one")
-    known = {p.name: p for p in PARAMETERS}
-    for scope, groups in document["values"].items():
-        for key, values in groups.items():
-            for name, value in values.items():
-                parameter = known.get(name)
-                if scope not in ("generation", "stack") or parameter is None:
-                    raise InputError(f"unknown constant {name!r}", file=file, pointer=f"/values/{scope}/{key}")
-                if not isinstance(value, (int, float)) or not parameter.low <= value <= parameter.high:
-                    raise InputError(
-                        f"{name} = {value} is outside its physical bounds {parameter.low:g} to {parameter.high:g}",
-                        file=file,
-                        pointer=f"/values/{scope}/{key}/{name}",
-                        hint="refit with planner calibrate",
-                    )
-    return Fitted(document["values"], document.get("rows", {}), document.get("errors", {}))
+# Sources the measurements' own notes ask to weigh lightly (tiny models on slow Ethernet; doubtful rows).
+LIGHT = {"amp": 0.1, "slr": 0.2}
 
 
 @dataclass(frozen=True)
@@ -134,7 +55,8 @@ class Sample:
 def split_rows(cases: list[Case]) -> tuple[list[Case], list[Case]]:
     """(fitted, judged): every other row of each source, in file order."""
     seen: dict[str, int] = defaultdict(int)
-    fitted, judged = [], []
+    fitted: list[Case] = []
+    judged: list[Case] = []
     for case in cases:
         (fitted if seen[case.source] % 2 == 0 else judged).append(case)
         seen[case.source] += 1
@@ -189,7 +111,7 @@ def _source_weights(rows: list[Sample]) -> dict[str, float]:
     counts: dict[str, int] = defaultdict(int)
     for sample in rows:
         counts[sample.case.source] += 1
-    return {source: 1.0 / math.sqrt(count) for source, count in counts.items()}
+    return {source: LIGHT.get(source, 1.0) / math.sqrt(count) for source, count in counts.items()}
 
 
 def _objective(fitted: Fitted, rows: list[Sample], weights: dict[str, float]) -> float:
@@ -211,11 +133,11 @@ def _fit_one(
 ) -> None:
     """Golden section on one constant inside its bounds, the others held."""
     values = fitted.values[parameter.scope].setdefault(key, {})
-    prior = getattr(default_constants(rows[0].model.problem.cluster.device), parameter.name)
+    prior = float(getattr(default_constants(rows[0].model.problem.cluster.device), parameter.name))
     current = values.get(parameter.name, prior)
 
     def cost(value: float) -> float:
-        values[parameter.name] = value
+        values[parameter.name] = float(value)
         scale = math.log(max(parameter.high, 1e-12) / max(parameter.low, parameter.high * 1e-3))
         pull = PRIOR_WEIGHT * abs(value - prior) / (parameter.high - parameter.low)
         return _objective(fitted, rows, weights) + pull * min(1.0, scale)
@@ -235,8 +157,3 @@ def _fit_one(
     best = min(((cost_a, a), (cost_b, b), (cost(current), current)))
     # Four digits: what a fit on noisy rows can mean, and the same on every machine.
     values[parameter.name] = float(f"{best[1]:.4g}")
-
-
-def to_json(fitted: Fitted) -> str:
-    """The calibration file's text."""
-    return json.dumps(fitted.as_dict(), indent=2, sort_keys=True) + "\n"

@@ -25,6 +25,8 @@ from planner.workload import Workload
 # What a source's memory figure counts, by the letters of the row id: allocated by tensors, reserved by the
 # allocator, or used on the device.
 MEMORY_KIND = {"bsc": "device"}
+UNFUSED_STACKS = ("megatron-deepspeed", "mist")
+UNFUSED_GENERATIONS = ("volta", "turing")
 STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
 
 ConstantsFor = Callable[[DeviceSpec, str], Constants]
@@ -135,9 +137,7 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
     sequence = case.count("seq_len")
     cluster = case_cluster(case)
     precision = case.text("precision") or _default_precision(case, cluster)
-    attention = case.text("attention") or "flash"
-    if not case.text("attention"):
-        case.assume("attention kernel not printed: flash")
+    attention = case.text("attention") or _default_attention(case, cluster)
     workload = Workload.model_validate(
         {
             "sequence_length": sequence,
@@ -149,6 +149,16 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
     problem = Problem(case_model(case, sequence), cluster, workload, cluster.device.memory_bytes)
     stack = STACK_ALIASES.get(case.text("stack"), case.text("stack"))
     return CostModel.of(problem, constants_for(cluster.device, stack), stack)
+
+
+def _default_attention(case: Case, cluster: Cluster) -> str:
+    """Unfused on stacks and GPUs from before flash attention was the default, flash elsewhere."""
+    generation, stack = cluster.device.generation, case.text("stack")
+    is_old = stack in UNFUSED_STACKS or generation in UNFUSED_GENERATIONS
+    is_old = is_old or (stack == "megatron" and generation == "ampere")
+    chosen = "unfused" if is_old else "flash"
+    case.assume(f"attention kernel not printed: {chosen}")
+    return chosen
 
 
 def _default_precision(case: Case, cluster: Cluster) -> str:

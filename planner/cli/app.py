@@ -9,6 +9,7 @@ import typer
 
 from planner import __version__
 from planner.cli import (
+    calibrate_command,
     compare_command,
     estimate_command,
     explain_command,
@@ -36,6 +37,7 @@ app.command("explain", help=explain_command.HELP)(explain_command.explain)
 app.command("compare", help=compare_command.HELP)(compare_command.compare)
 app.command("export", help=export_command.HELP)(export_command.export)
 app.command("validate", help=validate_command.HELP)(validate_command.validate)
+app.command("calibrate", help=calibrate_command.HELP)(calibrate_command.calibrate)
 app.add_typer(models_command.app, name="models")
 app.add_typer(hardware_command.app, name="hardware")
 app.command("schema", help=schema_command.HELP)(schema_command.schema)

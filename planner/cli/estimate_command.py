@@ -30,6 +30,7 @@ def estimate(
     attention: o.AttentionKernel = "flash",
     memory_limit_gib: o.MemoryLimit = None,
     tokens: o.Tokens = None,
+    calibration: o.Calibration = None,
     tp: Annotated[int, typer.Option("--tp", help="Tensor-parallel degree.")] = 1,
     pp: Annotated[int, typer.Option("--pp", help="Pipeline-parallel degree.")] = 1,
     dp: o.Dp = None,
@@ -80,6 +81,7 @@ def estimate(
             attention=attention,
             memory_limit_gib=memory_limit_gib,
             tokens=tokens,
+            calibration=calibration,
         )
         choice = Choice(
             tp=tp,

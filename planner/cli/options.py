@@ -25,6 +25,9 @@ MemoryLimit = Annotated[
     float | None, typer.Option("--memory-limit-gib", help="Cap per GPU; default 95 % of capacity.")
 ]
 Tokens = Annotated[float | None, typer.Option("--tokens", help="Tokens of the whole run, for days.")]
+Calibration = Annotated[
+    str | None, typer.Option("--calibration", help="Fitted constants of this machine (planner calibrate).")
+]
 Target = Annotated[str, typer.Option("--target", help="Only plans this launcher can run: any, megatron, ...")]
 Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree.")]
 Pp = Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree.")]

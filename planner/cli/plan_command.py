@@ -34,6 +34,7 @@ def plan(
     attention: o.AttentionKernel = "flash",
     memory_limit_gib: o.MemoryLimit = None,
     tokens: o.Tokens = None,
+    calibration: o.Calibration = None,
     target: o.Target = "any",
     tp: o.Tp = None,
     pp: o.Pp = None,
@@ -75,6 +76,7 @@ def plan(
         attention=attention,
         memory_limit_gib=memory_limit_gib,
         tokens=tokens,
+        calibration=calibration,
     )
     pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule)
     started = time.process_time()

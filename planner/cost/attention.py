@@ -78,6 +78,11 @@ def tensor_parallel_seconds(
     return np.where(is_split, forward, 0.0), np.where(is_split, backward, 0.0)
 
 
+def tensor_parallel_collectives(setting: Setting) -> Number:
+    """Collectives a tensor-parallel sub-layer launches in forward: two with a split sequence, else one."""
+    return np.where(setting.tp > 1, np.where(setting.norm_split > 1, 2.0, 1.0), 0.0)
+
+
 def attention_part(
     attention: Attention | LatentAttention,
     hidden_size: int,
@@ -134,6 +139,7 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
         selective_bytes=saved,
         transient_bytes=gathered + 2.0 * saved,
         kernels=5.0,
+        collectives=tensor_parallel_collectives(s) + s.cp - 1.0,
     )
 
 
@@ -174,9 +180,7 @@ def _core(
     scores = products * rows * keys
     extra = DROPOUT_PASSES if dropout else 0.0
     softmax = device.pass_seconds(scores * ELEMENT_BYTES * (UNFUSED_FORWARD_PASSES + extra))
-    backward = 2.0 * forward + device.pass_seconds(
-        scores * ELEMENT_BYTES * (UNFUSED_BACKWARD_PASSES + extra)
-    )
+    backward = 2.0 * forward + device.pass_seconds(scores * ELEMENT_BYTES * (UNFUSED_BACKWARD_PASSES + extra))
     output = ELEMENT_BYTES * tokens * out
     probabilities = scores * (ELEMENT_BYTES + (1.0 + ELEMENT_BYTES if dropout else 0.0))
     return Part(
@@ -266,4 +270,5 @@ def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) ->
         selective_bytes=latents,
         transient_bytes=gathered + 2.0 * projected,
         kernels=9.0,
+        collectives=tensor_parallel_collectives(s) + s.cp - 1.0,
     )

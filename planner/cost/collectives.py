@@ -57,7 +57,6 @@ def group_costs(cluster: Cluster, constants: Constants, stride: int, size: int) 
         for index, c in enumerate(crossings)
     )
     log_latency = sum(c.link.latency_seconds * math.ceil(math.log2(c.units)) for c in crossings)
-    overhead = constants.collective_overhead_seconds
     beta = 1.0 / min(rates)
     has_switch = all(c.link.in_network_reduction for c in crossings)
     switch = beta / constants.in_network_efficiency if has_switch else math.inf
@@ -65,12 +64,12 @@ def group_costs(cluster: Cluster, constants: Constants, stride: int, size: int) 
     return GroupCosts(
         size=float(size),
         ring_seconds_per_byte=beta,
-        ring_latency=ring_latency + overhead,
-        tree_latency=2.0 * log_latency + overhead,
+        ring_latency=ring_latency,
+        tree_latency=2.0 * log_latency,
         switch_seconds_per_byte=switch,
-        switch_latency=2.0 * log_latency + overhead,
+        switch_latency=2.0 * log_latency,
         exchange_seconds_per_byte=exchange,
-        exchange_latency=log_latency + overhead,
+        exchange_latency=log_latency,
     )
 
 

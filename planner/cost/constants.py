@@ -85,7 +85,7 @@ class Constants:
         1.0, "all kernels of a stack over the architecture's own", "clocks, power caps, kernel choice"
     )
     collective_overhead_seconds: float = _constant(
-        5e-6, "host seconds per collective beyond the links' latency", "NCCL launch and stream waits"
+        2e-5, "host seconds to launch one collective and its stream waits", "torch.distributed on NCCL"
     )
     overlap_theft: float = _constant(
         0.10, "share of the hiding window lost to multiprocessors and HBM used by the collective", "2-15 %"

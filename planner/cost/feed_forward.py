@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
-from planner.cost.attention import tensor_parallel_seconds
+from planner.cost.attention import tensor_parallel_collectives, tensor_parallel_seconds
 from planner.cost.collectives import all_gather_seconds, all_to_all_seconds
 from planner.cost.compute import ELEMENT_BYTES, TILE
 from planner.cost.part import Part, Setting
@@ -27,7 +27,12 @@ def feed_forward_part(ff: FeedForward | MixtureOfExperts, hidden_size: int, sett
         )
         gathered = ELEMENT_BYTES * setting.tokens * hidden_size
         forward, backward = tensor_parallel_seconds(setting, gathered, input_gradient, weight_gradient)
-        return part + Part(forward_tp=forward, backward_tp=backward, transient_bytes=gathered)
+        return part + Part(
+            forward_tp=forward,
+            backward_tp=backward,
+            transient_bytes=gathered,
+            collectives=tensor_parallel_collectives(setting),
+        )
     return _experts(ff, hidden_size, setting)
 
 
@@ -80,13 +85,18 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
         selective_bytes=dispatched,
         transient_bytes=2.0 * dispatched,
         kernels=12.0,
+        collectives=np.where(s.ep > 1, 2.0, 0.0) + np.where(s.expert_tp > 1, 2.0, 0.0),
     )
     if not moe.shared_ffn_size:
         return total
     shared, input_gradient, weight_gradient = _dense(s, s.tokens, h, moe.shared_ffn_size / s.tp, moe.gated)
     gathered = ELEMENT_BYTES * s.tokens * h
     forward, backward = tensor_parallel_seconds(s, gathered, input_gradient, weight_gradient)
-    return total + shared + Part(forward_tp=forward, backward_tp=backward)
+    return (
+        total
+        + shared
+        + Part(forward_tp=forward, backward_tp=backward, collectives=tensor_parallel_collectives(s))
+    )
 
 
 def _grouped_products(

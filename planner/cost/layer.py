@@ -269,9 +269,16 @@ class LayerPricer:
     def _finish(self, kind: LayerKind, part: Part, s: Setting, dense: Number, expert: Number) -> LayerCost:
         launch = self.device.constants.launch_seconds
         slowdown = self.device.constants.kernel_slowdown
-        forward_compute = np.maximum(part.forward_compute * slowdown, part.kernels * launch)
-        backward_compute = np.maximum(part.backward_compute * slowdown, 2.0 * part.kernels * launch)
-        dp_forward, dp_backward = self._sharded_seconds(dense, expert, forward_compute, backward_compute)
+        forward_kernels, backward_kernels = part.forward_compute * slowdown, part.backward_compute * slowdown
+        dp_forward, dp_backward = self._sharded_seconds(dense, expert, forward_kernels, backward_kernels)
+        gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, 1.0, 0.0)
+        each = self.device.constants.collective_overhead_seconds
+        host = part.kernels * launch + (part.collectives + gathers) * each
+        # The host launches kernels and collectives in one queue: a pass is never shorter than that queue.
+        forward_wire = part.forward_tp + part.forward_cp + part.forward_ep + dp_forward
+        backward_wire = part.backward_tp + part.backward_cp + part.backward_ep + dp_backward
+        forward_compute = np.maximum(forward_kernels, host - forward_wire)
+        backward_compute = np.maximum(backward_kernels, 2.0 * host - backward_wire)
         zero = np.zeros(len(self.candidates))
         forward = {
             "compute": forward_compute,

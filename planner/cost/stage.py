@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from planner.cost.collectives import (
     GroupCosts,
@@ -26,13 +27,16 @@ MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buf
 
 @dataclass(frozen=True)
 class Item:
-    """``count`` layers of one kind: recompute ``mode``, ``sharding`` code, microbatches ``in_flight``."""
+    """``count`` layers of one kind: recompute ``mode``, ``sharding`` code, microbatches ``alive``.
+
+    ``alive`` has one entry per moment that may be the rank's fullest (``schedule.orders.alive_states``).
+    """
 
     kind: int
     count: int
     mode: int
     sharding: int
-    in_flight: int
+    alive: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class StageModel:
 
     def memory(self, items: Iterable[Item]) -> dict[str, float]:
         """Bytes at the fullest moment by category, and their total."""
-        parameters = gradients = optimizer = saved = working = transient = gathered = 0.0
+        parameters = gradients = optimizer = working = transient = gathered = 0.0
+        saved: list[float] = []
         for item in items:
             if not item.count:
                 continue
@@ -97,7 +102,8 @@ class StageModel:
             parameters += item.count * kind.state_bytes[0]
             gradients += item.count * kind.state_bytes[1]
             optimizer += item.count * kind.state_bytes[2]
-            saved += item.count * item.in_flight * kind.saved_bytes[item.mode]
+            kept = item.count * kind.saved_bytes[item.mode]
+            saved = [kept * n + before for n, before in zip_longest(item.alive, saved, fillvalue=0.0)]
             working = max(working, kind.working_bytes[item.mode])
             transient = max(transient, kind.transient_bytes)
             gathered = max(gathered, kind.gathered_bytes)
@@ -108,7 +114,7 @@ class StageModel:
             "parameters": parameters,
             "gradients": gradients,
             "optimizer": optimizer,
-            "activations": (saved + working) * slack,
+            "activations": (max(saved, default=0.0) + working) * slack,
             "buffers": (transient + gathered + boundary) * slack,
             "reserve": reserve_bytes(c, row.num_communicators),
         }

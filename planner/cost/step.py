@@ -19,7 +19,7 @@ from planner.cost.stage import CAUSES, Item, StageModel, Tail
 from planner.errors import UnknownName
 from planner.model.chain import LayerChain, layer_chain
 from planner.model.flop import model_step_flop
-from planner.schedule.orders import in_flight, operation_order
+from planner.schedule.orders import alive_states, operation_order
 from planner.schedule.timeline import Timeline, replay
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import SCHEDULES, Decision
@@ -131,7 +131,7 @@ def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRo
 def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[int, list[Item]]]:
     """(virtual stage, items) of one pipeline rank: each layer with mode, sharding, in-flight count."""
     d, chain = decision.degrees, model.chain
-    held = in_flight(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
+    states = alive_states(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
     position = {layer: block for block, layer in enumerate(chain.block_layers)}
     found = []
     for chunk, (first, end) in decision.blocks_of_rank(rank):
@@ -144,7 +144,8 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
                 sharding = decision.sharding_of(block) if block is not None else decision.sharding
                 key = (chain.layers[layer], mode, sharding)
                 counts[key] = counts.get(key, 0) + 1
-        items = [Item(kind, n, mode, code, held[chunk]) for (kind, mode, code), n in counts.items()]
+        alive = tuple(state[chunk] for state in states)
+        items = [Item(kind, n, mode, code, alive) for (kind, mode, code), n in counts.items()]
         found.append((chunk * d.pp + rank, items))
     return found
 

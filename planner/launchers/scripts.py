@@ -111,8 +111,8 @@ def _data(job: Job) -> list[str]:
     ]
 
 
-def sbatch_script(job: Job) -> str:
-    """train.sbatch: submit it from the folder of train.sh. One task a node; tasks follow the node list."""
+def sbatch_script(job: Job, script: str = "train.sh") -> str:
+    """A SLURM job: submit it from the folder of ``script``. One task a node; tasks follow the node list."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", job.name).strip("-") or "train"
     lines = [
         "#!/usr/bin/env bash",
@@ -132,6 +132,6 @@ def sbatch_script(job: Job) -> str:
         "",
         "# No CPU binding of the one task: it is the parent of all ranks of the node.",
         "srun --ntasks-per-node=1 --distribution=block --cpu-bind=none --kill-on-bad-exit=1 \\",
-        '  bash "$PLAN_DIR/train.sh" "$@"',
+        f'  bash "$PLAN_DIR/{script}" "$@"',
     ]
     return "\n".join(lines) + "\n"

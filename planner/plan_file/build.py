@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from itertools import groupby
 
+from planner.calibration.shipped import shipped
 from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.cost.step import CostModel, Prediction
 from planner.plan_file.schema import (
@@ -21,10 +22,6 @@ from planner.plan_file.schema import (
     StageRecord,
 )
 from planner.strategy.decision import RANK_ORDER, RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision
-
-# Half-width of the stated interval while the constants are priors: see the accuracy section of the README.
-PRIOR_TIME_INTERVAL = 0.20
-PRIOR_MEMORY_INTERVAL = 0.10
 
 
 def build_inputs(model: CostModel, profile: ClusterProfile, device: DeviceSpec, options: Options) -> Inputs:
@@ -113,9 +110,13 @@ def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyR
 
 
 def build_prediction(model: CostModel, prediction: Prediction) -> PredictionRecord:
-    """The prediction as the file states it, with its interval and the device's capacity."""
+    """The prediction as the file states it, with its interval and the device's capacity.
+
+    The intervals are the shipped calibration's, by how close this GPU and stack are to measured ground.
+    """
     seconds, peak = prediction.step_seconds, prediction.peak_memory_bytes
     problem = model.problem
+    where = (problem.cluster.device.generation, model.stack.name)
     stages = [
         StagePredictionRecord(
             index=s.index,
@@ -127,21 +128,17 @@ def build_prediction(model: CostModel, prediction: Prediction) -> PredictionReco
     ]
     return PredictionRecord(
         step_seconds=seconds,
-        step_seconds_interval=_around(seconds, PRIOR_TIME_INTERVAL),
+        step_seconds_interval=shipped().interval("time", *where, seconds),
         tokens_per_second=prediction.tokens_per_second,
         tokens_per_second_per_gpu=prediction.tokens_per_second / problem.world_size,
         mfu=prediction.mfu,
         hfu=prediction.hfu,
         breakdown_seconds=prediction.breakdown_seconds,
         peak_memory_bytes=peak,
-        peak_memory_interval=_around(peak, PRIOR_MEMORY_INTERVAL),
+        peak_memory_interval=shipped().interval("memory", *where, peak),
         memory_capacity_bytes=problem.cluster.device.memory_bytes,
         memory_limit_bytes=problem.memory_limit_bytes,
         fullest_stage=prediction.fullest_stage,
         slowest_stage=prediction.slowest_stage,
         stages=stages,
     )
-
-
-def _around(value: float, share: float) -> tuple[float, float]:
-    return value * (1.0 - share), value * (1.0 + share)

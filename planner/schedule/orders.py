@@ -58,21 +58,52 @@ def warmup_operations(schedule: str, rank: int, pp: int, microbatches: int, virt
 
 
 @lru_cache(maxsize=65536)
+def alive_states(
+    schedule: str, rank: int, pp: int, microbatches: int, virtual_stages: int = 1
+) -> tuple[tuple[int, ...], ...]:
+    """Microbatches whose activations a rank holds, per chunk, at every moment that may be its fullest.
+
+    The first state is the end of the warm-up, just before the first backward frees anything. Without
+    virtual stages no later moment holds more; with them the total stays the same but shifts between
+    chunks, so every state not covered by another is listed.
+    """
+    warmup = warmup_operations(schedule, rank, pp, microbatches, virtual_stages)
+    if virtual_stages == 1:
+        return ((warmup,),)
+    # The pattern repeats every pp microbatches: a few groups show every state.
+    few = min(microbatches, 4 * pp)
+    counts = [0] * virtual_stages
+    seen: dict[tuple[int, ...], None] = {}
+    forwards = 0
+    for operation in operation_order(schedule, pp, few, virtual_stages)[rank]:
+        counts[operation.chunk] += -1 if operation.is_backward else 1
+        forwards += not operation.is_backward
+        if not operation.is_backward and forwards >= min(warmup, few * virtual_stages):
+            seen[tuple(counts)] = None
+    states = list(seen)
+    first = states[0]
+    kept = [
+        state
+        for state in states[1:]
+        if not any(_covers(other, state) and other != state for other in states) and state != first
+    ]
+    return (first, *kept)
+
+
+def _covers(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True))
+
+
+@lru_cache(maxsize=65536)
 def in_flight(
     schedule: str, rank: int, pp: int, microbatches: int, virtual_stages: int = 1
 ) -> tuple[int, ...]:
-    """Microbatches whose activations a rank holds at its fullest, per chunk.
-
-    The count is taken just before the first backward frees anything; from then on each forward is paired
-    with a backward, so no later moment holds more.
-    """
+    """The first of ``alive_states``: counts per chunk at the end of the warm-up."""
     warmup = warmup_operations(schedule, rank, pp, microbatches, virtual_stages)
-    counts = [0] * virtual_stages
     if virtual_stages == 1:
         return (warmup,)
-    for k in range(warmup):
-        counts[_virtual_microbatch(k, pp, virtual_stages)[1]] += 1
-    return tuple(counts)
+    groups, within = divmod(warmup, pp * virtual_stages)
+    return tuple(groups * pp + min(pp, max(0, within - chunk * pp)) for chunk in range(virtual_stages))
 
 
 def _gpipe(microbatches: int) -> tuple[Operation, ...]:

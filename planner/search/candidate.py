@@ -9,18 +9,20 @@ import numpy as np
 from planner.cost.row import CandidateRow
 from planner.cost.stage import StageModel
 from planner.cost.step import CostModel, blocks_sends, send_times, tied_embedding_seconds
-from planner.schedule.orders import in_flight
+from planner.schedule.orders import alive_states
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.partition import Partitioner, RecomputePolicy
 from planner.search.recompute import Choice, Group, plain_items
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
 
+MOMENT_TRIES = 5
+
 
 @dataclass(frozen=True)
 class Solved:
-    """A candidate's best decision and a lower bound on every plan of that candidate, seconds."""
+    """A candidate's best decisions by bound, and a lower bound on every plan of that candidate, seconds."""
 
-    decision: Decision
+    decisions: tuple[Decision, ...]
     bound_seconds: float
 
 
@@ -41,10 +43,14 @@ class CandidateSolver:
         """
         best: Solved | None = None
         for policy in self.policies:
-            cutoff = min(incumbent_seconds, best.bound_seconds if best else incumbent_seconds)
-            found = self._solve(row, policy, cutoff)
-            if found is not None and (best is None or found.bound_seconds < best.bound_seconds):
+            found = self._solve(row, policy, incumbent_seconds)
+            if found is None:
+                continue
+            if best is None:
                 best = found
+            else:
+                bound = min(best.bound_seconds, found.bound_seconds)
+                best = Solved(best.decisions + found.decisions, bound)
         return best
 
     def _solve(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
@@ -52,15 +58,18 @@ class CandidateSolver:
         fixed = tied_embedding_seconds(self.model, row) + self.model.constants.step_overhead_seconds
         if row.schedule == "interleaved":
             return self._interleaved(row, stages, policy, incumbent - fixed, fixed)
-        partition = Partitioner(
+        partitions = Partitioner(
             stages, self.layout, self.limit_bytes, self.model.straggler_factor, self._sends(row), policy
         ).solve(incumbent - fixed)
-        if partition is None:
+        if not partitions:
             return None
-        chunks = tuple((rank.first, rank.end) for rank in partition.ranks)
-        picks = [[(r.first, r.end, r.groups, r.choice)] for r in partition.ranks]
-        bound = self.model.straggler_factor * partition.bound_seconds + fixed
-        return Solved(self._decision(row, chunks, picks), bound)
+        decisions = []
+        for partition in partitions:
+            chunks = tuple((rank.first, rank.end) for rank in partition.ranks)
+            picks = [[(r.first, r.end, r.groups, r.choice)] for r in partition.ranks]
+            decisions.append(self._decision(row, chunks, picks))
+        bound = self.model.straggler_factor * partitions[0].bound_seconds + fixed
+        return Solved(tuple(decisions), bound)
 
     def _sends(self, row: CandidateRow) -> list[float]:
         """Cheapest send over any boundary, by the block the cut lies before: a bound for every stage."""
@@ -69,9 +78,8 @@ class CandidateSolver:
             return [0.0] * (n + 1)
         probe = tuple((i, i + 1) for i in range(pp))
         plain = min(send_times(self.model, row, probe)[:-1])
-        scale = [self.model.chain.cut_scale(self.model.problem.model, b) for b in range(1, n)]
-        base = self.model.chain.cut_scale(self.model.problem.model, 1)
-        return [0.0, *(plain * max(1.0, s / base) if s != base else plain for s in scale), 0.0]
+        scale = self.layout.cut_scales(self.model.problem.model)
+        return [0.0, *(plain * max(1.0, s / scale[0]) for s in scale), 0.0]
 
     def _interleaved(
         self,
@@ -88,16 +96,19 @@ class CandidateSolver:
         fill = worst = 0.0
         picks: list[list[tuple[int, int, tuple[Group, ...], Choice]]] = []
         for rank in range(pp):
-            held = in_flight(row.schedule, rank, pp, m, v)
+            states = alive_states(row.schedule, rank, pp, m, v)
             spans = [chunks[chunk * pp + rank] for chunk in range(v)]
-            parts = [self.layout.groups(*span, held[i]) for i, span in enumerate(spans)]
+            parts = [
+                self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
+            ]
             merged = merge_groups(parts)
             plain = sum(stages.seconds(plain_items(merged, row.sharding)))
             room = (incumbent / factor - fill) / m - plain
             if room <= 0.0:
                 return None
-            choice = policy.choose(stages, merged, self.limit_bytes, row.sharding, room)
-            if choice is None:
+            least = policy.choose(stages, merged, self.limit_bytes, row.sharding, room)
+            choice = self._fitting(stages, merged, policy, row.sharding, room, least)
+            if least is None or choice is None:
                 return None
             split = split_choice(parts, merged, choice)
             chunk_items = [c.items(p, row.sharding) for c, p in zip(split, parts, strict=True)]
@@ -105,12 +116,35 @@ class CandidateSolver:
             forward, backward = stages.seconds(items)
             tail = stages.tail(items, forward, backward).total if rank == 0 else 0.0
             fill += tail / factor
-            worst = max(worst, fill + m * (forward + backward))
-            fill += sum(stages.seconds(chunk_items[0]))
+            # The bound is that of the cheaper choice that counts the end of the warm-up alone.
+            spared = choice.extra_seconds - least.extra_seconds
+            worst = max(worst, fill + m * (forward + backward - spared))
+            fill += sum(stages.seconds(plain_items(parts[0], row.sharding)))
             if factor * worst >= incumbent:
                 return None
             picks.append([(*span, p, c) for span, p, c in zip(spans, parts, split, strict=True)])
-        return Solved(self._decision(row, chunks, picks), factor * worst + fixed)
+        return Solved((self._decision(row, chunks, picks),), factor * worst + fixed)
+
+    def _fitting(
+        self,
+        stages: StageModel,
+        groups: tuple[Group, ...],
+        policy: RecomputePolicy,
+        sharding: int,
+        room: float,
+        choice: Choice | None,
+    ) -> Choice | None:
+        """A choice that fits at every moment: the limit is lowered by what a later moment is over."""
+        limit = self.limit_bytes
+        for _ in range(MOMENT_TRIES):
+            if choice is None:
+                return None
+            over = stages.memory(choice.items(groups, sharding))["total"] - self.limit_bytes
+            if over <= 0.0:
+                return choice
+            limit -= over
+            choice = policy.choose(stages, groups, limit, sharding, room)
+        return None
 
     def _decision(
         self,
@@ -159,22 +193,22 @@ def interleaved_chunks(layout: Layout, row: CandidateRow) -> tuple[tuple[int, in
 
 def merge_groups(parts: list[tuple[Group, ...]]) -> tuple[Group, ...]:
     """Groups of all chunks of a rank, equal kind and in-flight count joined."""
-    total: dict[tuple[int, int, bool], int] = {}
+    total: dict[tuple[int, tuple[int, ...], bool], int] = {}
     for part in parts:
         for group in part:
-            key = (group.kind, group.in_flight, group.is_block)
+            key = (group.kind, group.alive, group.is_block)
             total[key] = total.get(key, 0) + group.count
-    return tuple(Group(kind, n, held, block) for (kind, held, block), n in total.items())
+    return tuple(Group(kind, n, alive, block) for (kind, alive, block), n in total.items())
 
 
 def split_choice(parts: list[tuple[Group, ...]], merged: tuple[Group, ...], choice: Choice) -> list[Choice]:
     """The rank's choice dealt back to its chunks, first chunks first."""
-    left = {(g.kind, g.in_flight): list(counts) for g, counts in zip(merged, choice.counts, strict=True)}
+    left = {(g.kind, g.alive): list(counts) for g, counts in zip(merged, choice.counts, strict=True)}
     result = []
     for part in parts:
         counts = []
         for group in part:
-            pool = left[(group.kind, group.in_flight)]
+            pool = left[(group.kind, group.alive)]
             full = min(pool[1], group.count)
             selective = min(pool[0], group.count - full)
             pool[0] -= selective

@@ -82,7 +82,7 @@ def recompute_policies(model: CostModel, limits: Limits, pinned: str | None) -> 
         return (RecomputePolicy(pinned),)
     if limits.recompute_granularity == "layer":
         return (RecomputePolicy("free"),)
-    return (RecomputePolicy("none"), RecomputePolicy("selective"), RecomputePolicy("full"))
+    return tuple(RecomputePolicy(mode) for mode in limits.recomputes)
 
 
 def search(
@@ -211,6 +211,7 @@ class _Run:
         """
         solver = CandidateSolver(self.model, Layout(self.model.chain), self.limit, self.policies)
         order, bounds = self.space.order, self.space.bounds
+        is_timed = math.isfinite(deadline)
         extra = 0
         for position, index in enumerate(order.tolist()):
             bound = float(bounds[index])
@@ -221,7 +222,7 @@ class _Run:
                 extra += 1
                 if bound >= threshold or extra > RUNNER_UP_SOLVES:
                     return True
-            if time.process_time() > deadline and self.found:
+            if is_timed and time.process_time() > deadline and self.found:
                 self.open_bounds.append(bound)
                 return is_settled
             try:
@@ -254,7 +255,9 @@ class _Run:
             return
         if not is_runner_up:
             self.solved_bounds.append(solved.bound_seconds)
-        solution = Solution(solved.decision, price(self.model, solved.decision), solved.bound_seconds)
+        priced = [(d, price(self.model, d)) for d in solved.decisions]
+        decision, prediction = min(priced, key=lambda pair: pair[1].step_seconds)
+        solution = Solution(decision, prediction, solved.bound_seconds)
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
             raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
         if known is None or solution.seconds < known.seconds * (1.0 - TIE):

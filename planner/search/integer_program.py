@@ -140,7 +140,7 @@ class _Program:
             for stage, items in rank_items(self.model, self.old, rank):
                 merged: dict[tuple[int, int], int] = {}
                 for item in items:
-                    key = (item.kind, item.in_flight)
+                    key = (item.kind, item.alive[0])
                     merged[key] = merged.get(key, 0) + item.count
                 for (kind, held), count in merged.items():
                     is_block = chain.kinds[kind].role == "block"

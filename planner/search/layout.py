@@ -8,6 +8,7 @@ import numpy as np
 
 from planner.cost.arrays import Number
 from planner.model.chain import LayerChain
+from planner.model.spec import ModelSpec
 from planner.search.recompute import Group
 
 
@@ -18,6 +19,7 @@ class Layout:
         self.chain = chain
         self.num_blocks = chain.num_blocks
         self.is_block = tuple(kind.role == "block" for kind in chain.kinds)
+        self._scales: list[float] | None = None
         self._prefix = [[0] * len(chain.kinds)]
         for kind in chain.layers:
             row = list(self._prefix[-1])
@@ -25,16 +27,22 @@ class Layout:
             self._prefix.append(row)
         self.kind_counts = lru_cache(maxsize=200_000)(self._kind_counts)
 
+    def cut_scales(self, model: ModelSpec) -> list[float]:
+        """``LayerChain.cut_scale`` before every block but the first."""
+        if self._scales is None:
+            self._scales = [self.chain.cut_scale(model, block) for block in range(1, self.num_blocks)]
+        return self._scales
+
     def _kind_counts(self, first: int, end: int) -> tuple[int, ...]:
         """Layers per kind that blocks [first, end) carry, embeddings and head included."""
         low, high = self.chain.layer_range(first, end)
         return tuple(b - a for a, b in zip(self._prefix[low], self._prefix[high], strict=True))
 
-    def groups(self, first: int, end: int, in_flight: int) -> tuple[Group, ...]:
-        """The same as groups of equal layers with ``in_flight`` microbatches."""
+    def groups(self, first: int, end: int, alive: tuple[int, ...]) -> tuple[Group, ...]:
+        """The same as groups of equal layers with ``alive`` microbatches."""
         counts = self.kind_counts(first, end)
         return tuple(
-            Group(kind, count, in_flight, self.is_block[kind]) for kind, count in enumerate(counts) if count
+            Group(kind, count, alive, self.is_block[kind]) for kind, count in enumerate(counts) if count
         )
 
     def sum_over(self, values: list[float], first: int, end: int) -> float:

@@ -2,11 +2,11 @@
 
 State (rank i, blocks placed l) with labels (T, S, choice): S the time of one microbatch on the ranks so far
 (fill and drain), T the largest lower bound of the step seen from any of them
-(``bounds.rank_lower_bound``), which for forward and backward in one ratio is the exact 1F1B makespan. A rank
-is offered every block range whose layers fit the memory limit under their cheapest recompute modes. A
-label is kept while no other has both less T and less S; ranges that cannot beat the incumbent are not
-tried. The rank's tail (gradient reduction, optimizer, gather) of stage 0 is part of S from the start,
-because stage 0 ends last.
+(``bounds.rank_lower_bound``), close to the exact 1F1B makespan and never above it. A rank is offered
+every block range whose layers fit the memory limit under their cheapest recompute modes. A label is kept
+while no other has both less T and less S; ranges that cannot beat the incumbent are not tried. The rank's
+tail (gradient reduction, optimizer, gather) of stage 0 is part of S from the start, because stage 0 ends
+last.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from planner.search.layout import Layout
 from planner.search.recompute import Choice, Group, choose_recompute, plain_items
 
 SMALL = 1e-12
+PRICED_SPLITS = 4
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,14 @@ class Partitioner:
         cheapest = [kind.forward_seconds + min(kind.backward_seconds) for kind in row.kinds]
         n = layout.num_blocks
         self.rest = [layout.sum_over(cheapest, block, n) if block < n else 0.0 for block in range(n + 1)]
+        self.least_send = min(send_at[1:n], default=0.0) if self.pp > 1 else 0.0
         self._cache: dict[tuple[tuple[int, ...], int], tuple[Choice, float, float, float] | None] = {}
 
-    def solve(self, incumbent_seconds: float) -> Partition | None:
-        """The best split whose bound beats ``incumbent_seconds`` (pipeline plus stage 0's tail), or None."""
+    def solve(self, incumbent_seconds: float) -> list[Partition]:
+        """The best splits by bound, best first; only those whose bound beats ``incumbent_seconds``.
+
+        Bounds are exact only without sends and recompute, so a few splits are returned for pricing.
+        """
         n = self.layout.num_blocks
         frontier: dict[int, list[_Label]] = {}
         for end in self._ends(0, 0.0, 0.0, 0, incumbent_seconds):
@@ -96,16 +101,16 @@ class Partitioner:
                         if extended is not None:
                             _keep(following.setdefault(end, []), extended)
             frontier = following
-        final = frontier.get(n, [])
-        if not final:
-            return None
-        best = min(final, key=lambda label: (label.total, label.before))
+        final = sorted(frontier.get(n, []), key=lambda label: (label.total, label.before))
+        return [self._partition(label) for label in final[:PRICED_SPLITS]]
+
+    def _partition(self, label: _Label) -> Partition:
         ranks: list[RankChoice] = []
-        step: _Label | None = best
+        step: _Label | None = label
         while step is not None:
             ranks.append(step.rank)
             step = step.parent
-        return Partition(best.total, tuple(reversed(ranks)))
+        return Partition(label.total, tuple(reversed(ranks)))
 
     def _ends(self, rank: int, before: float, total: float, first: int, incumbent: float) -> list[int]:
         """Block ranges worth trying: not so long that this rank, nor so short that the rest, is too slow."""
@@ -137,13 +142,20 @@ class Partitioner:
         cut_before = self.send_at[first] if rank else 0.0
         forward, backward = forward + cut_after, backward + cut_before
         before = label.before if label else tail / self.factor
-        bound = rank_lower_bound(before, forward, backward, self.rest[end], self.m, self.warmup[rank])
+        after = self._after(rank, end)
+        bound = rank_lower_bound(before, forward, backward, after, self.m, self.warmup[rank])
         total = max(bound, label.total if label else 0.0)
         if self.factor * total >= incumbent:
             return None
-        groups = self.layout.groups(first, end, self.warmup[rank])
+        groups = self.layout.groups(first, end, (self.warmup[rank],))
         mine = RankChoice(first, end, groups, choice, forward, backward)
         return _Label(total, before + forward + backward, mine, label)
+
+    def _after(self, rank: int, end: int) -> float:
+        """Least time of one microbatch on the ranks behind, sends included: down and back again."""
+        ranks = self.pp - rank - 1
+        sends = 2 * ranks - 1 if ranks else 0
+        return self.rest[end] + sends * self.least_send
 
     def _price(self, rank: int, first: int, end: int) -> tuple[Choice, float, float, float] | None:
         """(recompute choice, forward, backward, tail) of one rank, None when it does not fit."""
@@ -155,7 +167,7 @@ class Partitioner:
     def _price_new(self, rank: int, first: int, end: int) -> tuple[Choice, float, float, float] | None:
         stages = self.stages
         sharding = stages.row.sharding
-        groups = self.layout.groups(first, end, self.warmup[rank])
+        groups = self.layout.groups(first, end, (self.warmup[rank],))
         choice = self.policy.choose(stages, groups, self.limit, sharding)
         if choice is None:
             return None

@@ -3,30 +3,37 @@
 Layers fall into groups of equal kind and equal microbatches in flight; in a group only the numbers per
 mode matter. The choice is a small knapsack with Pareto fronts of (extra seconds, freed bytes), exact:
 fronts of the groups are merged and dominated points dropped. Recomputing needs the working set of one
-layer, so the highest mode used is fixed first and its working set charged.
+layer: the largest working set in use is fixed first, charged, and only modes within it are offered.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.cost.row import KindCost
 from planner.cost.stage import Item, StageModel
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE
 
 Point = tuple[float, float, tuple[tuple[int, int], ...]]
+TOLERANCE = 1.0 - 1e-12
 
 
 @dataclass(frozen=True)
 class Group:
-    """``count`` equal layers of ``kind`` with ``in_flight`` microbatches; blocks may be recomputed."""
+    """``count`` equal layers of ``kind`` with ``alive`` microbatches per moment; blocks may recompute."""
 
     kind: int
     count: int
-    in_flight: int
+    alive: tuple[int, ...]
     is_block: bool
+
+    @property
+    def in_flight(self) -> int:
+        """Microbatches alive at the end of the warm-up."""
+        return self.alive[0]
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,14 @@ class Choice:
             split = (group.count - selective - full, selective, full)
             for mode, count in enumerate(split):
                 if count:
-                    found.append(Item(group.kind, count, mode, sharding, group.in_flight))
+                    found.append(Item(group.kind, count, mode, sharding, group.alive))
         return found
 
 
 def plain_items(groups: tuple[Group, ...], sharding: int, mode: int = RECOMPUTE_NONE) -> list[Item]:
     """All layers of a rank in one mode (blocks; other layers are never recomputed)."""
     return [
-        Item(g.kind, g.count, mode if g.is_block else RECOMPUTE_NONE, sharding, g.in_flight)
+        Item(g.kind, g.count, mode if g.is_block else RECOMPUTE_NONE, sharding, g.alive)
         for g in groups
         if g.count
     ]
@@ -63,13 +70,14 @@ def choose_recompute(
     sharding: int,
     most_extra_seconds: float = math.inf,
 ) -> Choice | None:
-    """The cheapest modes that fit ``limit_bytes``.
+    """The cheapest modes that fit ``limit_bytes`` at the end of the warm-up.
 
     None when even full recompute of all does not fit, or when every way to fit costs at least
     ``most_extra_seconds`` per microbatch.
     """
     none = tuple((0, 0) for _ in groups)
-    excess = stages.memory(plain_items(groups, sharding))["total"] - limit_bytes
+    warm = tuple(replace(group, alive=group.alive[:1]) for group in groups)
+    excess = stages.memory(plain_items(warm, sharding))["total"] - limit_bytes
     if excess <= 0.0:
         return Choice(0.0, none)
     slack = 1.0 + stages.device.constants.allocator_slack
@@ -78,20 +86,68 @@ def choose_recompute(
         return None
     blocks = sorted({g.kind for g in groups if g.is_block and g.count})
     best: Choice | None = None
-    for level in (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL):
-        if not blocks:
-            break
-        working = max(kinds[kind].working_bytes[mode] for kind in blocks for mode in range(1, level + 1))
+    for working in _working_sets(kinds, blocks):
         need = excess / slack + working
-        front: list[Point] = [(0.0, 0.0, ())]
-        for kind in blocks:
-            front = _merge(front, _kind_front(kinds[kind], _by_in_flight(groups, kind), level, need))
-        fitting = [point for point in front if point[1] >= need * (1.0 - 1e-12)]
-        if fitting:
-            extra, _, counts = min(fitting, key=lambda point: (point[0], -point[1]))
+        found = _cheapest(kinds, groups, blocks, working, need)
+        if found is not None:
+            extra, _, counts = found
             if best is None or extra < best.extra_seconds:
                 best = Choice(extra, _deal(groups, dict(zip(blocks, counts, strict=True))))
     return best
+
+
+MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
+
+
+def _cheapest(
+    kinds: tuple[KindCost, ...], groups: tuple[Group, ...], blocks: list[int], working: float, need: float
+) -> Point | None:
+    """The point of least extra seconds that frees ``need`` bytes with working sets up to ``working``."""
+
+    def modes(kind: int) -> list[int]:
+        return [mode for mode in MODES if kinds[kind].working_bytes[mode] <= working]
+
+    if len(blocks) == 1:
+        kind = blocks[0]
+        return _single_kind(kinds[kind], _by_in_flight(groups, kind), modes(kind), need)
+    front: list[Point] = [(0.0, 0.0, ())]
+    for kind in blocks:
+        front = _merge(front, _kind_front(kinds[kind], _by_in_flight(groups, kind), modes(kind), need))
+    fitting = [point for point in front if point[1] >= need * TOLERANCE]
+    return min(fitting, key=lambda point: (point[0], -point[1]), default=None)
+
+
+def _single_kind(kind: KindCost, in_flight: list[int], modes: list[int], need: float) -> Point | None:
+    """The same for one kind: for each number of full layers, the fewest selective ones by bisection."""
+    reach = [0, *itertools.accumulate(in_flight)]
+    count = len(in_flight)
+    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
+    freed = [kind.saved_bytes[0] - kind.saved_bytes[mode] for mode in range(3)]
+    can_select = RECOMPUTE_SELECTIVE in modes and freed[1] > 0.0
+    best: Point | None = None
+    for full in range((count if RECOMPUTE_FULL in modes else 0) + 1):
+        base = reach[full] * freed[2]
+        left = need * TOLERANCE - base
+        if left <= 0.0:
+            selective = 0
+        elif not can_select:
+            continue
+        else:
+            selective = bisect.bisect_left(reach, reach[full] + left / freed[1], lo=full) - full
+            if full + selective > count:
+                continue
+        extra = full * costs[2] + selective * costs[1]
+        if best is None or extra < best[0]:
+            total = base + (reach[full + selective] - reach[full]) * freed[1]
+            best = (extra, total, ((selective, full),))
+        if left <= 0.0:
+            break
+    return best
+
+
+def _working_sets(kinds: tuple[KindCost, ...], blocks: list[int]) -> list[float]:
+    """The working sets that may be the largest in use: one per kind and mode, ascending."""
+    return sorted({kinds[kind].working_bytes[mode] for kind in blocks for mode in MODES})
 
 
 def least_extra_seconds(kinds: tuple[KindCost, ...], groups: tuple[Group, ...], need: float) -> float:
@@ -101,7 +157,7 @@ def least_extra_seconds(kinds: tuple[KindCost, ...], groups: tuple[Group, ...], 
         if not group.is_block or not group.count:
             continue
         kind = kinds[group.kind]
-        for mode in (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL):
+        for mode in MODES:
             freed = (kind.saved_bytes[0] - kind.saved_bytes[mode]) * group.in_flight
             if freed > 0.0:
                 best = min(best, (kind.backward_seconds[mode] - kind.backward_seconds[0]) / freed)
@@ -114,8 +170,8 @@ def _by_in_flight(groups: tuple[Group, ...], kind: int) -> list[int]:
     return sorted(counts, reverse=True)
 
 
-def _kind_front(kind: KindCost, in_flight: list[int], level: int, need: float) -> list[Point]:
-    """Pareto front over how many layers of one kind are recomputed selectively and in full.
+def _kind_front(kind: KindCost, in_flight: list[int], modes: list[int], need: float) -> list[Point]:
+    """Pareto front over how many layers of one kind are recomputed selectively and in full (``modes``).
 
     Every layer costs the same seconds and frees bytes in proportion to its in-flight count, and full frees
     more than selective: so full goes to the layers with most in flight, selective to the next.
@@ -125,9 +181,9 @@ def _kind_front(kind: KindCost, in_flight: list[int], level: int, need: float) -
     costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
     freed = [kind.saved_bytes[0] - kind.saved_bytes[mode] for mode in range(3)]
     points: list[Point] = []
-    for full in range((count if level == RECOMPUTE_FULL else 0) + 1):
+    for full in range((count if RECOMPUTE_FULL in modes else 0) + 1):
         base = reach[full] * freed[2]
-        for selective in range(count - full + 1):
+        for selective in range((count - full if RECOMPUTE_SELECTIVE in modes else 0) + 1):
             total = base + (reach[full + selective] - reach[full]) * freed[1]
             points.append((full * costs[2] + selective * costs[1], total, ((selective, full),)))
             if total >= need or freed[1] <= 0.0:

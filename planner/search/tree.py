@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.errors import InputError
-from planner.strategy.candidates import Candidates, IntArray, Problem
+from planner.strategy.candidates import BoolArray, Candidates, IntArray, Problem
 from planner.strategy.decision import (
     SCHEDULES,
     SHARDING_GROUPS,
@@ -20,7 +20,7 @@ from planner.strategy.decision import (
     SHARDINGS,
 )
 from planner.strategy.limits import Limits
-from planner.strategy.rules import RULES, Rule, expert_counts
+from planner.strategy.rules import RULES, Rule, expert_counts, key_value_heads
 
 PINNABLE = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "microbatch_size", "sharding", "schedule")
 
@@ -74,9 +74,14 @@ def enumerate_candidates(problem: Problem, limits: Limits, pins: Pins, funnel: F
     c = _meshes(problem, pins)
     funnel.add("mesh", len(c), "all (tp, cp, pp, dp) whose product is the number of GPUs")
     c = _apply(c, problem, funnel, [rules[name] for name in MESH_RULES])
+    keep = _target_degrees(c, problem, limits)
+    if not keep.all():
+        funnel.add("target-degrees", int(keep.sum()), f"degrees of {limits.target}", int((~keep).sum()))
+        c = c.take(keep)
     keep = (c.cp <= limits.max_cp) & (problem.workload.global_batch % c.dp == 0)
     funnel.add("batch-by-dp", int(keep.sum()), "dp divides the global batch", len(c) - int(keep.sum()))
     c = _sequence_parallel(c.take(keep), problem)
+    funnel.add("sequence-parallel", len(c), "with and without sequence parallelism where tp > 1")
     c = _experts(c, problem, limits, pins)
     funnel.add("experts", len(c), "ep and expert tensor degrees for each mesh")
     c = _apply(c, problem, funnel, [rules[name] for name in EXPERT_RULES])
@@ -84,7 +89,8 @@ def enumerate_candidates(problem: Problem, limits: Limits, pins: Pins, funnel: F
     funnel.add("microbatch", len(c), "microbatch sizes that divide global_batch / dp")
     c = _shardings(c, limits, pins)
     funnel.add("sharding", len(c), "none, optimizer, gradients, parameters; global or inside an island")
-    return _apply(c, problem, funnel, [rules["sharding-needs-replicas"], rules["island-sharding"]])
+    c = _apply(c, problem, funnel, [rules["sharding-needs-replicas"], rules["island-sharding"]])
+    return _apply(c, problem, funnel, list(limits.rules))
 
 
 def expand_schedules(
@@ -123,6 +129,15 @@ def _apply(c: Candidates, problem: Problem, funnel: Funnel, rules: list[Rule]) -
     return c
 
 
+def _target_degrees(c: Candidates, problem: Problem, limits: Limits) -> BoolArray:
+    """The target's largest pp; tp dividing the key/value heads where it keeps no copies of them."""
+    keep: BoolArray = c.pp <= limits.max_pp
+    if limits.kv_heads_by_tp:
+        for heads in key_value_heads(problem):
+            keep &= heads % c.tp == 0
+    return keep
+
+
 def _pinned(values: list[int], pin: int | None) -> list[int]:
     return values if pin is None else [value for value in values if value == pin]
 
@@ -155,9 +170,29 @@ def _meshes(problem: Problem, pins: Pins) -> Candidates:
 
 
 def _sequence_parallel(c: Candidates, problem: Problem) -> Candidates:
-    """Sequence parallelism wherever its rule allows: it never adds traffic and always saves memory."""
-    rule = next(rule for rule in RULES if rule.name == "sequence-by-tp")
-    return c.replace(sequence_parallel=rule.holds(c, problem).astype(np.int64))
+    """With tp > 1 both with and without sequence parallelism, as the rules allow.
+
+    It saves memory always, but not time: without it one all-reduce hides under the weight gradient.
+    """
+    rules = [rule for rule in RULES if rule.name in ("sequence-by-tp", "experts-need-sequence-parallel")]
+    options = []
+    for flags in zip(
+        *(_split_allowed(c, problem, rules, flag) for flag in (1, 0)), (c.tp > 1).tolist(), strict=True
+    ):
+        with_split, without, is_tensor = flags
+        row = [{"sequence_parallel": 1}] if with_split and is_tensor else []
+        row += [{"sequence_parallel": 0}] if without or not is_tensor else []
+        options.append(row)
+    return _cross(c, options)
+
+
+def _split_allowed(c: Candidates, problem: Problem, rules: list[Rule], flag: int) -> list[bool]:
+    probe = c.replace(sequence_parallel=c.sequence_parallel * 0 + flag)
+    allowed = np.ones(len(c), dtype=bool)
+    for rule in rules:
+        allowed &= rule.holds(probe, problem)
+    result: list[bool] = allowed.tolist()
+    return result
 
 
 def _cross(c: Candidates, options: list[list[dict[str, int]]]) -> Candidates:

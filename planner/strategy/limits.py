@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from planner.strategy.rules import Rule
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -17,7 +19,10 @@ class Limits:
     shardings and schedules: names. sharding_groups: global, island. uneven_stages: whether stages may
     differ in layers. recompute_granularity: "layer" (each layer its own), "uniform" (one mode, or full on
     the same number of layers in every virtual stage). has_layer_sharding: sharding may differ by layer.
-    parameter_sharding_with_pipeline: sharded gradients or parameters together with pp > 1.
+    parameter_sharding_with_pipeline: sharded gradients or parameters together with pp > 1. rules: further
+    hard rules of this launcher, judged on whole candidates (all columns but schedule and virtual stages).
+    max_*: largest degree. kv_heads_by_tp: tp must divide the key/value heads (no copies of them).
+    recomputes: names of the modes a layer may have, in order of growing recompute.
     """
 
     target: str
@@ -29,6 +34,10 @@ class Limits:
     parameter_sharding_with_pipeline: bool = True
     max_cp: int = 1 << 30
     max_ep: int = 1 << 30
+    rules: tuple[Rule, ...] = ()
+    max_pp: int = 1 << 30
+    kv_heads_by_tp: bool = False
+    recomputes: tuple[str, ...] = ("none", "selective", "full")
 
 
 ANY = Limits("any")

@@ -40,6 +40,11 @@ def attention_heads(problem: Problem) -> list[int]:
     return sorted({head for head, _ in _heads(problem)})
 
 
+def key_value_heads(problem: Problem) -> list[int]:
+    """Distinct key/value-head counts of the model."""
+    return sorted({kv for _, kv in _heads(problem)})
+
+
 def _heads(problem: Problem) -> Iterator[tuple[int, int]]:
     for block in problem.model.block_kinds.values():
         for attention in (block.attention, block.cross_attention):

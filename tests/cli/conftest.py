@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import split
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from planner.cli.app import run
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = "--model llama-3.1-8b --gpu h100-sxm --gpus 8 --seq-len 4096 --global-batch 64".split()
+SMALL = split("--model llama-3.1-8b --gpu h100-sxm --gpus 8 --seq-len 4096 --global-batch 64")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import split
 
 import pytest
 
-MACHINE = "--gpu h100-sxm --gpus 64".split()
+MACHINE = split("--gpu h100-sxm --gpus 64")
 BIG = ["plan", "--model", "llama-3.1-70b", *MACHINE]
 
 

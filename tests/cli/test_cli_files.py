@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import split
 
 import jsonschema
 import pytest
@@ -136,7 +137,7 @@ def test_hardware_show_reads_a_machine_file(cli, tmp_path):
 def test_our_own_model_format(cli, tmp_path):
     path = tmp_path / "model.json"
     path.write_text(cli("models", "show", "llama-3.1-8b", "--json").out, encoding="utf-8")
-    question = "--gpu h100-sxm --gpus 8 --seq-len 4096 --global-batch 64 --json".split()
+    question = split("--gpu h100-sxm --gpus 8 --seq-len 4096 --global-batch 64 --json")
     mine = cli("plan", "--model", path, *question).json()
     built_in = cli("plan", "--model", "llama-3.1-8b", *question).json()
     assert mine == built_in
@@ -149,7 +150,7 @@ def test_a_gpu_of_ones_own(cli, tmp_path, monkeypatch):
     device["memory_gib"]["value"] = 120.0
     Path(tmp_path / "our-gpu.json").write_text(json.dumps(device), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    question = "--gpus 8 --seq-len 4096 --global-batch 64 --json".split()
+    question = split("--gpus 8 --seq-len 4096 --global-batch 64 --json")
     plan = cli("plan", "--model", "llama-3.1-8b", "--gpu", "our-gpu.json", *question).json()
     assert plan["inputs"]["cluster"]["device"]["name"] == "our-gpu"
     assert plan["prediction"]["memory_capacity_bytes"] == 120.0 * 2**30

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from shlex import split
 
 import jsonschema
 import pytest
@@ -141,21 +142,21 @@ def test_compare_as_csv(cli, small):
 @pytest.fixture
 def screens(cli, small, plan_file):
     """Everything the commands print for people, by command."""
-    wide = "--model deepseek-v3 --cluster gb200-nvl72 --gpus 576 --seq-len 4096 --global-batch 4608".split()
-    long = (
-        "--model llama-3.1-405b --cluster hgx-h100-eth-400g-oversub2 --gpus 1024 --global-batch 512".split()
-    )
+    wide = split("--model deepseek-v3 --cluster gb200-nvl72 --gpus 576 --seq-len 4096 --global-batch 4608")
+    long = split("--model llama-3.1-405b --cluster hgx-h100-eth-400g-oversub2 --gpus 1024")
     return {
         "plan": [["plan", *small], ["plan", *small, "--target", "megatron"]],
         "estimate": [
-            ["estimate", *wide, *"--tp 2 --pp 8 --ep 8 --micro-batch 1 --recompute full".split()],
-            ["estimate", *long, *"--tp 8 --pp 16 --virtual-stages 7 --recompute selective".split()],
+            ["estimate", *wide, *split("--tp 2 --pp 8 --ep 8 --micro-batch 1 --recompute full")],
+            ["estimate", *long, *split("--tp 8 --pp 16 --virtual-stages 7 --recompute selective")],
         ],
         "explain": [["explain", plan_file], ["explain", plan_file, "--why-not", "tp=8"]],
         "compare": [
             ["compare", *small[:-2], "--global-batch", "32,1024"],
-            ["compare", *"--model llama-3.1-8b,mixtral-8x7b --cluster dgx-h100,dgx-a100".split()]
-            + "--gpus 64,128 --seq-len 4096 --global-batch 1024 --tokens 1e12".split(),
+            [
+                *split("compare --model llama-3.1-8b,mixtral-8x7b --cluster dgx-h100,dgx-a100"),
+                *split("--gpus 16,32 --seq-len 4096 --global-batch 256 --tokens 1e12"),
+            ],
         ],
         "models": [["models", "list"], ["models", "show", "deepseek-v3"]],
         "hardware": [

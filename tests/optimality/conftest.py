@@ -38,8 +38,8 @@ class Priced:
 class Exhaustive:
     """Every decision of a small problem.
 
-    ``schedules`` names the pipeline schedules to try; ``is_sequence_free`` also tries tensor parallelism
-    without sequence parallelism; without ``is_folded`` equal layers of a stage are told apart.
+    ``schedules`` names the pipeline schedules to try; without ``is_folded`` equal layers of a stage are
+    told apart.
     """
 
     def __init__(
@@ -48,10 +48,8 @@ class Exhaustive:
         schedules: Sequence[str] = ("1f1b", "interleaved"),
         *,
         is_folded: bool = True,
-        is_sequence_free: bool = False,
     ) -> None:
         self.model, self.schedules, self.is_folded = model, schedules, is_folded
-        self.is_sequence_free = is_sequence_free
         self.spec: ModelSpec = model.problem.model
         self.workload = model.problem.workload
         self.kinds = [name for _, name in self.spec.block_sequence()]
@@ -92,11 +90,13 @@ class Exhaustive:
                 if self.workload.global_batch % (degrees.dp * size):
                     continue
                 microbatches = self.workload.global_batch // (degrees.dp * size)
-                for sharding, group in self.shardings(degrees):
-                    for schedule, stages, chunks in self.splits(degrees, size, microbatches, sharding, group):
-                        for recompute, split in product(
-                            self.assignments(chunks), self.sequence_choices(degrees)
-                        ):
+                for (sharding, group), split in product(
+                    self.shardings(degrees), self.sequence_choices(degrees)
+                ):
+                    for schedule, stages, chunks in self.splits(
+                        degrees, split, size, microbatches, sharding, group
+                    ):
+                        for recompute in self.assignments(chunks):
                             yield Decision(
                                 degrees=degrees,
                                 sequence_parallel=split,
@@ -156,9 +156,9 @@ class Exhaustive:
         return tp > 1 and all(s % cp == 0 and (s // cp) % tp == 0 for s in self.lengths())
 
     def sequence_choices(self, degrees: Degrees) -> list[bool]:
-        """Sequence parallelism on wherever it can be; when free, off as well unless experts need it."""
+        """Sequence parallelism on and off wherever it can be; off is not possible where experts need it."""
         is_on = self.splits_sequence(degrees)
-        return [True, False] if is_on and self.is_sequence_free and not self.experts() else [is_on]
+        return [True, False] if is_on and not self.experts() else [is_on]
 
     def experts(self) -> list[MixtureOfExperts]:
         layers = [block.feed_forward for block in self.spec.block_kinds.values()]
@@ -192,7 +192,7 @@ class Exhaustive:
                 yield sharding, GROUP_ISLAND
 
     def splits(
-        self, degrees: Degrees, size: int, microbatches: int, sharding: int, group: int
+        self, degrees: Degrees, split: bool, size: int, microbatches: int, sharding: int, group: int
     ) -> Iterator[tuple[str, int, Chunks]]:
         """(schedule, virtual stages, block ranges): every split in order, and the balanced interleavings."""
         blocks, pp = len(self.kinds), degrees.pp
@@ -204,7 +204,7 @@ class Exhaustive:
             return
         for stages in range(2, blocks // pp + 1):
             probe = Decision(
-                degrees, self.splits_sequence(degrees), sharding, group, "interleaved", stages, size,
+                degrees, split, sharding, group, "interleaved", stages, size,
                 microbatches, (), (),
             )  # fmt: skip
             row = decision_rows(self.model, probe)[sharding]

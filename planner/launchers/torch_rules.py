@@ -1,0 +1,102 @@
+"""Rules shared by the launchers built on FSDP2 and torch.distributed.pipelining.
+
+Each is stated twice over one predicate: for a plan file, with its numbers, and for the search's candidates.
+"""
+
+from __future__ import annotations
+
+from planner.launchers.base import Break, nearest_divisor
+from planner.launchers.base import Rule as PlanRule
+from planner.launchers.megatron_rules import PARALLEL_RULES
+from planner.model.spec import Attention, ModelSpec
+from planner.plan_file.schema import Plan
+from planner.strategy.candidates import BoolArray, Candidates, Problem
+from planner.strategy.decision import RANK_ORDER
+from planner.strategy.rules import Rule
+
+_SHARED = {rule.name: rule for rule in PARALLEL_RULES}
+
+
+def shared(*names: str) -> tuple[PlanRule, ...]:
+    """Rules that hold for every launcher, by name."""
+    return tuple(_SHARED[name] for name in names)
+
+
+def split_heads(model: ModelSpec) -> list[int]:
+    """Head counts, queries' and keys', that tp must divide when no head is copied."""
+    counts = set()
+    for block in model.block_kinds.values():
+        counts.add(block.attention.num_heads)
+        if isinstance(block.attention, Attention):
+            counts.add(block.attention.num_kv_heads)
+    return sorted(counts)
+
+
+def _heads(plan: Plan) -> Break | None:
+    tp = plan.decision.degrees.tp
+    counts = split_heads(plan.inputs.model)
+    bad = [count for count in counts if count % tp]
+    if not bad:
+        return None
+    return Break(f"{bad[0]} heads over tp {tp}", f"tp {nearest_divisor(counts[0], min(tp, counts[0]))}")
+
+
+def _rank_order(plan: Plan) -> Break | None:
+    order = plan.decision.rank_order
+    return None if order == RANK_ORDER else Break(f"rank order {order}", RANK_ORDER)
+
+
+def _schedule(plan: Plan) -> Break | None:
+    q, pp = plan.decision, plan.decision.degrees.pp
+    if q.schedule in ("1f1b", "gpipe"):
+        if q.virtual_stages == 1:
+            return None
+        return Break(f"{q.schedule} with {q.virtual_stages} virtual stages", "schedule interleaved")
+    if pp == 1 or q.virtual_stages == 1:
+        return Break(f"interleaved with pp {pp} and {q.virtual_stages} virtual stages", "schedule 1f1b")
+    if q.microbatches % pp:
+        low = max(pp, q.microbatches // pp * pp)
+        return Break(f"{q.microbatches} microbatches for pp {pp}", f"{low} microbatches")
+    return None
+
+
+def _tied(plan: Plan) -> Break | None:
+    pp = plan.decision.degrees.pp
+    if pp == 1 or not plan.inputs.model.head.tied:
+        return None
+    return Break(f"the head shares the embedding's table and pp is {pp}", "pp 1")
+
+
+def _tied_holds(c: Candidates, p: Problem) -> BoolArray:
+    result: BoolArray = (c.pp == 1) | (not p.model.head.tied)
+    return result
+
+
+def _precision(plan: Plan) -> Break | None:
+    precision = plan.inputs.workload.precision
+    return None if precision == "bf16" else Break(f"precision {precision}", "bf16")
+
+
+HEADS = PlanRule("heads-by-tp", "tp divides the query heads and the key/value heads", _heads)
+RANKS = PlanRule("rank-order", "tp fastest, then cp, dp, pp", _rank_order)
+SCHEDULES = PlanRule(
+    "schedule",
+    "1F1B or GPipe with one stage a rank, or interleaved with pp > 1 and microbatches a multiple of pp",
+    _schedule,
+)
+TIED = PlanRule("tied-embedding", "a table shared by embedding and head stays on one rank", _tied)
+TIED_SEARCH = Rule(
+    "tied-embedding",
+    TIED.statement,
+    "pp",
+    _tied_holds,
+    lambda c, p: f"a shared table with pp {int(c.pp[0])}",
+)
+VOCABULARY_SEARCH = Rule(
+    "vocabulary-by-tp",
+    "tp divides the rows of the vocabulary table",
+    "tp",
+    lambda c, p: p.model.vocab_size % c.tp == 0,
+    lambda c, p: f"{p.model.vocab_size} rows over tp {int(c.tp[0])}",
+)
+PRECISION = PlanRule("precision", "bf16 products with fp32 weights, gradients and states", _precision)
