@@ -20,7 +20,7 @@ from planner.cli import (
     schema_command,
     validate_command,
 )
-from planner.cli.output import note, print_error
+from planner.cli.output import invocation, note, print_error
 from planner.errors import EXIT_BUG, EXIT_INTERRUPTED, InputError, PlannerError
 
 app = typer.Typer(
@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(argv: list[str]) -> int:
     """Exit code of one invocation."""
     as_json = "--json" in argv
+    invocation[:] = argv
     try:
         result = app(args=argv, prog_name="planner", standalone_mode=False)
         sys.stdout.flush()

@@ -61,5 +61,7 @@ def show_model(
     from planner.report.tables import model_text
 
     total, active = total_parameters(spec), total_parameters(spec, active=True)
-    for line in model_text(spec, total, active):
+    from planner.model.graph import graph_lines
+
+    for line in [*model_text(spec, total, active), "layers", *graph_lines(spec)]:
         console().print(line)

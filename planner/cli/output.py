@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MAX_WIDTH = 80
+# The words of the running command, for hints that repeat it with a change.
+invocation: list[str] = []
 PROGRESS_AFTER_SECONDS = 1.0
 PROGRESS_EVERY_SECONDS = 1.0
 

@@ -108,7 +108,26 @@ def next_commands(found: Plan, output: str | None) -> list[str]:
 
     file = output or "plan.json"
     if launcher("megatron").reasons(found):
-        again = "planner plan ... --target megatron -o plan.json"
-        return [f"{again}   (for Megatron-LM, which cannot express this plan)", f"planner explain {file}"]
-    save = [] if output else ["planner plan ... -o plan.json"]
+        again = _repeat("--target", "megatron", "-o", "megatron.json")
+        return [f"planner explain {shlex.quote(file)}"] * bool(output) + [
+            f"{again}   # Megatron-LM cannot express this plan; this finds the best it can"
+        ]
+    save = [] if output else [_repeat("-o", file)]
     return [*save, f"planner export {shlex.quote(file)} --to megatron -o launch"]
+
+
+def _repeat(*more: str) -> str:
+    """The command as typed, with its output options replaced."""
+    from planner.cli.output import invocation
+
+    dropped = {"-o", "--output", "--target"}
+    kept: list[str] = []
+    skip = False
+    for word in invocation:
+        if skip:
+            skip = False
+        elif word in dropped:
+            skip = True
+        elif word != "--json" and not word.startswith(("--output=", "--target=")):
+            kept.append(word)
+    return shlex.join(["planner", *kept, *more])

@@ -36,7 +36,7 @@ PYTORCH_LIMITS = Limits(
     kv_heads_by_tp=True,
     rules=(TIED_SEARCH, VOCABULARY_SEARCH),
 )
-WRITTEN_FOR = "PyTorch 2.6 and newer; run with 2.13"
+WRITTEN_FOR = "PyTorch 2.13"
 TEMPLATE = "pytorch_train.py.txt"
 SCHEDULE_NAMES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "gpipe": "GPipe"}
 DROPOUT = 0.1
@@ -150,9 +150,13 @@ def model_constants(plan: Plan) -> dict[str, Any]:
 def notes(plan: Plan) -> list[str]:
     """What the plan does not state and the run still needs, or does differently."""
     model, q = plan.inputs.model, plan.decision
-    found = ["Not in the plan: data, learning-rate schedule, gradient clipping, checkpoints; data are synthetic."]
+    found = [
+        "Not in the plan: data, learning-rate schedule, gradient clipping, checkpoints; data are synthetic."
+    ]
     if not model.stacks[0].embedding.num_positions:
-        found.append("Pass --rotary-base with the model's rope_theta; scaled rotary positions are not applied.")
+        found.append(
+            "Pass --rotary-base with the model's rope_theta; scaled rotary positions are not applied."
+        )
     if model.num_mtp_layers:
         found.append(f"The model's {model.num_mtp_layers} multi-token-prediction layers are not trained.")
     if q.degrees.pp > 1 and q.sharding_group == "island" and q.sharding in ("gradients", "parameters"):

@@ -7,7 +7,22 @@ from typing import Any, TypedDict
 
 from planner.errors import InputError
 
-_NAMES = ["MODEL", "MESH", "STAGES", "RECOMPUTE", "SHARDING", "SEQUENCE_PARALLEL", "SCHEDULE", "VIRTUAL_STAGES", "MICROBATCH_SIZE", "MICROBATCHES", "GLOBAL_BATCH", "SEQUENCE_LENGTH", "OPTIMIZER", "PRECISION"]
+_NAMES = [
+    "MODEL",
+    "MESH",
+    "STAGES",
+    "RECOMPUTE",
+    "SHARDING",
+    "SEQUENCE_PARALLEL",
+    "SCHEDULE",
+    "VIRTUAL_STAGES",
+    "MICROBATCH_SIZE",
+    "MICROBATCHES",
+    "GLOBAL_BATCH",
+    "SEQUENCE_LENGTH",
+    "OPTIMIZER",
+    "PRECISION",
+]
 _SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "GPipe": "gpipe"}
 
 

@@ -9,7 +9,11 @@ from planner.errors import UnknownName
 from planner.launchers.base import Launcher
 
 # name -> (module, attribute holding the launcher)
-_LAUNCHERS = {"megatron": ("planner.launchers.megatron", "MEGATRON")}
+_LAUNCHERS = {
+    "megatron": ("planner.launchers.megatron", "MEGATRON"),
+    "pytorch": ("planner.launchers.pytorch", "PYTORCH"),
+    "torchtitan": ("planner.launchers.torchtitan", "TORCHTITAN"),
+}
 
 
 def launcher_names() -> list[str]:

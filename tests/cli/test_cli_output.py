@@ -128,7 +128,6 @@ def test_the_screen_says_the_verdict_and_its_conditions(cli, small):
         assert word in out
     assert "set --gpus-per-node" in out, "an assumed number is named with the flag that sets it"
     assert "memory limit" in out
-    assert "priors" in out
 
 
 def test_compare_as_csv(cli, small):
