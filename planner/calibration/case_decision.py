@@ -121,7 +121,7 @@ def _virtual_stages(case: Case, problem: Problem, pp: int) -> int:
     """Virtual stages of a row; "one transformer layer per chunk" in the notes fixes them."""
     if "one transformer layer per chunk" in case.text("notes"):
         case.assume("virtual stages from the notes: one layer per chunk")
-        return max(1, -(-problem.model.num_layers // pp))
+        return max(1, problem.model.num_layers // pp)
     return case.count("vp", 1)
 
 

@@ -45,9 +45,10 @@ def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
 
 
 def coverage(fitted: Fitted, results: list[RowResult]) -> float | None:
-    """Share of rows with a step time inside the 80 % interval of their prediction."""
+    """Share of rows with a step time inside the 80 % interval, the doubtful sources left out."""
     low, high = fitted.intervals["time"]["same"]
-    found = [math.log1p(e) for row in results if (e := row.time_error()) is not None]
+    scored = [row for row in results if row.case.source not in LIGHT_SOURCES]
+    found = [math.log1p(e) for row in scored if (e := row.time_error()) is not None]
     return sum(low <= value <= high for value in found) / len(found) if found else None
 
 

@@ -21,22 +21,19 @@ MESH_KEYS = (
     *(f"parallelism_config_sp_{name}" for name in ("seq_length", "seq_length_is_variable")),
     "parallelism_config_sp_attn_implementation",
 )
-FSDP_KEYS = tuple(
-    f"fsdp_{name}"
-    for name in (
-        "version reshard_after_forward auto_wrap_policy transformer_layer_cls_to_wrap min_num_params "
-        "activation_checkpointing offload_params state_dict_type cpu_ram_efficient_loading ignored_modules "
-        "backward_prefetch forward_prefetch sharding_strategy sync_module_states use_orig_params"
-    ).split()
+_FSDP_NAMES = (
+    "version reshard_after_forward auto_wrap_policy transformer_layer_cls_to_wrap min_num_params "
+    "activation_checkpointing offload_params state_dict_type cpu_ram_efficient_loading ignored_modules "
+    "backward_prefetch forward_prefetch sharding_strategy sync_module_states use_orig_params"
 )
-TOP_KEYS = tuple(
-    (
-        "compute_environment distributed_type mixed_precision num_machines num_processes machine_rank "
-        "rdzv_backend same_network main_training_function use_cpu debug fsdp_config parallelism_config "
-        "main_process_ip main_process_port gpu_ids downcast_bf16 enable_cpu_affinity dynamo_config "
-        "deepspeed_config megatron_lm_config mpirun_config fp8_config"
-    ).split()
+_TOP_NAMES = (
+    "compute_environment distributed_type mixed_precision num_machines num_processes machine_rank "
+    "rdzv_backend same_network main_training_function use_cpu debug fsdp_config parallelism_config "
+    "main_process_ip main_process_port gpu_ids downcast_bf16 enable_cpu_affinity dynamo_config "
+    "deepspeed_config megatron_lm_config mpirun_config fp8_config"
 )
+FSDP_KEYS = tuple(f"fsdp_{name}" for name in _FSDP_NAMES.split())
+TOP_KEYS = tuple(_TOP_NAMES.split())
 
 
 class AccelerateDerived(TypedDict):

@@ -10,6 +10,9 @@ from planner.launchers.base import Launcher
 
 # name -> (module, attribute holding the launcher)
 _LAUNCHERS = {
+    "accelerate": ("planner.launchers.accelerate", "ACCELERATE"),
+    "deepspeed": ("planner.launchers.deepspeed", "DEEPSPEED"),
+    "galvatron": ("planner.launchers.galvatron", "GALVATRON"),
     "megatron": ("planner.launchers.megatron", "MEGATRON"),
     "pytorch": ("planner.launchers.pytorch", "PYTORCH"),
     "torchtitan": ("planner.launchers.torchtitan", "TORCHTITAN"),

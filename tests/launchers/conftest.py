@@ -16,11 +16,13 @@ from planner.cluster.topology import resolve_cluster
 from planner.cost.constants import default_constants
 from planner.cost.step import CostModel
 from planner.launchers.megatron import MEGATRON_LIMITS
+from planner.launchers.registry import launcher
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
 from planner.plan_file.schema import Options, Plan, SearchRecord
 from planner.search.engine import search
 from planner.search.tree import Pins
 from planner.strategy.candidates import Problem
+from planner.strategy.limits import Limits
 from planner.workload import Workload
 
 # name: model, cluster profile, GPUs, sequence length, global batch, pins, other workload fields
@@ -90,6 +92,7 @@ def plan_for(
     pins: dict[str, Any],
     fields: dict[str, Any],
     memory_bytes: float | None = None,
+    limits: Limits = MEGATRON_LIMITS,
 ) -> Plan:
     """Search and build the plan file; ``memory_bytes`` overrides the device's."""
     model, _ = load_model(model_name)
@@ -99,8 +102,8 @@ def plan_for(
     workload = Workload(sequence_length=sequence, global_batch=batch, **fields)
     cluster = resolve_cluster(profile, device, gpus)
     priced = CostModel.of(Problem(model, cluster, workload, limit), default_constants(device))
-    found = search(priced, MEGATRON_LIMITS, Pins(**pins), top=1)
-    options = Options(target="megatron", memory_limit_bytes=limit)
+    found = search(priced, limits, Pins(**pins), top=1)
+    options = Options(target=limits.target, memory_limit_bytes=limit)
     return Plan(
         planner_version="0.0.test",
         inputs=build_inputs(priced, profile, device, options),
@@ -163,6 +166,28 @@ def command_line(files: dict[str, str], folder: Path, **variables: str) -> list[
 @pytest.fixture(scope="session")
 def plans() -> Callable[[str], Plan]:
     return find_plan
+
+
+@cache
+def target_plan(
+    target: str,
+    model: str,
+    profile: str,
+    gpus: int,
+    sequence: int,
+    batch: int,
+    pins: tuple[tuple[str, Any], ...] = (),
+    fields: tuple[tuple[str, Any], ...] = (),
+    memory_bytes: float | None = None,
+) -> Plan:
+    """The plan the search finds under the limits of ``target``; kept, so arguments are hashable."""
+    limits = launcher(target).limits
+    return plan_for(model, profile, gpus, sequence, batch, dict(pins), dict(fields), memory_bytes, limits)
+
+
+@pytest.fixture(scope="session")
+def planned() -> Callable[..., Plan]:
+    return target_plan
 
 
 @pytest.fixture(scope="session")
