@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from planner import __version__
 from planner.catalog import load_device
 from planner.cost.step import CostModel, decision_candidates, price
-from planner.errors import InfeasibleError, InputError, PlannerError
+from planner.errors import InfeasibleError, InputError, PlannerError, UnsupportedByTarget
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
 from planner.plan_file.read import read_cost_model, read_decision, read_plan
 from planner.plan_file.schema import Alternative, Options, Plan, SearchRecord
@@ -64,7 +64,29 @@ def make_plan(
         if suggest and error.details.get("nearest_miss"):
             raise with_remedies(error, request, pins, target) from None
         raise
-    return _plan_of(model, resolved, result, pins, target, top)
+    plan = _plan_of(model, resolved, result, pins, target, top)
+    require_expressible(plan, target)
+    return plan
+
+
+def require_expressible(plan: Plan, target: str) -> None:
+    """Raises UnsupportedByTarget when the target's launcher refuses the plan found for it.
+
+    The limits steer the search; what they cannot say (an optimizer, a model family) is checked here.
+    """
+    if target == "any":
+        return
+    from planner.launchers.registry import launcher
+
+    reasons = launcher(target).reasons(plan)
+    if reasons:
+        raise UnsupportedByTarget(
+            f"{target} cannot run this: "
+            + "; ".join(f"{r.rule}: {r.statement} ({r.numbers})" for r in reasons),
+            hint="; ".join(f"{r.rule}: {r.nearest}" for r in reasons),
+            target=target,
+            reasons=[r.__dict__ for r in reasons],
+        )
 
 
 def _plan_of(
@@ -190,9 +212,10 @@ def _check_single_pins(resolved: Resolved, pins: Pins, base: dict[str, int]) -> 
                     hint=f"legal values of {name} on {problem.world_size} GPUs: {legal}",
                     rule=rule.name,
                 )
+    for flag, value in (("--micro-batch", pins.microbatch_size), ("--virtual-stages", pins.virtual_stages)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} must be at least 1, not {value}", hint=f"use {flag} 1")
     batch, dp, size = problem.workload.global_batch, pins.dp or 1, pins.microbatch_size or 1
-    if size < 1:
-        raise InputError(f"--micro-batch must be at least 1, not {size}", hint="use --micro-batch 1")
     if batch % (dp * size):
         unit = dp * size
         near = [value for value in (batch // unit * unit, (batch // unit + 1) * unit) if value]
@@ -262,6 +285,13 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
     dp = choice.dp if choice.dp is not None else problem.world_size // used
     schedule = choice.schedule or ("interleaved" if choice.virtual_stages > 1 else "1f1b")
     _check_names(Pins(sharding=choice.sharding, schedule=schedule, recompute=choice.recompute), ANY)
+    if choice.sharding_group not in SHARDING_GROUPS:
+        raise InputError(
+            f"--sharding-group {choice.sharding_group!r} is not a choice; choices: "
+            f"{', '.join(SHARDING_GROUPS)}",
+            allowed=list(SHARDING_GROUPS),
+            hint="use --sharding-group global",
+        )
     wants_split = choice.sequence_parallel is not False
     candidate = Candidates.single(
         tp=choice.tp,

@@ -110,6 +110,27 @@ def load_profile(name_or_path: str) -> ClusterProfile:
     return _load(ClusterProfile, "cluster", name_or_path, data_directory("hardware_profiles"))
 
 
+def is_cluster_document(name: str) -> bool:
+    """Whether ``name`` is a file of ours that describes a cluster. Raises InputError for a broken file."""
+    path = Path(name)
+    return path.is_file() and "node_groups" in read_document(path)
+
+
+def check_writable(path: str) -> None:
+    """Raises InputError early when ``save_atomic`` would refuse ``path``: before a search, not after."""
+    if not path:
+        raise InputError("the output file name is empty", hint="use -o plan.json")
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise InputError("is a directory, not a file", file=path, hint="give a file name inside it")
+    if not target.parent.is_dir():
+        raise InputError(
+            f"the folder {str(target.parent)!r} does not exist",
+            file=path,
+            hint="create the folder first, or name a file in an existing one",
+        )
+
+
 def save_atomic(path: str | Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8: the whole file or nothing.
 
@@ -117,15 +138,8 @@ def save_atomic(path: str | Path, text: str) -> None:
     and an existing file keeps its permissions. Raises InputError when the folder is missing, when the
     target is not a regular file, or when the disk refuses.
     """
+    check_writable(str(path))
     file, target = str(path), Path(os.path.realpath(path))
-    if target.is_dir():
-        raise InputError("is a directory, not a file", file=file, hint="give a file name inside it")
-    if not target.parent.is_dir():
-        raise InputError(
-            f"the folder {str(target.parent)!r} does not exist",
-            file=file,
-            hint="create the folder first, or name a file in an existing one",
-        )
     if target.exists() and not target.is_file():
         raise InputError("is not a regular file", file=file, hint="name a regular file to write to")
     try:

@@ -187,7 +187,6 @@ def _workload(request: Request, model: ModelSpec, choice: ClusterChoice, notes: 
         flag = WORKLOAD_FLAGS.get(str(first["loc"][0]), str(first["loc"][0]))
         raise InputError(
             f"{flag} {first['input']!r}: {first['msg'].lower()}",
-            pointer=f"/workload/{first['loc'][0]}",
             hint=WORKLOAD_HINTS.get(flag, ""),
         ) from error
 

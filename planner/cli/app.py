@@ -68,6 +68,7 @@ def run(argv: list[str]) -> int:
     """Exit code of one invocation."""
     as_json = "--json" in argv
     invocation[:] = argv
+    argv = argv or ["--help"]
     try:
         result = app(args=argv, prog_name="planner", standalone_mode=False)
         sys.stdout.flush()

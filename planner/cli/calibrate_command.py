@@ -10,7 +10,9 @@ from planner.cli import options as o
 
 HELP = """Fit the constants that datasheets do not give to a table of measured runs.
 
-Every other row of a source is fitted, the rest judge. Example: planner calibrate runs.csv -o mine.json
+Every other row of a source is fitted, the rest judge.
+
+Example: planner calibrate runs.csv -o mine.json
 """
 
 
@@ -26,10 +28,11 @@ def calibrate(
     from planner.calibration.fitted import to_json
     from planner.calibration.intervals import add_intervals, coverage
     from planner.calibration.validation import summarise, validate_cases
-    from planner.catalog import save_atomic
+    from planner.catalog import check_writable, save_atomic
     from planner.cli.output import console, note, print_json
     from planner.report.validation_table import GROUPINGS, summary_table
 
+    check_writable(output)
     every = read_cases(cases)
     chosen, judged = (every, []) if all_rows else split_rows(every)
     fitted = fit(chosen, report=note)

@@ -52,10 +52,12 @@ def estimate(
 ) -> None:
     """Price and print; a decision that does not fit is priced with a warning."""
     from planner.api import Choice, make_estimate, reprice
-    from planner.catalog import save_atomic
+    from planner.catalog import check_writable, save_atomic
     from planner.cli.output import console, note
     from planner.request import Request
 
+    if output is not None:
+        check_writable(output)
     if plan is not None:
         given = [f for f, v in (("--model", model), ("--cluster", cluster), ("--gpu", gpu)) if v is not None]
         if given:

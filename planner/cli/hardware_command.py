@@ -8,7 +8,11 @@ import typer
 
 from planner.cli import options as o
 
-app = typer.Typer(help="List and show GPUs and machines.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List and show GPUs and machines.\n\nExample: planner hardware show dgx-h100",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("list", help="GPUs and cluster profiles.\n\nExample: planner hardware list")
@@ -47,14 +51,18 @@ def show_hardware(
     from planner.errors import UnknownName
 
     spec: DeviceSpec | ClusterProfile
-    try:
-        spec = catalog.load_device(name)
-    except UnknownName:
+    if catalog.is_cluster_document(name):
+        spec = catalog.load_profile(name)
+    else:
         try:
-            spec = catalog.load_profile(name)
+            spec = catalog.load_device(name)
         except UnknownName:
-            known = [*catalog.device_names(), *catalog.profile_names()]
-            raise UnknownName("GPU or machine", name, known, hint="see planner hardware list") from None
+            try:
+                spec = catalog.load_profile(name)
+            except UnknownName:
+                known = [*catalog.device_names(), *catalog.profile_names()]
+                hint = "see planner hardware list"
+                raise UnknownName("GPU or machine", name, known, hint=hint) from None
     if as_json:
         print_json(spec.model_dump(mode="json"))
         return

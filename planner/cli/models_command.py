@@ -8,7 +8,11 @@ import typer
 
 from planner.cli import options as o
 
-app = typer.Typer(help="List and show models.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List and show models.\n\nExample: planner models show llama-3.1-8b",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("list", help="Names, parameters and shapes.\n\nExample: planner models list")

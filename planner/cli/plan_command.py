@@ -53,11 +53,13 @@ def plan(
 ) -> int:
     """Search and print; exit 130 when interrupted with a plan in hand."""
     from planner.api import make_plan
-    from planner.catalog import save_atomic
+    from planner.catalog import check_writable, save_atomic
     from planner.cli.output import ProgressLine, note
     from planner.request import Request
     from planner.search.tree import Pins
 
+    if output is not None:
+        check_writable(output)
     if time_budget is not None and not (math.isfinite(time_budget) and time_budget > 0):
         raise InputError(
             f"--time-budget must be positive seconds, not {time_budget}", hint="--time-budget 10"

@@ -159,6 +159,12 @@ class ClusterProfile(_Facts):
                         f"multiple of the tier below ({size})"
                     )
                 size = tier.devices
+                node = group.devices_per_node
+                if size % node and node % size:
+                    raise ValueError(
+                        f"tiers: {tier.name!r} joins {size} devices, which neither divide a node of {node} nor "
+                        f"fill whole nodes; use {node} or a multiple of it"
+                    )
             total = group.num_nodes * group.devices_per_node
             last = group.tiers[-1].devices
             if last is not None and last < total:

@@ -24,6 +24,7 @@ from planner.schedule.timeline import Timeline, replay
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import SCHEDULES, Decision
 
+ROUNDING = 1e-12
 BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
 
 
@@ -259,7 +260,8 @@ def _assemble(
         "other": (factor - 1.0) * timeline.finish[busiest] + overhead,
     }
     # Never negative beyond rounding: the busiest rank cannot finish before it has done its work.
-    breakdown["bubble"] = max(0.0, step - sum(breakdown.values()))
+    idle = step - sum(breakdown.values())
+    breakdown["bubble"] = idle if idle > ROUNDING * step else 0.0
     fullest = max(range(pp), key=lambda r: (stages[r].memory_bytes["total"], -r))
     tokens = workload.tokens_per_step / step
     flop = model_step_flop(problem.model, workload.sequence_length, workload.global_batch)

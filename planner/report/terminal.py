@@ -9,12 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.plan_file.schema import DecisionRecord, Plan, PredictionRecord
-from planner.units import format_bytes, format_count, format_seconds, format_share
+from planner.units import (
+    SECONDS_PER_DAY,
+    SECONDS_PER_HOUR,
+    format_bytes,
+    format_count,
+    format_seconds,
+    format_share,
+    significant,
+)
 
 BAR_CELLS = 20
 MAX_STAGE_ROWS = 10
 STATUS_WORDS = {
-    "proved": "proved optimal",
+    "proved": "proved optimal in its space",
     "gap": "best found",
     "heuristic": "best found",
     "interrupted": "best so far, search stopped early",
@@ -89,6 +97,14 @@ def _verdict(console: Console, plan: Plan) -> None:
     )
     console.print()
     console.print(Text(text, style="bold green" if fits(plan) else "bold red"))
+    tokens = plan.inputs.workload.tokens
+    if tokens is not None:
+        seconds = tokens / p.tokens_per_second
+        hours = seconds / SECONDS_PER_HOUR * plan.inputs.cluster.gpus
+        console.print(
+            f"{format_count(tokens)} tokens: {significant(seconds / SECONDS_PER_DAY)} days, "
+            f"{format_count(hours)} GPU-hours, without failures and restarts"
+        )
 
 
 def decision_words(d: DecisionRecord) -> list[str]:
@@ -103,8 +119,18 @@ def decision_words(d: DecisionRecord) -> list[str]:
     return [
         "  ".join(axes) + split,
         f"microbatch {d.microbatch_size} x {d.microbatches} per step, {schedule}",
-        f"sharded: {d.sharding}{where}; recompute: {d.recompute}",
+        f"sharded: {d.sharding}{where}{_own_sharding(d)}; recompute: {d.recompute}",
     ]
+
+
+def _own_sharding(d: DecisionRecord) -> str:
+    """How many blocks are sharded otherwise than the plan, in words."""
+    counts: dict[str, int] = {}
+    for stage in d.stages:
+        for run in stage.layer_strategies:
+            if run.sharding != d.sharding:
+                counts[run.sharding] = counts.get(run.sharding, 0) + run.layers[1] - run.layers[0] + 1
+    return "".join(f", {count} layers: {name}" for name, count in sorted(counts.items()))
 
 
 def _decision(console: Console, d: DecisionRecord) -> None:
@@ -198,9 +224,10 @@ def _certificate(console: Console, plan: Plan, cpu_seconds: float | None) -> Non
     s = plan.search
     if s.status == "estimate":
         return
+    refined = " of uniform sharding, then refined layer by layer" if s.status == "heuristic" else ""
     lines = [
-        f"{STATUS_WORDS[s.status]} in its space: no plan below {format_seconds(s.lower_bound_seconds)} "
-        f"(gap {s.gap:.2%})"
+        f"{STATUS_WORDS[s.status]}: no plan of its space{refined} is below "
+        f"{format_seconds(s.lower_bound_seconds)} (gap {s.gap:.2%})"
     ]
     if s.funnel:
         first = max(int(step["candidates"]) for step in s.funnel)

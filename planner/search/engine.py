@@ -58,7 +58,8 @@ class Solution:
 class SearchResult:
     """The best plan, runners-up that differ in mesh, and the certificate.
 
-    status: "proved" when the gap is rounding, "gap" otherwise, "interrupted" when stopped early.
+    status: "proved" when the gap is rounding, "gap" otherwise, "interrupted" when stopped early,
+    "heuristic" when the integer program found a plan outside the bounded space.
     """
 
     best: Solution
@@ -120,10 +121,15 @@ def search(
         raise nothing_fits(model, funnel, table, memory)
     ranked, solver = _refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
-    lower = min([best.seconds, *run.solved_bounds, *run.open_bounds])
+    is_refined = bool(solver.get("is_used"))
+    lower = min([*run.solved_bounds, *run.open_bounds] or [best.seconds])
+    lower = lower if is_refined else min(lower, best.seconds)
     gap = 1.0 - lower / best.seconds
     funnel.add("solved", run.tried, "stages and recompute chosen by dynamic program", len(order) - run.tried)
     status = "interrupted" if not is_complete else "proved" if gap <= PROVED_GAP else "gap"
+    if is_refined and is_complete:
+        # The bound covers uniform sharding; the refined plan mixes shardings, so it may even lie below it.
+        status = "heuristic"
     return SearchResult(
         best=best,
         alternatives=ranked[1:top],

@@ -316,9 +316,14 @@ def require_valid(candidate: Candidates, problem: Problem) -> None:
     if rule.name == "batch-identity":
         nearest_batches = nearest_global_batches(candidate, problem)
     field = rule.field.replace("_", " ")
-    hint = f"legal values of {field} with the rest unchanged: {legal}" if legal else ""
+    hints = [f"legal values of {field} with the rest unchanged: {legal}"] if legal else []
     if nearest_batches:
-        hint += f"; or use a global batch of {' or '.join(map(str, nearest_batches))}"
+        hints.append(f"use a global batch of {' or '.join(map(str, nearest_batches))}")
+    if rule.name == "world-identity":
+        used = _at(candidate, "tp") * _at(candidate, "cp") * _at(candidate, "pp")
+        if problem.world_size % used == 0:
+            hints.append(f"use --dp {problem.world_size // used}")
+    hint = "; or ".join(hints)
     raise InputError(
         f"rule {rule.name}: {rule.statement}; {rule.explain(candidate, problem)}",
         hint=hint,

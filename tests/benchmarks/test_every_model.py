@@ -63,9 +63,9 @@ def test_plan_is_valid_fits_and_adds_up(name, machine, gpus, tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(plan.to_json(), encoding="utf-8")
     assert reprice(str(file)).prediction.step_seconds == pytest.approx(p.step_seconds, rel=1e-12)
+    mesh = f"TP{g.tp} PP{g.pp} DP{g.dp} CP{g.cp} EP{g.ep} VP{d.virtual_stages} mb{d.microbatch_size}"
     print(
-        f"| {name} | {count} x {plan.inputs.cluster.device.name} "
-        f"| TP{g.tp} PP{g.pp} DP{g.dp} CP{g.cp} EP{g.ep} VP{d.virtual_stages} mb{d.microbatch_size} {d.sharding} {d.recompute} | "
+        f"| {name} | {count} x {plan.inputs.cluster.device.name} | {mesh} {d.sharding} {d.recompute} | "
         f"{p.peak_memory_bytes / GIB:.1f} | {format_seconds(p.step_seconds)} | {p.mfu:.1%} | "
         f"{plan.search.status} {plan.search.gap:.2%} | {spent:.2f} |"
     )
