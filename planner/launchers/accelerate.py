@@ -148,8 +148,9 @@ def training_args(plan: Plan) -> dict[str, Any]:
         "gradient_accumulation_steps": q.microbatches,
         plan.inputs.workload.precision: True,
         "optim": "adamw_torch_fused",
-        "gradient_checkpointing": q.recompute == "full" and not is_sharded,
     }
+    if q.recompute == "full" and not is_sharded:
+        found["gradient_checkpointing"] = True  # with FSDP2 the switch is in fsdp_config
     if is_sharded and q.microbatches > 1:
         found["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
     return found

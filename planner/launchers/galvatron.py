@@ -45,7 +45,7 @@ GALVATRON_LIMITS = Limits(
     recomputes=("none", "full"),
     rules=(SEQUENCE_PARALLEL_SEARCH, POWER_OF_TWO_SEARCH, CAUSAL_SPLIT_SEARCH),
 )
-WRITTEN_FOR = "Hetu-Galvatron of June 2026; the JSON also for 2.4.0"
+WRITTEN_FOR = "Hetu-Galvatron of June 2026"
 PIPELINES = {"1f1b": "pipedream_flush", "gpipe": "gpipe"}
 
 
@@ -56,7 +56,7 @@ class Galvatron:
     limits = GALVATRON_LIMITS
     verified_by = (
         "own rule table; the JSON read back to the plan's layers, stages, microbatches and sharding. Sample "
-        "files passed the reader of release 2.4.0; this one was not run"
+        "files passed the readers of release 2.4.0 and of June 2026; this one was not run"
     )
 
     def reasons(self, plan: Plan) -> list[Reason]:
@@ -210,6 +210,10 @@ def notes(plan: Plan) -> list[str]:
         )
     if "none" in used and len(used) > 1 and q.microbatches > 1:
         found.append("Layers without sharding are reduced after every microbatch too: one switch for all.")
+    if plan.decision.degrees.cp > 1 or plan.inputs.model.is_moe:
+        found.append(
+            "Release 2.4.0 ignores cp_sizes_enc and ep_sizes_enc: this plan needs a newer Galvatron."
+        )
     if plan.inputs.model.is_moe:
         found.append("Expert load balancing is not in the plan: set moe_aux_loss_coeff and router options.")
     return found

@@ -110,11 +110,36 @@ def _cheapest(
     if len(blocks) == 1:
         kind = blocks[0]
         return _single_kind(kinds[kind], _by_in_flight(groups, kind), modes(kind), need)
-    front: list[Point] = [(0.0, 0.0, ())]
-    for kind in blocks:
-        front = _merge(front, _kind_front(kinds[kind], _by_in_flight(groups, kind), modes(kind), need))
-    fitting = [point for point in front if point[1] >= need * TOLERANCE]
-    return min(fitting, key=lambda point: (point[0], -point[1]), default=None)
+    fronts = [_kind_front(kinds[kind], _by_in_flight(groups, kind), modes(kind), need) for kind in blocks]
+    order = sorted(range(len(blocks)), key=lambda index: (len(fronts[index]), index))
+    left = fronts[order[0]]
+    for index in order[1:-1]:
+        left = _merge(left, fronts[index])
+    found = _cheapest_pair(left, fronts[order[-1]], need * TOLERANCE)
+    if found is None:
+        return None
+    counts = dict(zip(order, found[2], strict=True))
+    return found[0], found[1], tuple(counts[index] for index in range(len(blocks)))
+
+
+def _cheapest_pair(left: list[Point], right: list[Point], need: float) -> Point | None:
+    """The cheapest sum of a point of each front that frees ``need``, by bisection in the right front.
+
+    Along a front more seconds free more bytes, so for each left point the first right point that frees the
+    rest is the cheapest.
+    """
+    freed = [point[1] for point in right]
+    best: Point | None = None
+    for extra, bytes_freed, counts in left:
+        if best is not None and extra >= best[0]:
+            break
+        at = bisect.bisect_left(freed, need - bytes_freed)
+        if at == len(right):
+            continue
+        total = extra + right[at][0]
+        if best is None or total < best[0]:
+            best = (total, bytes_freed + right[at][1], counts + right[at][2])
+    return best
 
 
 def _single_kind(kind: KindCost, in_flight: list[int], modes: list[int], need: float) -> Point | None:
@@ -211,8 +236,6 @@ def _deal(groups: tuple[Group, ...], counts: dict[int, tuple[int, int]]) -> tupl
 
 
 def _merge(left: list[Point], right: list[Point]) -> list[Point]:
-    if len(left) == 1 and not left[0][2]:
-        return right
     return _pareto([(a + d, b + e, c + f) for a, b, c in left for d, e, f in right])
 
 

@@ -131,7 +131,6 @@ def test_golden(planned: Planned) -> None:
         "gradient_accumulation_steps": 16,
         "bf16": True,
         "optim": "adamw_torch_fused",
-        "gradient_checkpointing": False,
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from planner.errors import InputError, UnsupportedByTarget
+from planner.errors import InfeasibleError, InputError, UnsupportedByTarget
 from planner.launchers.deepspeed import DEEPSPEED, DEEPSPEED_LIMITS, DEEPSPEED_RULES
 from planner.launchers.deepspeed_read import read_deepspeed
 from planner.launchers.registry import launcher
@@ -210,6 +210,18 @@ def test_a_plan_of_another_target_is_refused_with_all_reasons(plans: Callable[[s
     with pytest.raises(UnsupportedByTarget) as caught:
         DEEPSPEED.export(plans("deepseek-v2"))
     assert {"no-pipeline", "recompute"} <= {reason["rule"] for reason in caught.value.details["reasons"]}
+
+
+@pytest.mark.parametrize(
+    ("pins", "rule"),
+    [((("pp", 2),), "target-degrees"), ((("tp", 16),), "target-degrees"), ((("cp", 2),), "batch-by-dp")],
+)
+def test_search_stays_inside_the_limits(
+    planned: Planned, pins: tuple[tuple[str, int], ...], rule: str
+) -> None:
+    with pytest.raises(InfeasibleError) as caught:  # 64 heads, 8 key/value heads
+        planned("deepspeed", "qwen2.5-72b", "dgx-h100", 128, 4096, 128, pins)
+    assert caught.value.details["rule"] == rule
 
 
 def test_registry_and_rule_names() -> None:

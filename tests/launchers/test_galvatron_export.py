@@ -140,8 +140,14 @@ def test_golden(planned: Planned) -> None:
     }
 
 
+def test_notes_warn_of_releases_that_ignore_a_degree(planned: Planned) -> None:
+    for case, is_warned in (("pipeline", True), ("experts", True), ("ddp", False)):
+        notes = json.loads(GALVATRON.export(planned("galvatron", *CASES[case]))["summary.json"])["notes"]
+        assert any("2.4.0 ignores" in note for note in notes) is is_warned
+
+
 @pytest.mark.parametrize(
-    ("case", "expected"),
+    ("which", "expected"),
     [
         ("zero2", {"model_size": "llama-2-7b", "activation_func": "torch.nn.functional.silu"}),
         ("gpt", {"model_size": "gpt-gpt2-xl", "position_embedding_type": "learned_absolute"}),
@@ -151,8 +157,8 @@ def test_golden(planned: Planned) -> None:
         ("tp", {"model_size": "llama-qwen2.5-72b", "add_qkv_bias": True, "add_bias_linear": False}),
     ],
 )
-def test_model_section(planned: Planned, case: str, expected: dict[str, Any]) -> None:
-    files = GALVATRON.export(planned("galvatron", *CASES[case]))
+def test_model_section(planned: Planned, which: str, expected: dict[str, Any]) -> None:
+    files = GALVATRON.export(planned("galvatron", *CASES[which]))
     section = yaml.safe_load(files["train.yaml"])["runtime"]["model"]
     assert {name: section[name] for name in expected} == expected
 
