@@ -109,10 +109,10 @@ def run_page(page: Path, folder: Path) -> Iterator[Run]:
 
 
 def copy_of(page: Path, parent: Path) -> Path:
-    """A copy of an example's input files without its plans; an empty folder for the project's README."""
+    """A copy of an example's input files without its plans; the published runs for the project's README."""
     folder = parent / page.parent.name
     if page.parent == ROOT:
-        folder.mkdir()
+        shutil.copytree(ROOT / "tests" / "published", folder / "tests" / "published")
     else:
         shutil.copytree(page.parent, folder, ignore=shutil.ignore_patterns("plan*.json"))
     return folder

@@ -233,7 +233,7 @@ def _check_names(pins: Pins, limits: Limits) -> None:
     for flag, value, allowed in (
         ("--sharding", pins.sharding, limits.shardings),
         ("--schedule", pins.schedule, limits.schedules),
-        ("--recompute", pins.recompute, RECOMPUTES),
+        ("--recompute", pins.recompute, limits.recomputes),
     ):
         if value is not None and value not in allowed:
             where = "" if limits.target == "any" else f" for target {limits.target}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.api import make_plan
-from planner.errors import InfeasibleError, InputError
+from planner.errors import InfeasibleError, InputError, UnsupportedByTarget
 from planner.plan_file.schema import Plan
 from planner.request import Request
 from planner.search.tree import Pins
@@ -79,7 +79,7 @@ def compare_requests(
     target: str = "any",
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Plan at each combination. A point where nothing fits stays in the table with its reason.
+    """Plan at each combination. A point without a plan stays in the table with its reason.
 
     Raises InputError for bad input at any point, or more than 500 points.
     """
@@ -98,6 +98,6 @@ def compare_requests(
         try:
             plan = make_plan(request.changed(**chosen), pins, target=target, top=1, suggest=False)
             points.append(Point(chosen, plan))
-        except InfeasibleError as error:
+        except (InfeasibleError, UnsupportedByTarget) as error:
             points.append(Point(chosen, None, error.message))
     return Comparison(names, points)

@@ -16,7 +16,12 @@ Example: planner export plan.json --to megatron -o launch
 
 def export(
     plan: Annotated[str, typer.Argument(help="Plan file.")],
-    to: Annotated[str, typer.Option("--to", help="Launcher: megatron.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="Launcher: megatron, torchtitan, deepspeed, accelerate, galvatron or pytorch."
+        ),
+    ],
     output: Annotated[str, typer.Option("-o", "--output", help="Directory for the files.")],
     as_json: o.Json = False,
 ) -> None:

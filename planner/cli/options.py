@@ -28,7 +28,7 @@ Tokens = Annotated[float | None, typer.Option("--tokens", help="Tokens of the wh
 Calibration = Annotated[
     str | None, typer.Option("--calibration", help="Fitted constants of this machine (planner calibrate).")
 ]
-Target = Annotated[str, typer.Option("--target", help="Only plans this launcher can run: any, megatron, ...")]
+Target = Annotated[str, typer.Option("--target", help="Only plans this launcher can run: any, megatron, torchtitan, deepspeed, ...")]
 Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree.")]
 Pp = Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree.")]
 Dp = Annotated[int | None, typer.Option("--dp", help="Data-parallel degree.")]

@@ -162,8 +162,8 @@ class ClusterProfile(_Facts):
                 node = group.devices_per_node
                 if size % node and node % size:
                     raise ValueError(
-                        f"tiers: {tier.name!r} joins {size} devices, which neither divide a node of {node} nor "
-                        f"fill whole nodes; use {node} or a multiple of it"
+                        f"tiers: {tier.name!r} joins {size} devices, which neither divide a node of {node} "
+                        f"nor fill whole nodes; use {node} or a multiple of it"
                     )
             total = group.num_nodes * group.devices_per_node
             last = group.tiers[-1].devices

@@ -22,7 +22,7 @@ from typing import Any
 from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.megatron_groups import data_ranks, islands
 from planner.launchers.pytorch_rules import PYTORCH_RULES, dense_blocks
-from planner.launchers.run_scripts import header, run_job, run_script
+from planner.launchers.run_scripts import comments, header, run_job, run_script
 from planner.launchers.torch_rules import TIED_SEARCH, VOCABULARY_SEARCH
 from planner.model.spec import Attention, FeedForward
 from planner.plan_file.schema import Plan
@@ -49,8 +49,8 @@ class PyTorch:
     limits = PYTORCH_LIMITS
     verified_by = (
         "own rule table; the script's constants read back to the plan's mesh, microbatches, stages and "
-        "recompute. The same script trained small models on CPU under every kind of plan, with equal "
-        "losses; this plan was not run"
+        "recompute. The script trained small models on CPU under every kind of plan with equal losses; "
+        "this plan was not run"
     )
 
     def reasons(self, plan: Plan) -> list[Reason]:
@@ -74,9 +74,8 @@ PYTORCH = PyTorch()
 def train_script(plan: Plan, lines: list[str]) -> str:
     """The training script: the template with the plan's constants. ``lines`` are comments in front."""
     template = resources.files("planner.launchers").joinpath(TEMPLATE).read_text("utf-8")
-    comments = "\n".join("# " + " ".join(line.split()) for line in map(_printable, lines))
     values = "\n".join(f"{name} = {_literal(value)}" for name, value in constants(plan).items())
-    return template.replace("@PLAN@", f"{comments}\n\n{values}")
+    return template.replace("@PLAN@", f"{comments(lines)}\n\n{values}")
 
 
 def constants(plan: Plan) -> dict[str, Any]:
@@ -179,7 +178,3 @@ def _literal(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_literal(item) for item in value) + "]"
     return json.dumps(value) if isinstance(value, str) else repr(value)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)

@@ -1,8 +1,9 @@
-"""run.sh for launchers whose whole configuration is a file: torchrun around one command, and its SLURM job."""
+"""run.sh for launchers whose configuration is one file: torchrun around a command, and its SLURM job."""
 
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from planner.launchers.megatron_groups import nodes
@@ -28,6 +29,12 @@ def header(plan: Plan, written_for: str, verified_by: str, notes: Sequence[str])
     ]
 
 
+def comments(lines: Sequence[str], width: int = 108) -> str:
+    """``lines`` as Python or shell comments, wrapped; nothing in them can end the comment."""
+    wrapped = (textwrap.wrap(comment(line), width, subsequent_indent="#   ") for line in lines)
+    return "\n".join(row for rows in wrapped for row in rows)
+
+
 def run_script(plan: Plan, lines: Sequence[str], setup: Sequence[str], command: str) -> str:
     """run.sh: run it once on every node. ``command`` follows torchrun's options, then the script's arguments.
 
@@ -35,7 +42,7 @@ def run_script(plan: Plan, lines: Sequence[str], setup: Sequence[str], command: 
     follow NODE_RANK and with it the plan's placement.
     """
     num_nodes, per_node = nodes(plan)
-    text = ["#!/usr/bin/env bash", *map(comment, lines), "set -euo pipefail", ""]
+    text = ["#!/usr/bin/env bash", comments(lines), "set -euo pipefail", ""]
     text.append('HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"')
     if num_nodes > 1:
         text += [

@@ -17,7 +17,7 @@ import json
 from typing import Any
 
 from planner.launchers.base import Reason, broken, require_expressible
-from planner.launchers.run_scripts import header, run_job, run_script
+from planner.launchers.run_scripts import comments, header, run_job, run_script
 from planner.launchers.torch_rules import TIED_SEARCH
 from planner.launchers.torchtitan_models import Flavor, flavor_of
 from planner.launchers.torchtitan_rules import SEARCH_RULES, TORCHTITAN_RULES, data_mesh
@@ -140,7 +140,7 @@ def config_module(plan: Plan, lines: list[str]) -> str:
     stages = stage_modules(plan) if is_piped else None
     parts = [
         '"""The plan as torchtitan configurations: plan (0.3.0) and plan_main (main of August 2026)."""',
-        "\n".join("# " + " ".join(_printable(line).split()) for line in lines),
+        comments(lines),
         _imports(flavor, mode),
         f"PARALLELISM = {_table(parallelism(plan))}",
         f"STAGES = {_stages(stages)}",
@@ -245,7 +245,3 @@ def _stages(stages: list[list[str]] | None) -> str:
         return "None"
     rows = "".join(f"    {json.dumps(stage)},\n" for stage in stages)
     return f"[\n{rows}]"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)

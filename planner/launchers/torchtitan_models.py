@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from planner.model.spec import Attention, Block, LatentAttention, MixtureOfExperts, ModelSpec
 
 Shape = tuple[int, ...]
+# Longest sequence of the rotary tables, tokens.
+LONGEST = {"llama3": 131072, "qwen3": 40960, "deepseek_v3": 16384}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def flavor_of(model: ModelSpec) -> Flavor | None:
 
 
 def shape_of(model: ModelSpec) -> Shape | None:
-    """The shape as ``Flavor.shape``; None for a model no shipped one can be (stacks, biases, windows, ...)."""
+    """The shape as ``Flavor.shape``; None for a model no shipped one can be (stacks, biases, windows)."""
     blocks = [model.block_kinds[kind] for _, kind in model.block_sequence()]
     if len(model.stacks) > 1 or not all(map(_is_plain, blocks)):
         return None

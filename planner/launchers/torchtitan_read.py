@@ -19,8 +19,8 @@ _MODES = {"None": "none", "SelectiveAC.Config()": "selective", "FullAC.Config()"
 class Derived(TypedDict):
     """What torchtitan makes of the module. stage_layers: layers of every virtual stage in model order.
 
-    microbatches: per step and data rank, through a pipeline or by accumulation. world_size excludes nothing:
-    dp_replicate x dp_shard x cp x tp x pp.
+    microbatches: per step and data rank, through a pipeline or by accumulation. world_size: dp_replicate x
+    dp_shard x cp x tp x pp.
     """
 
     module: str
@@ -92,8 +92,8 @@ def check_stages(stages: list[list[str]], num_layers: int) -> list[int]:
         wanted = set(_whole(num_layers))
         lost, unknown = sorted(wanted - set(names)), sorted(set(names) - wanted)
         raise InputError(
-            f"stages must hold tok_embeddings, layers.0 to layers.{num_layers - 1}, norm and lm_head once each "
-            f"in this order; missing {lost[:8]}, unknown {unknown[:8]}"
+            f"stages must hold tok_embeddings, layers.0 to layers.{num_layers - 1}, norm and lm_head, each "
+            f"once, in this order; missing {lost[:8]}, unknown {unknown[:8]}"
         )
     return [sum(name.startswith("layers.") for name in stage) for stage in stages]
 

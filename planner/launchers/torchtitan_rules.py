@@ -1,10 +1,11 @@
 """The rules a plan must meet to run under torchtitan, with reasons, and the ones the search must know.
 
-Facts: torchtitan 0.3.0 and main of August 2026: trainer.py, distributed/{fsdp,parallel_dims,pipeline_parallel}.py,
-models/common/{decoder,moe_sharding}.py; torch 2.13 torch/distributed/pipelining/stage.py. The data axis is
-FSDP2 in every mode. Without a pipeline it reduces after every microbatch (never: gradients; always: parameters).
-Under a pipeline it keeps weights and whole gradients until the last microbatch and reduces once: that is
-sharding of the optimizer state, whatever the setting says.
+Facts: torchtitan 0.3.0 and main of August 2026: trainer.py, models/common/{decoder,moe_sharding}.py,
+distributed/{fsdp,parallel_dims,pipeline_parallel}.py; torch 2.13 distributed/pipelining/stage.py.
+
+The data axis is FSDP2 in every mode. Without a pipeline it reduces after every microbatch (never: gradients;
+always: parameters). Under a pipeline it keeps weights and whole gradients until the last microbatch and
+reduces once: that is sharding of the optimizer state, whatever the setting says.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from planner.launchers.base import Break, Rule, nearest_divisor
 from planner.launchers.megatron_groups import data_ranks, islands
 from planner.launchers.torch_rules import HEADS, PRECISION, RANKS, SCHEDULES, TIED, shared
-from planner.launchers.torchtitan_models import FLAVORS, flavor_of, shape_of
+from planner.launchers.torchtitan_models import FLAVORS, LONGEST, flavor_of, shape_of
 from planner.plan_file.schema import Plan
 from planner.strategy.candidates import BoolArray, Candidates, Problem
 from planner.strategy.decision import (
@@ -49,10 +50,11 @@ def _shipped(plan: Plan) -> Break | None:
 
 
 def _length(plan: Plan) -> Break | None:
-    most, length = plan.inputs.model.max_sequence_length, plan.inputs.workload.sequence_length
-    if length <= most:
+    flavor, length = flavor_of(plan.inputs.model), plan.inputs.workload.sequence_length
+    if flavor is None or length <= LONGEST[flavor.module]:
         return None
-    return Break(f"sequence length {length}, the model's longest is {most}", f"sequence length {most}")
+    most = LONGEST[flavor.module]
+    return Break(f"sequence length {length}, {flavor.module} reaches {most}", f"sequence length {most}")
 
 
 def _sharding(plan: Plan) -> Break | None:
@@ -135,7 +137,7 @@ def _attention(plan: Plan) -> Break | None:
 
 TORCHTITAN_RULES: tuple[Rule, ...] = (
     Rule("shipped-model", "the model has the shape of one torchtitan ships", _shipped),
-    Rule("sequence-length", "the sequence fits the model's positions", _length),
+    Rule("sequence-length", "the sequence fits torchtitan's rotary tables", _length),
     *shared("world-identity", "batch-identity", "whole-nodes", "ffn-by-tp"),
     *shared("stages-cover-layers", "experts-by-ep", "layer-choices", "kernels"),
     RANKS,

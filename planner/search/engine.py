@@ -301,7 +301,8 @@ def describe_space(limits: Limits, pins: Pins) -> str:
     )
     text = (
         "all (tp, cp, pp, dp, ep) of all GPUs, microbatch sizes, 1F1B with any stage split and interleaving "
-        f"with balanced chunks, sharding {'/'.join(limits.shardings)} global or inside an island, {recompute}"
+        f"with balanced chunks, one sharding of {'/'.join(limits.shardings)} global or inside an island, "
+        f"{recompute}"
     )
     pinned = ", ".join(f"{name}={value}" for name, value in pins.items().items())
     return f"{text}; pinned: {pinned}" if pinned else text
