@@ -10,7 +10,9 @@ import typer
 from planner import __version__
 from planner.cli import (
     calibrate_command,
+    check_command,
     compare_command,
+    diff_command,
     estimate_command,
     explain_command,
     export_command,
@@ -18,6 +20,7 @@ from planner.cli import (
     models_command,
     plan_command,
     schema_command,
+    trace_command,
     validate_command,
 )
 from planner.cli.output import invocation, note, print_error
@@ -36,6 +39,9 @@ app.command("estimate", help=estimate_command.HELP)(estimate_command.estimate)
 app.command("explain", help=explain_command.HELP)(explain_command.explain)
 app.command("compare", help=compare_command.HELP)(compare_command.compare)
 app.command("export", help=export_command.HELP)(export_command.export)
+app.command("check", help=check_command.HELP)(check_command.check)
+app.command("diff", help=diff_command.HELP)(diff_command.diff)
+app.command("trace", help=trace_command.HELP)(trace_command.trace)
 app.command("validate", help=validate_command.HELP)(validate_command.validate)
 app.command("calibrate", help=calibrate_command.HELP)(calibrate_command.calibrate)
 app.add_typer(models_command.app, name="models")

@@ -28,7 +28,9 @@ Tokens = Annotated[float | None, typer.Option("--tokens", help="Tokens of the wh
 Calibration = Annotated[
     str | None, typer.Option("--calibration", help="Fitted constants of this machine (planner calibrate).")
 ]
-Target = Annotated[str, typer.Option("--target", help="Only plans this launcher can run: any, megatron, torchtitan, deepspeed, ...")]
+Target = Annotated[
+    str, typer.Option("--target", help="Only plans this launcher runs: any, megatron, torchtitan, ...")
+]
 Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree.")]
 Pp = Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree.")]
 Dp = Annotated[int | None, typer.Option("--dp", help="Data-parallel degree.")]

@@ -9,6 +9,7 @@ from planner.cluster.topology import resolve_cluster
 from planner.cost.constants import Constants
 from planner.cost.step import CostModel
 from planner.documents import read_document, validate
+from planner.errors import InputError
 from planner.plan_file.schema import DecisionRecord, Inputs, Plan
 from planner.strategy.candidates import Problem
 from planner.strategy.decision import RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
@@ -22,7 +23,7 @@ def read_plan(path: str | Path) -> Plan:
 def read_decision(record: DecisionRecord) -> Decision:
     """The decision a record states."""
     d = record.degrees
-    blocks = sum(stage.layers[1] - stage.layers[0] + 1 for stage in record.stages)
+    blocks = _blocks(record)
     recompute, sharding = [0] * blocks, [SHARDINGS.index(record.sharding)] * blocks
     for stage in record.stages:
         for run in stage.layer_strategies:
@@ -43,6 +44,22 @@ def read_decision(record: DecisionRecord) -> Decision:
         recompute=tuple(recompute),
         layer_sharding=() if all(code == own for code in sharding) else tuple(sharding),
     )
+
+
+def _blocks(record: DecisionRecord) -> int:
+    """Number of blocks; raises InputError when stages do not hold each block once and in order."""
+    at = 0
+    for stage in record.stages:
+        first, last = stage.layers
+        if first != at or last < first:
+            raise InputError(
+                f"stage {stage.index} holds layers {first} to {last}, but the next layer is {at}: stages "
+                f"must hold every layer once and in order",
+                pointer=f"/decision/stages/{stage.index}/layers",
+                hint=f"start stage {stage.index} at layer {at}",
+            )
+        at = last + 1
+    return at
 
 
 def read_cost_model(inputs: Inputs) -> CostModel:

@@ -1,0 +1,48 @@
+"""The pipeline timeline as a Chrome / Perfetto trace (the JSON array format of the Trace Event Format).
+
+One track a pipeline rank; every forward and backward of every microbatch is a complete event. Times are
+microseconds from the start of the step, as the format wants them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from planner.cost.step import price
+from planner.plan_file.read import read_cost_model, read_decision
+from planner.plan_file.schema import Plan
+from planner.units import MICRO
+
+
+def trace_json(plan: Plan) -> str:
+    """The trace of one step of ``plan``, replayed from the plan's own inputs."""
+    model, decision = read_cost_model(plan.inputs), read_decision(plan.decision)
+    timeline = price(model, decision, keep_events=True).timeline
+    pp = decision.degrees.pp
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": f"{plan.inputs.model.name} pipeline"}}
+    ]
+    for rank in range(pp):
+        events.append(
+            {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": f"stage {rank}"}}
+        )
+    for event in timeline.events:
+        operation = event.operation
+        kind = "backward" if operation.is_backward else "forward"
+        events.append(
+            {
+                "ph": "X",
+                "pid": 0,
+                "tid": event.rank,
+                "name": f"{kind} {operation.microbatch}",
+                "cat": kind,
+                "ts": event.start / MICRO,
+                "dur": (event.end - event.start) / MICRO,
+                "args": {
+                    "microbatch": operation.microbatch,
+                    "virtual_stage": operation.chunk * pp + event.rank,
+                },
+            }
+        )
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n"
