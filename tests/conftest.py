@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -218,3 +218,18 @@ class Builders:
 @pytest.fixture(scope="session")
 def build() -> Builders:
     return Builders()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--no-skips``: a skipped test fails. CI's heavy run uses it, so a missing launcher cannot hide."""
+    parser.addoption("--no-skips", action="store_true", help="a skipped test counts as failed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Turn skips into failures under ``--no-skips``."""
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped: {report.longrepr}"
+    return report

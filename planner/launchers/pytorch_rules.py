@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.launchers.base import Break, Rule, nearest_divisor
+from planner.launchers.base import Break, Rule
 from planner.launchers.torch_rules import HEADS, PRECISION, RANKS, SCHEDULES, TIED, shared
 from planner.model.spec import Attention, Block, FeedForward
 from planner.plan_file.schema import Plan
@@ -110,13 +110,6 @@ def _one(name: str) -> Callable[[Plan], Break | None]:
     return check
 
 
-def _vocabulary(plan: Plan) -> Break | None:
-    tp, rows = plan.decision.degrees.tp, plan.inputs.model.vocab_size
-    if rows % tp == 0:
-        return None
-    return Break(f"{rows} rows over tp {tp}", f"tp {nearest_divisor(rows, tp)}")
-
-
 def _sequence(plan: Plan) -> Break | None:
     q, length = plan.decision, plan.inputs.workload.sequence_length
     tp = q.degrees.tp
@@ -152,7 +145,6 @@ PYTORCH_RULES: tuple[Rule, ...] = (
     PRECISION,
     Rule("context-parallel", "the script has no context parallelism", _one("cp")),
     Rule("expert-parallel", "the script has no experts", _one("ep")),
-    Rule("vocabulary-by-tp", "tp divides the rows of the vocabulary table", _vocabulary),
     Rule("sequence-by-tp", "with sequence parallelism tp divides the sequence", _sequence),
     Rule("dropout", "tp ranks that hold the same activations must drop the same ones", _dropout),
     Rule("optimizer", "optimizers with the plan's state: " + ", ".join(OPTIMIZERS), _optimizer),

@@ -92,11 +92,4 @@ TIED_SEARCH = Rule(
     _tied_holds,
     lambda c, p: f"a shared table with pp {int(c.pp[0])}",
 )
-VOCABULARY_SEARCH = Rule(
-    "vocabulary-by-tp",
-    "tp divides the rows of the vocabulary table",
-    "tp",
-    lambda c, p: p.model.vocab_size % c.tp == 0,
-    lambda c, p: f"{p.model.vocab_size} rows over tp {int(c.tp[0])}",
-)
 PRECISION = PlanRule("precision", "bf16 products with fp32 weights, gradients and states", _precision)

@@ -312,11 +312,13 @@ def test_accelerate_reads_the_same(plan: Plan, tmp_path: Path) -> None:
 @pytest.mark.heavy
 def test_accelerate_launch_takes_the_file(plan: Plan, tmp_path: Path) -> None:
     launch = pytest.importorskip("accelerate.commands.launch")
-    if plan.decision.sharding == "none":
-        pytest.skip("asks for GPUs")
     file = tmp_path / "accelerate.yaml"
     file.write_text(ACCELERATE.export(plan)["accelerate.yaml"])
     parsed = launch.launch_command_parser().parse_args(["--config_file", str(file), "train.py"])
+    if plan.decision.sharding == "none":
+        # Plain data parallelism is validated against the GPUs present; without any, only parsing is left.
+        assert parsed.config_file == str(file)
+        return
     args, _, _ = launch._validate_launch_command(parsed)
     utils = pytest.importorskip("accelerate.utils.launch")
     args.main_process_port = 29500

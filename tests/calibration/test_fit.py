@@ -1,0 +1,121 @@
+"""Fitting: known constants are found again, bounds hold, files are checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from planner.calibration.case import Case
+from planner.calibration.fit import fit, samples
+from planner.calibration.fitted import PARAMETERS, Fitted, read_fitted, to_json
+from planner.calibration.shipped import SHIPPED, shipped
+from planner.calibration.validation import validate_cases
+from planner.catalog import load_device
+from planner.cost.constants import default_constants
+from planner.errors import InputError
+
+
+def runs(constants_for, count=8):
+    """Rows whose measured step is what ``constants_for`` predicts: a machine that obeys the model."""
+    cases = []
+    for index in range(count):
+        cells = {
+            "id": f"own-{index}",
+            "model_name": "gpt",
+            "layers": "8",
+            "hidden": str(1024 * (1 + index % 3)),
+            "heads": "8",
+            "vocab": "51200",
+            "seq_len": "2048",
+            "gpu_name": "A100-SXM4-80GB",
+            "gpus": "8",
+            "gpus_per_node": "8",
+            "global_batch": "64",
+            "micro_batch": str(1 + index % 2),
+            "dp": "8",
+            "tp": "1",
+            "pp": "1",
+            "stack": "megatron",
+            "attention": "flash",
+            "recompute": "none",
+            "precision": "bf16",
+        }
+        step = validate_cases([Case(dict(cells))], constants_for)[0].predicted_step_s
+        cases.append(Case({**cells, "measured_step_s": str(step)}))
+    return cases
+
+
+def test_a_machine_that_is_slower_by_a_known_factor_is_found_again():
+    def slower(device, stack):
+        return replace(default_constants(device), matmul_efficiency=0.60, pass_factor=1.5)
+
+    cases = runs(slower)
+    before = [abs(r.time_error()) for r in validate_cases(cases)]
+    fitted = fit(cases)
+    after = [abs(r.time_error()) for r in validate_cases(cases, fitted.constants_for)]
+    assert sum(after) < 0.25 * sum(before)
+    assert max(after) < 0.05
+
+
+def test_a_fit_gives_the_same_bytes_twice():
+    cases = runs(lambda device, stack: replace(default_constants(device), launch_seconds=2e-5), count=4)
+    assert to_json(fit(cases)) == to_json(fit(cases))
+
+
+def test_every_shipped_constant_is_inside_its_physical_bounds_and_stands_on_rows():
+    bounds = {p.name: (p.low, p.high) for p in PARAMETERS}
+    fitted = shipped()
+    for scope, groups in fitted.values.items():
+        for key, values in groups.items():
+            assert fitted.rows[scope][key] >= 3
+            for name, value in values.items():
+                low, high = bounds[name]
+                assert low <= value <= high, (scope, key, name)
+
+
+def test_shipped_file_reads_back_to_its_own_bytes():
+    text = SHIPPED.read_text(encoding="utf-8")
+    assert to_json(read_fitted(json.loads(text), "shipped.json")) == text
+
+
+def test_gpus_and_stacks_nobody_measured_keep_the_priors():
+    device = load_device("mi300x")
+    assert Fitted().constants_for(device, "unmeasured") == default_constants(device)
+    assert shipped().closeness("cdna3", "unmeasured") == "datasheet"
+
+
+def test_intervals_widen_with_distance_from_measured_ground():
+    def width(generation, stack):
+        low, high = shipped().interval("time", generation, stack, 1.0)
+        assert low < high
+        return high - low
+
+    assert width("hopper", "megatron") < width("cdna3", "megatron") < width("cdna3", "unmeasured")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(schema_version=2), "not a calibration file"),
+        (lambda d: d["values"]["stack"].setdefault("megatron", {}).update(pass_factor=99.0), "bounds"),
+        (lambda d: d["values"]["stack"].setdefault("megatron", {}).update(luck=1.0), "unknown constant"),
+    ],
+)
+def test_a_wrong_calibration_file_is_refused(change, words):
+    document = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    change(document)
+    with pytest.raises(InputError, match=words):
+        read_fitted(document, "mine.json")
+
+
+def test_nothing_to_fit_is_an_error():
+    with pytest.raises(InputError, match="no row"):
+        fit([Case({"id": "x-1", "gpu_name": "", "gpus": "1", "dp": "1", "tp": "1", "pp": "1"})])
+
+
+def test_suspect_rows_are_left_out():
+    good = runs(lambda device, stack: default_constants(device), count=2)
+    suspect = [Case({**case.cells, "notes": "SUSPECT: printed twice"}) for case in good]
+    assert len(samples(good + suspect, Fitted().constants_for)) == len(good)

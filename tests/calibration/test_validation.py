@@ -1,0 +1,156 @@
+"""Scoring predictions: every row has a fate, errors are what a calculator says, the table is not stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from planner.calibration.case import Case, read_cases
+from planner.calibration.fit import split_rows
+from planner.calibration.intervals import coverage, quantile
+from planner.calibration.shipped import shipped
+from planner.calibration.validation import (
+    RowResult,
+    kendall_tau,
+    ranking,
+    summarise,
+    summary,
+    validate_cases,
+)
+from planner.errors import InputError
+
+MEASUREMENTS = Path(__file__).resolve().parents[1] / "published" / "measurements.csv"
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return read_cases(MEASUREMENTS)
+
+
+@pytest.fixture(scope="module")
+def judged(cases):
+    return validate_cases(split_rows(cases)[1], shipped().constants_for)
+
+
+def row(predicted, measured, **cells):
+    case = Case({"id": "abc-1", "measured_step_s": str(measured), **cells})
+    return RowResult(case, "ok", predicted_step_s=predicted)
+
+
+def test_at_least_93_percent_of_the_published_rows_are_priced(cases):
+    results = validate_cases(cases, shipped().constants_for)
+    priced = [r for r in results if r.status == "ok"]
+    assert len(results) == 711
+    assert len(priced) >= 0.93 * len(results)
+    assert all(r.message for r in results if r.status != "ok")
+    assert all(r.predicted_step_s > 0 and r.predicted_peak_mem_gib > 0 for r in priced)
+
+
+def test_fitted_and_judged_rows_are_disjoint_and_cover_the_table(cases):
+    fitted, judged_rows = split_rows(cases)
+    ids = [case.id for case in fitted] + [case.id for case in judged_rows]
+    assert sorted(ids) == sorted(case.id for case in cases)
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_80_percent_interval_holds_75_to_85_percent_of_judged_rows(judged):
+    share = coverage(shipped(), judged)
+    assert 0.75 <= share <= 0.85
+
+
+@pytest.mark.parametrize(
+    ("source", "most"), [("mpt", 0.06), ("dgx", 0.06), ("kor", 0.08), ("inv", 0.06), ("vts", 0.0837)]
+)
+def test_well_measured_sources_stay_within_their_median_error(judged, source, most):
+    found = next(s for s in summarise(judged, lambda r: r.case.source) if s.source == source)
+    assert found.time_median_ape <= most
+
+
+def test_allocated_memory_of_one_node_b200_runs_is_within_3_percent(judged):
+    found = next(s for s in summarise(judged, lambda r: r.case.source) if s.source == "smx")
+    assert found.memory_mape <= 0.03
+    assert found.memory_kind == "allocated"
+
+
+def test_errors_are_what_a_calculator_says():
+    found = summary("abc", [row(1.1, 1.0), row(0.8, 1.0), row(2.0, 2.0)])
+    assert found.time_mape == pytest.approx(0.1)
+    assert found.time_median_ape == pytest.approx(0.1)
+    assert found.time_bias == pytest.approx(-1 / 30)
+    assert found.time_p90 == pytest.approx(0.2)
+
+
+def test_kendall_tau_of_known_orders():
+    assert kendall_tau([(1, 1), (2, 2), (3, 3)]) == pytest.approx(1.0)
+    assert kendall_tau([(1, 3), (2, 2), (3, 1)]) == pytest.approx(-1.0)
+    assert kendall_tau([(1, 1), (2, 3), (3, 2)]) == pytest.approx(1 / 3)
+    assert kendall_tau([(1, 1), (1, 2)]) is None
+
+
+def test_regret_is_the_measured_loss_of_running_the_predicted_best():
+    rows = [row(1.0, 1.2, model_name="m"), row(2.0, 1.0, model_name="m"), row(3.0, 5.0, model_name="other")]
+    tau, regret = ranking(rows)
+    assert tau == pytest.approx(-1.0)
+    assert regret == pytest.approx(0.2)
+
+
+def test_quantiles_lie_between_neighbours():
+    assert quantile([1.0, 2.0, 3.0], 0.5) == 2.0
+    assert quantile([0.0, 10.0], 0.1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({"gpu_name": "T4 x4 + V100 x4"}, "mixed"),
+        ({"gpu_name": "H9000"}, "H9000"),
+        ({"gpus": "7", "gpus_per_node": "4"}, "do not fill"),
+        ({"dp": "4"}, "dp x tp"),
+        ({"global_batch": "nan"}, "global_batch"),
+        ({"recompute": "some"}, "recompute"),
+        ({"heads": "7"}, "heads"),
+        ({"seq_len": ""}, "seq_len"),
+        ({"stack": "unheard-of"}, "stack"),
+    ],
+)
+def test_a_row_that_cannot_be_priced_says_why(cells, reason):
+    good = {
+        "id": "own-1",
+        "model_name": "llama-x",
+        "layers": "8",
+        "hidden": "1024",
+        "heads": "8",
+        "vocab": "32000",
+        "seq_len": "1024",
+        "gpu_name": "H100-SXM-80GB",
+        "gpus": "8",
+        "gpus_per_node": "8",
+        "global_batch": "64",
+        "micro_batch": "1",
+        "dp": "8",
+        "tp": "1",
+        "pp": "1",
+        "stack": "megatron",
+        "measured_step_s": "1",
+    }
+    assert validate_cases([Case(dict(good))])[0].status == "ok"
+    result = validate_cases([Case({**good, **cells})])[0]
+    assert result.status != "ok"
+    assert reason.lower() in result.message.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "column"),
+        ("id,gpu_name\n", "gpus"),
+        ("id,gpu_name,gpus,dp,tp,pp\n", "no rows"),
+        ("id,gpu_name,gpus,dp,tp,pp\na,b,1,1,1,1,9\n", "line 2"),
+    ],
+)
+def test_a_broken_table_is_an_input_error(tmp_path, text, words):
+    path = tmp_path / "runs.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=words):
+        read_cases(path)
