@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from planner import __version__
-from planner.catalog import load_device
 from planner.cost.step import CostModel, decision_candidates, price
-from planner.errors import InfeasibleError, InputError, PlannerError, UnsupportedByTarget
+from planner.errors import InfeasibleError, InputError, UnsupportedByTarget
+from planner.pin_rules import check_names, check_pins
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
 from planner.plan_file.read import read_cost_model, read_decision, read_plan
 from planner.plan_file.schema import Alternative, Options, Plan, SearchRecord
 from planner.reasons import alternative_reason, plan_reasons, plan_warnings
+from planner.remedies import with_remedies
 from planner.request import Request, Resolved, resolve
 from planner.search.engine import SearchResult, Solution, search
 from planner.search.layout import balanced_chunks
@@ -22,9 +23,7 @@ from planner.strategy.candidates import Candidates
 from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
 from planner.strategy.limits import ANY, Limits
 from planner.strategy.rules import require_valid
-from planner.units import format_bytes, format_seconds
-
-MAX_REMEDIES = 2
+from planner.units import format_bytes
 
 
 def limits_of(target: str) -> Limits:
@@ -62,7 +61,11 @@ def make_plan(
         )
     except InfeasibleError as error:
         if suggest and error.details.get("nearest_miss"):
-            raise with_remedies(error, request, pins, target) from None
+
+            def again(changed: Request, freed: Pins) -> Plan:
+                return make_plan(changed, freed, target=target, top=1, suggest=False)
+
+            raise with_remedies(error, request, pins, again) from None
         raise
     plan = _plan_of(model, resolved, result, pins, target, top)
     require_expressible(plan, target)
@@ -128,122 +131,6 @@ def _plan_of(
     )
 
 
-def check_pins(resolved: Resolved, pins: Pins, limits: Limits) -> None:
-    """Raises InputError when a pinned value breaks a rule whatever else is chosen."""
-    world = resolved.problem.world_size
-    base = {"dp": 1, "tp": 1, "pp": 1, "cp": 1, "ep": 1}
-    for name in ("tp", "pp", "cp", "dp"):
-        value = getattr(pins, name)
-        if value is None:
-            continue
-        if value < 1 or world % value:
-            near = sorted(d for d in range(1, world + 1) if world % d == 0)
-            raise InputError(
-                f"rule world-identity: tp * cp * pp * dp equals the number of GPUs, so {name} must divide "
-                f"{world}; {world} % {value} = {world % value if value > 0 else 'undefined'}"
-                + _also_heads(resolved, name, value),
-                allowed=_legal(resolved, name, near),
-                hint=f"legal values of {name}: {_legal(resolved, name, near)}",
-                rule="world-identity",
-            )
-        base[name] = value
-    used = math.prod(base[name] for name in ("tp", "pp", "cp", "dp"))
-    if world % used:
-        raise InputError(
-            f"rule world-identity: the pinned degrees multiply to {used}, which does not divide {world} GPUs",
-            hint="free one of the pinned degrees",
-            rule="world-identity",
-        )
-    _check_single_pins(resolved, pins, base)
-    _check_names(pins, limits)
-
-
-def _also_heads(resolved: Resolved, name: str, value: int) -> str:
-    from planner.strategy.rules import attention_heads
-
-    heads = attention_heads(resolved.problem)
-    if name != "tp" or value < 1 or all(head % value == 0 for head in heads):
-        return ""
-    head = next(head for head in heads if head % value)
-    return f"; rule heads-by-tp: {head} attention heads % {value} = {head % value}"
-
-
-def _legal(resolved: Resolved, name: str, divisors: list[int]) -> list[int]:
-    """Divisors of the world that also satisfy the rules on ``name`` alone."""
-    from planner.strategy.rules import RULES
-
-    rules = [r for r in RULES if r.field == name and r.name in SINGLE_RULES[name]]
-    good = []
-    for value in divisors:
-        candidate = Candidates.single(**{name: value})
-        if all(bool(rule.holds(candidate, resolved.problem)[0]) for rule in rules):
-            good.append(value)
-    return good
-
-
-SINGLE_RULES = {
-    "tp": ("heads-by-tp", "kv-heads-by-tp", "ffn-by-tp"),
-    "pp": ("layers-by-stages",),
-    "cp": ("sequence-by-cp",),
-    "dp": (),
-    "ep": ("experts-by-ep",),
-}
-
-
-def _check_single_pins(resolved: Resolved, pins: Pins, base: dict[str, int]) -> None:
-    """Rules that a pinned degree decides alone: heads, layers, sequence, experts, batch."""
-    from planner.strategy.rules import RULES
-
-    problem = resolved.problem
-    for name in ("tp", "pp", "cp", "ep"):
-        value = getattr(pins, name)
-        if value is None:
-            continue
-        if value < 1:
-            raise InputError(f"--{name} must be at least 1, not {value}", hint=f"use --{name} 1")
-        candidate = Candidates.single(**{name: value})
-        for rule in RULES:
-            if rule.name in SINGLE_RULES[name] and not bool(rule.holds(candidate, problem)[0]):
-                divisors = [d for d in range(1, problem.world_size + 1) if problem.world_size % d == 0]
-                legal = _legal(resolved, name, divisors)
-                raise InputError(
-                    f"rule {rule.name}: {rule.statement}; {rule.explain(candidate, problem)}",
-                    allowed=legal,
-                    hint=f"legal values of {name} on {problem.world_size} GPUs: {legal}",
-                    rule=rule.name,
-                )
-    for flag, value in (("--micro-batch", pins.microbatch_size), ("--virtual-stages", pins.virtual_stages)):
-        if value is not None and value < 1:
-            raise InputError(f"{flag} must be at least 1, not {value}", hint=f"use {flag} 1")
-    batch, dp, size = problem.workload.global_batch, pins.dp or 1, pins.microbatch_size or 1
-    if batch % (dp * size):
-        unit = dp * size
-        near = [value for value in (batch // unit * unit, (batch // unit + 1) * unit) if value]
-        raise InputError(
-            f"rule batch-identity: dp * microbatch_size divides the global batch; {batch} % ({dp} x {size}) "
-            f"= {batch % unit}",
-            allowed=near,
-            hint=f"use --global-batch {' or '.join(map(str, near))}",
-            rule="batch-identity",
-            nearest_global_batches=near,
-        )
-
-
-def _check_names(pins: Pins, limits: Limits) -> None:
-    for flag, value, allowed in (
-        ("--sharding", pins.sharding, limits.shardings),
-        ("--schedule", pins.schedule, limits.schedules),
-        ("--recompute", pins.recompute, limits.recomputes),
-    ):
-        if value is not None and value not in allowed:
-            where = "" if limits.target == "any" else f" for target {limits.target}"
-            raise InputError(
-                f"{flag} {value!r} is not a choice{where}; choices: {', '.join(allowed)}",
-                allowed=list(allowed),
-                hint=f"use {flag} {allowed[0]}",
-            )
-
-
 @dataclass(frozen=True)
 class Choice:
     """A decision as flags give it, for ``estimate``; dp None is derived from the number of GPUs."""
@@ -284,7 +171,7 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
         )
     dp = choice.dp if choice.dp is not None else problem.world_size // used
     schedule = choice.schedule or ("interleaved" if choice.virtual_stages > 1 else "1f1b")
-    _check_names(Pins(sharding=choice.sharding, schedule=schedule, recompute=choice.recompute), ANY)
+    check_names(Pins(sharding=choice.sharding, schedule=schedule, recompute=choice.recompute), ANY)
     if choice.sharding_group not in SHARDING_GROUPS:
         raise InputError(
             f"--sharding-group {choice.sharding_group!r} is not a choice; choices: "
@@ -385,79 +272,3 @@ def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) 
         why=plan_reasons(model, solution, []),
         warnings=warnings,
     )
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """A change that makes an infeasible request fit: in words, as flags, and the step time it gives."""
-
-    change: str
-    flags: str
-    step_seconds: float
-    peak_memory_bytes: float
-
-
-def with_remedies(error: InfeasibleError, request: Request, pins: Pins, target: str) -> InfeasibleError:
-    """The same error with the cheapest changes that would fit, each tried by a search of its own."""
-    found: list[Remedy] = []
-    for change, flags, changed, freed in _remedy_candidates(request, pins):
-        if len(found) == MAX_REMEDIES:
-            break
-        try:
-            plan = make_plan(changed, freed, target=target, top=1, suggest=False)
-        except PlannerError:
-            continue
-        found.append(Remedy(change, flags, plan.prediction.step_seconds, plan.prediction.peak_memory_bytes))
-    hints = [
-        f"{r.change} ({r.flags}): fits in {format_bytes(r.peak_memory_bytes)}, "
-        f"{format_seconds(r.step_seconds)} a step"
-        for r in found
-    ]
-    details = {key: value for key, value in error.details.items()}
-    details["would_fit"] = [r.__dict__ for r in found]
-    hint = "would fit: " + "; ".join(hints) if hints else "none of the usual changes fits; use far more GPUs"
-    return InfeasibleError(error.message, hint=hint, **details)
-
-
-def _remedy_candidates(request: Request, pins: Pins) -> list[tuple[str, str, Request, Pins]]:
-    """Changes in the order of what they cost the user: free pins, lighter optimizer, machine, workload."""
-    options: list[tuple[str, str, Request, Pins]] = []
-    for name, value in pins.items().items():
-        flag = "micro-batch" if name == "microbatch_size" else name.replace("_", "-")
-        options.append((f"free {name} {value}", f"without --{flag}", request, replace(pins, **{name: None})))
-    if request.memory_limit_gib is not None:
-        options.append(
-            (
-                "lift the memory cap",
-                "without --memory-limit-gib",
-                request.changed(memory_limit_gib=None),
-                pins,
-            )
-        )
-    if request.optimizer in ("adamw", "adam"):
-        changed = request.changed(optimizer="adamw-8bit")
-        options.append(("8-bit optimizer states", "--optimizer adamw-8bit", changed, pins))
-    gpus = request.gpus
-    if gpus is not None:
-        for factor in (2, 4, 8, 16, 32):
-            more = gpus * factor
-            options.append((f"{more} GPUs", f"--gpus {more}", request.changed(gpus=more), pins))
-    if request.gpu is not None:
-        options += _larger_gpus(request, pins)
-    if request.seq_len is not None and request.seq_len >= 2048:
-        half = request.seq_len // 2
-        options.append((f"sequence length {half}", f"--seq-len {half}", request.changed(seq_len=half), pins))
-    return options
-
-
-def _larger_gpus(request: Request, pins: Pins) -> list[tuple[str, str, Request, Pins]]:
-    current = load_device(str(request.gpu))
-    options = []
-    for name in ("a100-80g-sxm", "h100-sxm", "h200-sxm", "b200-sxm", "mi300x"):
-        device = load_device(name)
-        if device.memory_bytes > current.memory_bytes * 1.05:
-            changed = request.changed(gpu=name)
-            options.append(
-                (f"{name} with {format_bytes(device.memory_bytes)}", f"--gpu {name}", changed, pins)
-            )
-    return options

@@ -19,17 +19,18 @@ MAX_POINTS = 500
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: the values varied, the plan, or why there is none."""
+    """One combination: the values varied, the plan, or why there is none (in short: the verdict)."""
 
     values: dict[str, Any]
     plan: Plan | None
     reason: str = ""
+    verdict: str = ""
 
     def row(self) -> dict[str, Any]:
         """The point as one flat record; empty figures where nothing fits."""
         row: dict[str, Any] = dict(self.values)
         if self.plan is None:
-            return {**row, "fits": False, "reason": self.reason}
+            return {**row, "fits": False, "verdict": self.verdict, "reason": self.reason}
         p, d = self.plan.prediction, self.plan.decision
         row.update(
             fits=True,
@@ -99,5 +100,6 @@ def compare_requests(
             plan = make_plan(request.changed(**chosen), pins, target=target, top=1, suggest=False)
             points.append(Point(chosen, plan))
         except (InfeasibleError, UnsupportedByTarget) as error:
-            points.append(Point(chosen, None, error.message))
+            verdict = "does not fit" if isinstance(error, InfeasibleError) else f"{target} cannot"
+            points.append(Point(chosen, None, error.message, verdict))
     return Comparison(names, points)

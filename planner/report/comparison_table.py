@@ -29,7 +29,7 @@ def comparison_table(varied: list[str], rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         values = [str(row[name]) for name in varied]
         if not row["fits"]:
-            table.add_row(*values, "no plan", *([""] * (len(columns) - 1)))
+            table.add_row(*values, row["verdict"], *([""] * (len(columns) - 1)))
             continue
         cells = [
             format_seconds(row["step_seconds"]),

@@ -1,0 +1,122 @@
+"""Pinned choices judged before a search: what a pinned value breaks whatever else is chosen."""
+
+from __future__ import annotations
+
+import math
+
+from planner.errors import InputError
+from planner.request import Resolved
+from planner.search.tree import Pins
+from planner.strategy.candidates import Candidates
+from planner.strategy.limits import Limits
+from planner.strategy.rules import RULES, attention_heads
+
+
+def check_pins(resolved: Resolved, pins: Pins, limits: Limits) -> None:
+    """Raises InputError when a pinned value breaks a rule whatever else is chosen."""
+    world = resolved.problem.world_size
+    base = {"dp": 1, "tp": 1, "pp": 1, "cp": 1, "ep": 1}
+    for name in ("tp", "pp", "cp", "dp"):
+        value = getattr(pins, name)
+        if value is None:
+            continue
+        if value < 1 or world % value:
+            near = sorted(d for d in range(1, world + 1) if world % d == 0)
+            raise InputError(
+                f"rule world-identity: tp * cp * pp * dp equals the number of GPUs, so {name} must divide "
+                f"{world}; {world} % {value} = {world % value if value > 0 else 'undefined'}"
+                + _also_heads(resolved, name, value),
+                allowed=_legal(resolved, name, near),
+                hint=f"legal values of {name}: {_legal(resolved, name, near)}",
+                rule="world-identity",
+            )
+        base[name] = value
+    used = math.prod(base[name] for name in ("tp", "pp", "cp", "dp"))
+    if world % used:
+        raise InputError(
+            f"rule world-identity: the pinned degrees multiply to {used}, which does not divide {world} GPUs",
+            hint="free one of the pinned degrees",
+            rule="world-identity",
+        )
+    _check_single_pins(resolved, pins, base)
+    check_names(pins, limits)
+
+
+def _also_heads(resolved: Resolved, name: str, value: int) -> str:
+    heads = attention_heads(resolved.problem)
+    if name != "tp" or value < 1 or all(head % value == 0 for head in heads):
+        return ""
+    head = next(head for head in heads if head % value)
+    return f"; rule heads-by-tp: {head} attention heads % {value} = {head % value}"
+
+
+def _legal(resolved: Resolved, name: str, divisors: list[int]) -> list[int]:
+    """Divisors of the world that also satisfy the rules on ``name`` alone."""
+    rules = [r for r in RULES if r.field == name and r.name in SINGLE_RULES[name]]
+    good = []
+    for value in divisors:
+        candidate = Candidates.single(**{name: value})
+        if all(bool(rule.holds(candidate, resolved.problem)[0]) for rule in rules):
+            good.append(value)
+    return good
+
+
+SINGLE_RULES = {
+    "tp": ("heads-by-tp", "kv-heads-by-tp", "ffn-by-tp"),
+    "pp": ("layers-by-stages",),
+    "cp": ("sequence-by-cp",),
+    "dp": (),
+    "ep": ("experts-by-ep",),
+}
+
+
+def _check_single_pins(resolved: Resolved, pins: Pins, base: dict[str, int]) -> None:
+    """Rules that a pinned degree decides alone: heads, layers, sequence, experts, batch."""
+    problem = resolved.problem
+    for name in ("tp", "pp", "cp", "ep"):
+        value = getattr(pins, name)
+        if value is None:
+            continue
+        if value < 1:
+            raise InputError(f"--{name} must be at least 1, not {value}", hint=f"use --{name} 1")
+        candidate = Candidates.single(**{name: value})
+        for rule in RULES:
+            if rule.name in SINGLE_RULES[name] and not bool(rule.holds(candidate, problem)[0]):
+                divisors = [d for d in range(1, problem.world_size + 1) if problem.world_size % d == 0]
+                legal = _legal(resolved, name, divisors)
+                raise InputError(
+                    f"rule {rule.name}: {rule.statement}; {rule.explain(candidate, problem)}",
+                    allowed=legal,
+                    hint=f"legal values of {name} on {problem.world_size} GPUs: {legal}",
+                    rule=rule.name,
+                )
+    for flag, value in (("--micro-batch", pins.microbatch_size), ("--virtual-stages", pins.virtual_stages)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} must be at least 1, not {value}", hint=f"use {flag} 1")
+    batch, dp, size = problem.workload.global_batch, pins.dp or 1, pins.microbatch_size or 1
+    if batch % (dp * size):
+        unit = dp * size
+        near = [value for value in (batch // unit * unit, (batch // unit + 1) * unit) if value]
+        raise InputError(
+            f"rule batch-identity: dp * microbatch_size divides the global batch; {batch} % ({dp} x {size}) "
+            f"= {batch % unit}",
+            allowed=near,
+            hint=f"use --global-batch {' or '.join(map(str, near))}",
+            rule="batch-identity",
+            nearest_global_batches=near,
+        )
+
+
+def check_names(pins: Pins, limits: Limits) -> None:
+    for flag, value, allowed in (
+        ("--sharding", pins.sharding, limits.shardings),
+        ("--schedule", pins.schedule, limits.schedules),
+        ("--recompute", pins.recompute, limits.recomputes),
+    ):
+        if value is not None and value not in allowed:
+            where = "" if limits.target == "any" else f" for target {limits.target}"
+            raise InputError(
+                f"{flag} {value!r} is not a choice{where}; choices: {', '.join(allowed)}",
+                allowed=list(allowed),
+                hint=f"use {flag} {allowed[0]}",
+            )
