@@ -224,7 +224,7 @@ def plan():
 def plan_main():
     """For torchtitan's main branch."""
     return _configured("plan_main")
-'''.lstrip("\n")
+'''
 
 
 def _table(value: dict[str, Any], depth: int = 1) -> str:

@@ -22,7 +22,7 @@ from planner.units import (
 BAR_CELLS = 20
 MAX_STAGE_ROWS = 10
 STATUS_WORDS = {
-    "proved": "proved optimal in its space",
+    "proved": "proved optimal",
     "gap": "best found",
     "heuristic": "best found",
     "interrupted": "best so far, search stopped early",
