@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.api import make_plan
-from planner.cost.constants import Constants
 from planner.cost.step import decision_rows, price
 from planner.errors import InfeasibleError, InputError
-from planner.plan_file.read import read_cost_model, read_decision
+from planner.plan_file.read import read_constants, read_cost_model, read_decision
 from planner.plan_file.schema import Plan
 from planner.request import Request
 from planner.search.reporter import Reporter
@@ -157,7 +156,7 @@ def forced_plan(plan: Plan, pin: tuple[str, str], *, reporter: Reporter | None =
         attention=inputs.workload.attention,
         memory_limit_gib=inputs.options.memory_limit_bytes / GIB,
         device=inputs.cluster.device,
-        constants=_constants(inputs.constants),
+        constants=read_constants(inputs.constants),
     )
     pins = Pins(**{**inputs.options.pins, name: value})  # type: ignore[arg-type]
     try:
@@ -167,9 +166,3 @@ def forced_plan(plan: Plan, pin: tuple[str, str], *, reporter: Reporter | None =
     except InfeasibleError as error:
         return Forced(name, text, None, error.message)
     return Forced(name, text, found)
-
-
-def _constants(values: dict[str, Any]) -> Constants:
-    known = {key: value for key, value in values.items() if key in Constants.__dataclass_fields__}
-    known["link_efficiency"] = tuple(dict(known["link_efficiency"]).items())
-    return Constants(**known)

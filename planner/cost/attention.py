@@ -16,6 +16,7 @@ from planner.cost.arrays import Number
 from planner.cost.collectives import all_gather_seconds, all_reduce_seconds, exposed_seconds
 from planner.cost.compute import ELEMENT_BYTES
 from planner.cost.part import Part, Setting
+from planner.model.flop import mean_context
 from planner.model.spec import Attention, LatentAttention
 
 FLASH_BACKWARD_FLOP_FACTOR = 2.5
@@ -24,24 +25,6 @@ FLASH_BACKWARD_FLOP_FACTOR = 2.5
 UNFUSED_FORWARD_PASSES = 5.0
 UNFUSED_BACKWARD_PASSES = 7.0
 DROPOUT_PASSES = 2.0
-
-
-def mean_context(
-    attention: Attention | LatentAttention, sequence: Number, keys: Number | None = None
-) -> Number:
-    """Keys an average query reads: s/2 under a causal mask, w - w^2/2s in a window w < s, else all.
-
-    ``keys`` is the other sequence's length for cross-attention.
-    """
-    if keys is not None:
-        return keys
-    window = attention.window
-    if not attention.causal:
-        return sequence if window is None else np.minimum(sequence, 2.0 * window)
-    if window is None:
-        return sequence / 2.0
-    w = np.minimum(float(window), sequence)
-    return w - w * w / (2.0 * sequence)
 
 
 def local_kv_heads(num_kv_heads: int, tp: Number) -> Number:
@@ -89,7 +72,7 @@ def attention_part(
     setting: Setting,
     *,
     dropout: bool,
-    keys: Number | None = None,
+    keys: float | None = None,
 ) -> Part:
     """Self-attention (or, with ``keys`` the other sequence's length, cross-attention) of one block."""
     if isinstance(attention, LatentAttention):

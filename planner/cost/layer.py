@@ -142,7 +142,7 @@ class LayerPricer:
         return Setting(
             device=self.device,
             batch=c.microbatch_size.astype(np.float64),
-            sequence=np.full(len(c), self.problem.workload.sequence_length * kind.stack.sequence_scale),
+            sequence=self.problem.workload.sequence_length * kind.stack.sequence_scale,
             tp=tp,
             cp=c.cp.astype(np.float64),
             ep=c.ep.astype(np.float64),
@@ -200,10 +200,10 @@ class LayerPricer:
             kernels=norms + (2.0 if block.dropout else 0.0),
         )
 
-    def _cross_keys(self, kind: LayerKind) -> Number:
+    def _cross_keys(self, kind: LayerKind) -> float:
         model, workload = self.problem.model, self.problem.workload
         source = next(s for s in model.stacks if s.name == kind.stack.cross_attends_to)
-        return np.full(len(self.candidates), workload.sequence_length * source.sequence_scale)
+        return workload.sequence_length * source.sequence_scale
 
     def _embedding(self, kind: LayerKind, s: Setting) -> Part:
         model = self.problem.model

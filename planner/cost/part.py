@@ -20,7 +20,7 @@ class Setting:
 
     device: Device
     batch: Number
-    sequence: Number
+    sequence: float
     tp: Number
     cp: Number
     ep: Number

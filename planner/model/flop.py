@@ -20,20 +20,27 @@ from planner.model.spec import Attention, Block, FeedForward, LatentAttention, M
 TRAINING_FACTOR = 3.0
 
 
+def mean_context(attention: Attention | LatentAttention, sequence: float, keys: float | None = None) -> float:
+    """Keys an average query reads: s/2 under a causal mask, w - w^2/2s in a window w < s, else all.
+
+    ``keys`` is the other sequence's length for cross-attention.
+    """
+    if keys is not None:
+        return keys
+    window = attention.window
+    if not attention.causal:
+        return sequence if window is None else min(sequence, 2.0 * window)
+    if window is None:
+        return sequence / 2.0
+    w = min(float(window), sequence)
+    return w - w * w / (2.0 * sequence)
+
+
 def attention_score_flop(
     attention: Attention | LatentAttention, queries: float, keys: float | None = None
 ) -> float:
     """Scores and values of ``queries`` tokens over their context (``keys`` for cross-attention)."""
-    if keys is not None:
-        context = keys
-    elif not attention.causal:
-        window = attention.window
-        context = queries if window is None else min(queries, 2.0 * window)
-    elif attention.window is None:
-        context = queries / 2.0
-    else:
-        w = min(float(attention.window), queries)
-        context = w - w * w / (2.0 * queries)
+    context = mean_context(attention, queries, keys)
     if isinstance(attention, LatentAttention):
         width = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from planner.cluster.topology import resolve_cluster
 from planner.cost.constants import Constants
@@ -66,7 +67,12 @@ def read_cost_model(inputs: Inputs) -> CostModel:
     """The cost model of a plan's own inputs: its machine, its constants, its workload."""
     cluster = resolve_cluster(inputs.cluster.profile, inputs.cluster.device, inputs.cluster.gpus)
     problem = Problem(inputs.model, cluster, inputs.workload, inputs.options.memory_limit_bytes)
+    return CostModel.of(problem, read_constants(inputs.constants))
+
+
+def read_constants(values: dict[str, Any]) -> Constants:
+    """The constants a plan file states; fields of other versions are left out."""
     known = {f.name for f in fields(Constants)}
-    values = {name: value for name, value in inputs.constants.items() if name in known}
-    values["link_efficiency"] = tuple(dict(values["link_efficiency"]).items())
-    return CostModel.of(problem, Constants(**values))
+    found = {name: value for name, value in values.items() if name in known}
+    found["link_efficiency"] = tuple(dict(found["link_efficiency"]).items())
+    return Constants(**found)
