@@ -92,6 +92,8 @@ def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
     if degrees.world_size != problem.world_size:
         raise Unsupported(f"dp x tp x pp x cp = {degrees.world_size}, but {problem.world_size} GPUs ran")
     is_interleaved = vp > 1 and pp > 1
+    if "schedule ZB" in case.text("notes"):
+        case.assume("zero-bubble schedule priced as 1F1B")
     if is_interleaved and m % pp:
         raise Unsupported(f"{m} microbatches are not a multiple of pp {pp} under interleaving")
     sharding = _sharding(case, dp * cp)

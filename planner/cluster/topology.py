@@ -38,7 +38,6 @@ class Link:
     links: int
     latency_seconds: float
     in_network_reduction: bool
-    is_inside_node: bool
 
     @property
     def device_bytes_per_s(self) -> float:
@@ -168,7 +167,6 @@ def _links(group: NodeGroup, count: int) -> tuple[Link, ...]:
                 links=tier.links,
                 latency_seconds=tier.latency_seconds,
                 in_network_reduction=tier.in_network_reduction,
-                is_inside_node=tier.devices is not None and tier.devices <= group.devices_per_node,
             )
         )
         child = tier.devices or count

@@ -16,9 +16,8 @@ from planner.strategy.rules import Rule
 class Limits:
     """Allowed choices.
 
-    shardings and schedules: names. sharding_groups: global, island. uneven_stages: whether stages may
-    differ in layers. recompute_granularity: "layer" (each layer its own), "uniform" (one mode, or full on
-    the same number of layers in every virtual stage). has_layer_sharding: sharding may differ by layer.
+    shardings and schedules: names. sharding_groups: global, island. recompute_granularity: "layer" (each
+    layer its own) or "uniform" (one mode for all). has_layer_sharding: sharding may differ by layer.
     parameter_sharding_with_pipeline: sharded gradients or parameters together with pp > 1. rules: further
     hard rules of this launcher, judged on whole candidates (all columns but schedule and virtual stages).
     max_*: largest degree. kv_heads_by_tp: tp must divide the key/value heads (no copies of them).

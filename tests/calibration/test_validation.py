@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from planner.calibration.case import Case, read_cases
+from planner.calibration.case import Case, Unsupported, read_cases
 from planner.calibration.fit import split_rows
 from planner.calibration.intervals import coverage, quantile
 from planner.calibration.shipped import shipped
 from planner.calibration.validation import (
     RowResult,
+    case_cost_model,
     kendall_tau,
     ranking,
     summarise,
     summary,
     validate_cases,
 )
+from planner.cost.constants import default_constants
 from planner.errors import InputError
+from planner.model.flop import model_step_flop
+from planner.reasons import PUBLISHED_MFU
 
 MEASUREMENTS = Path(__file__).resolve().parents[1] / "published" / "measurements.csv"
 
@@ -154,3 +158,23 @@ def test_a_broken_table_is_an_input_error(tmp_path, text, words):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=words):
         read_cases(path)
+
+
+def test_the_plausibility_ceilings_are_the_highest_published_utilisations(cases):
+    best: dict[str, float] = {}
+    for case in cases:
+        if case.source == "mgs" or case.text("precision") == "fp8":
+            continue
+        try:
+            model = case_cost_model(case, lambda device, stack: default_constants(device))
+            seconds = case.number("measured_step_s")
+        except (Unsupported, InputError):
+            continue
+        if seconds:
+            w, problem = model.problem.workload, model.problem
+            flop = model_step_flop(problem.model, w.sequence_length, w.global_batch)
+            share = flop / (seconds * model.device.half_flop_per_s * problem.world_size)
+            generation = problem.cluster.device.generation
+            best[generation] = max(best.get(generation, 0.0), share)
+    for generation, ceiling in PUBLISHED_MFU.items():
+        assert best[generation] == pytest.approx(ceiling, abs=5e-4)
