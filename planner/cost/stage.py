@@ -10,16 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from planner.cost.collectives import (
-    GroupCosts,
-    all_gather_seconds,
-    all_reduce_seconds,
-    exposed_seconds,
-)
 from planner.cost.compute import Device
 from planner.cost.row import CandidateRow, KindCost, reserve_bytes
 from planner.cost.stack import Stack
-from planner.strategy.decision import SHARDING_GRADIENTS, SHARDING_NONE, SHARDING_OPTIMIZER
+from planner.cost.tail import Sync, Tail, exposed_tail, sync
 
 CAUSES = ("compute", "recompute", "tp", "cp", "ep", "dp")
 MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buffers", "reserve")
@@ -37,22 +31,6 @@ class Item:
     mode: int
     sharding: int
     alive: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What a rank still does after its last backward, seconds.
-
-    reduce: gradient reduction left exposed; optimizer: norm and update; gather: parameter gather exposed.
-    """
-
-    reduce: float
-    optimizer: float
-    gather: float
-
-    @property
-    def total(self) -> float:
-        return self.reduce + self.optimizer + self.gather
 
 
 @dataclass(frozen=True)
@@ -124,12 +102,9 @@ class StageModel:
     def tail(self, items: Iterable[Item], forward: float, backward: float) -> Tail:
         """Gradient reduction, optimizer and parameter gather of one rank, once per step.
 
-        ``forward`` and ``backward`` are the rank's seconds for one microbatch: the windows that hide the
-        gather and the reduction. Each is at least one bucket long: the last bucket has nothing to hide
-        behind (Li et al., PyTorch DDP, arXiv 2006.15704, section 3.2).
+        ``forward`` and ``backward`` are the rank's seconds for one microbatch (see ``tail.exposed_tail``).
         """
-        reduce = gather = traffic = 0.0
-        parameters = 0.0
+        total = Sync()
         for sharding, row in self.rows.items():
             dense = expert = 0.0
             for item in items:
@@ -137,8 +112,6 @@ class StageModel:
                     kind = self.kind(item)
                     dense += item.count * kind.dense_parameters
                     expert += item.count * kind.expert_parameters
-            if dense + expert == 0.0:
-                continue
             groups = row.groups
             pairs = (
                 (dense, groups.data, groups.data_outer, groups.shard_size),
@@ -146,49 +119,7 @@ class StageModel:
             )
             for elements, inner, outer, size in pairs:
                 if elements:
-                    one, two = self._sync(sharding, elements, inner, outer)
-                    reduce += one
-                    gather += two
-                    kept = elements / (size if sharding >= SHARDING_OPTIMIZER else 1.0)
-                    traffic += kept * self._optimizer_bytes()
-                    parameters += elements
-        c, stack = self.device.constants, self.stack
+                    total += sync(self.stack, sharding, elements, inner, outer, size, self.moment_bytes)
         data_ranks = self.row.degrees.dp * self.row.degrees.cp
-        bucket = max(stack.bucket_parameters, stack.bucket_parameters_per_rank * data_ranks)
-        buckets = max(1.0, parameters / bucket)
-        if stack.hides_gradient_reduction:
-            reduce = max(reduce / buckets, float(exposed_seconds(reduce, backward, c.overlap_theft)))
-        if stack.hides_parameter_gather:
-            gather = max(gather / buckets, float(exposed_seconds(gather, forward, c.overlap_theft)))
-        optimizer = self.device.stream_seconds(traffic) * c.optimizer_bytes_factor
-        return Tail(reduce, optimizer, gather)
-
-    def _optimizer_bytes(self) -> float:
-        """HBM traffic of one update per element: gradient for the norm and the step, states both ways."""
-        stack = self.stack
-        return (
-            2.0 * stack.gradient_bytes
-            + 2.0 * (stack.master_bytes + self.moment_bytes)
-            + stack.parameter_bytes
-        )
-
-    def _sync(
-        self, sharding: int, elements: float, inner: GroupCosts, outer: GroupCosts
-    ) -> tuple[float, float]:
-        """(reduction, gather) seconds of ``elements`` once per step, before hiding.
-
-        none: all-reduce over all replicas (inner, then outer of the inner's share). optimizer:
-        reduce-scatter and all-gather. gradients and parameters reduce inside the microbatches; hybrid
-        sharding adds an all-reduce of each shard across the islands.
-        """
-        reduce_bytes = elements * self.stack.gradient_reduce_bytes
-        weight_bytes = elements * self.stack.parameter_bytes
-        across = float(all_reduce_seconds(outer, reduce_bytes / inner.size)) if outer.size > 1 else 0.0
-        if sharding == SHARDING_NONE:
-            return float(all_reduce_seconds(inner, reduce_bytes)) + across, 0.0
-        gather = float(all_gather_seconds(inner, weight_bytes))
-        if sharding == SHARDING_OPTIMIZER:
-            return float(all_gather_seconds(inner, reduce_bytes)) + across, gather
-        if sharding == SHARDING_GRADIENTS:
-            return across, gather
-        return across, 0.0
+        tail = exposed_tail(self.device, self.stack, data_ranks, total, forward, backward)
+        return Tail(float(tail.reduce), float(tail.optimizer), float(tail.gather))

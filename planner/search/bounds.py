@@ -1,58 +1,217 @@
-"""Lower bounds on seconds and bytes, for all candidates at once.
+"""Lower bounds on the seconds of a step, for all candidates at once.
 
-Time: a rank i that spends t_i per microbatch cannot finish before m t_i plus the time S_i the ranks before
-it take to fill and drain, so for any split of the work W over p ranks the best is reached when all those
-are equal, T = W / (1 - (1 - 1/m)^p); interleaving is bounded on its balanced chunks. Bytes: the sum over
-ranks of what must be kept cannot pass p times the limit. Both hold for every recompute choice.
+A rank i that spends t_i per microbatch cannot finish before m t_i plus the time S_i the ranks before it
+take to fill and drain, so for any split of the work W over p ranks the best is reached when all those are
+equal, T = W / (1 - (1 - 1/m)^p). Where the layers of each rank are known (one rank, or balanced chunks)
+the bound is taken rank by rank, with the recomputation the memory limit asks for. What follows the last
+backward adds to both: the slowest rank is no faster than the mean, and hiding is convex.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.arrays import Array, IntArray
-from planner.cost.layer import CostTable
-from planner.cost.row import reserve_bytes, state_bytes_per_parameter
+from planner.cost.arrays import Array, IntArray, Number
+from planner.cost.collectives import (
+    GroupCosts,
+    all_gather_seconds,
+    exposed_seconds,
+    reduce_scatter_seconds,
+)
+from planner.cost.layer import CostTable, Groups, rank_groups
+from planner.cost.row import reserve_bytes
 from planner.cost.step import CostModel
+from planner.cost.tail import Sync, Tail, exposed_tail, sync
 from planner.schedule.orders import in_flight
 from planner.search.layout import Layout, balanced_chunks, end_weights
+from planner.search.memory_bounds import layer_counts, static_bytes
 from planner.strategy.candidates import Candidates
-from planner.strategy.decision import SCHEDULES, SHARDINGS
+from planner.strategy.decision import (
+    GROUP_GLOBAL,
+    SCHEDULES,
+    SHARDING_GRADIENTS,
+    SHARDING_GROUPS,
+    SHARDING_NONE,
+    SHARDING_OPTIMIZER,
+    SHARDING_PARAMETERS,
+)
+from planner.strategy.limits import Limits
 
 INTERLEAVED = SCHEDULES.index("interleaved")
 
 
-def layer_counts(table: CostTable) -> Array:
-    """How often each kind occurs in the chain."""
-    return np.bincount(np.array(table.chain.layers), minlength=len(table.rows)).astype(np.float64)
+@dataclass(frozen=True)
+class _Totals:
+    """The whole chain for every candidate: seconds of one microbatch, kernels apart, and elements."""
+
+    work: Array
+    forward: Array
+    slow_backward: Array
+    forward_compute: Array
+    backward_compute: Array
+    dense: Array
+    expert: Array
+
+    @staticmethod
+    def of(table: CostTable) -> _Totals:
+        """Sums over the chain; ``slow_backward`` with everything recomputed in full."""
+        columns = [np.zeros(len(table.candidates)) for _ in range(7)]
+        for count, row in zip(layer_counts(table), table.rows, strict=True):
+            forward, backward = row.forward_seconds(), row.backward_seconds(0)
+            slowest = np.maximum(np.maximum(backward, row.backward_seconds(1)), row.backward_seconds(2))
+            values = (
+                forward + backward,
+                forward,
+                slowest,
+                row.forward["compute"],
+                row.backward["compute"],
+                row.dense_parameters,
+                row.expert_parameters,
+            )
+            for column, value in zip(columns, values, strict=True):
+                column += count * value
+        return _Totals(*columns)
+
+    def taken(self, chosen: IntArray) -> _Totals:
+        """The totals of the chosen candidates."""
+        return _Totals(*(column[chosen] for column in vars(self).values()))
 
 
-def step_lower_bound(model: CostModel, table: CostTable) -> Array:
-    """Seconds no non-interleaved plan of each candidate can beat: recompute-free work, spread perfectly."""
-    c = table.candidates
+def base_lower_bound(model: CostModel, table: CostTable, codes: list[int], limits: Limits) -> Array:
+    """Seconds no plan of each base (a mesh and a microbatch size, priced without sharding) can beat.
+
+    The least over the shardings ``codes`` and their groups of: the work, with the exposed traffic of
+    sharded parameters, spread perfectly over the ranks, and the mean of what follows the last backward.
+    """
+    c, total = table.candidates, _Totals.of(table)
     m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
-    work = np.zeros(len(c))
-    for count, row in zip(layer_counts(table), table.rows, strict=True):
-        work = work + count * (row.forward_seconds() + row.backward_seconds(0))
-    filled = work / (1.0 - (1.0 - 1.0 / m) ** c.pp)
-    return model.straggler_factor * filled + model.constants.step_overhead_seconds
+    can_interleave = (m % c.pp == 0) & ("interleaved" in limits.schedules)
+    share = np.where(can_interleave, m / c.pp, plain_share(c.pp, m))
+    best = np.full(len(c), np.inf)
+    known: dict[int, Groups] = {}
+    for code in codes:
+        for name in limits.sharding_groups if code != SHARDING_NONE else ("global",):
+            group = SHARDING_GROUPS.index(name)
+            if group not in known:
+                known[group] = _groups(model, table, group)
+            exposed = _sharded_seconds(model, known[group], code, total)
+            seconds = _spread_seconds(model, known[group], code, total, c, total.work + exposed, share)
+            if code > SHARDING_OPTIMIZER and not limits.parameter_sharding_with_pipeline:
+                seconds = np.where(c.pp > 1, np.inf, seconds)
+            best = np.minimum(best, seconds)
+    result: Array = best + model.constants.step_overhead_seconds
+    return result
 
 
-def interleaved_lower_bound(
+def plain_share(pp: Number, m: Number) -> Number:
+    """Least T / W of a schedule without virtual stages: 1 / (1 - (1 - 1/m)^pp)."""
+    return 1.0 / (1.0 - (1.0 - 1.0 / m) ** pp)
+
+
+def _spread_seconds(
+    model: CostModel,
+    groups: Groups,
+    code: int,
+    total: _Totals,
+    c: Candidates,
+    work: Number,
+    share: Number,
+) -> Number:
+    """``work`` of one microbatch over ranks nobody can balance better, and the mean tail.
+
+    The slowest rank ends no sooner than T = work x share, and no sooner than the mean rank's own work and
+    reduction.
+    """
+    m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
+    tail = _mean_tail(model, groups, code, total, c)
+    busy = model.straggler_factor * work
+    return np.maximum(busy * share, busy * m / c.pp + tail.reduce) + tail.optimizer + tail.gather
+
+
+def _groups(model: CostModel, table: CostTable, group: int) -> Groups:
+    if group == GROUP_GLOBAL:
+        return table.groups
+    c = table.candidates
+    return rank_groups(model.problem, model.constants, c.replace(sharding_group=c.sharding_group * 0 + group))
+
+
+def _sharded_seconds(model: CostModel, groups: Groups, code: int, total: _Totals) -> Number:
+    """At least what sharded parameters or gradients expose per microbatch, over the whole chain."""
+    if code not in (SHARDING_GRADIENTS, SHARDING_PARAMETERS):
+        return 0.0
+    stack, theft = model.stack, model.constants.overlap_theft
+    gather: Number = 0.0
+    scatter: Number = 0.0
+    for elements, group in ((total.dense, groups.data), (total.expert, groups.expert_data)):
+        is_there = elements > 0
+        gather = gather + np.where(is_there, all_gather_seconds(group, elements * stack.parameter_bytes), 0.0)
+        reduced = reduce_scatter_seconds(group, elements * stack.gradient_reduce_bytes)
+        scatter = scatter + np.where(is_there, reduced, 0.0)
+    if code == SHARDING_GRADIENTS:
+        return exposed_seconds(scatter, total.backward_compute, theft)
+    forward = exposed_seconds(gather, total.forward_compute, theft)
+    return forward + exposed_seconds(gather + scatter, total.backward_compute, theft)
+
+
+def _mean_tail(model: CostModel, groups: Groups, code: int, total: _Totals, c: Candidates) -> Tail:
+    """At least the mean over ranks of the tail: its parts are subadditive in elements and windows."""
+    whole = _synchronised(model, groups, code, total.dense, total.expert)
+    one_bucket = Sync(whole.reduce, whole.gather, whole.traffic, np.inf)
+    tail = exposed_tail(model.device, model.stack, 1.0, one_bucket, total.forward, total.slow_backward)
+    return Tail(tail.reduce / c.pp, tail.optimizer / c.pp, tail.gather / c.pp)
+
+
+def _synchronised(model: CostModel, groups: Groups, code: int, dense: Number, expert: Number) -> Sync:
+    """What ranks with these elements synchronise; nothing for experts where there are none."""
+    moments = model.problem.workload.moment_bytes_per_parameter
+    args = (model.stack, code)
+    total = sync(*args, dense, groups.data, groups.data_outer, groups.shard_size, moments)
+    outer, size = groups.expert_data_outer, groups.expert_shard_size
+    experts = sync(*args, expert, groups.expert_data, outer, size, moments)
+    has_experts = expert > 0
+    return total + Sync(*(np.where(has_experts, value, 0.0) for value in vars(experts).values()))
+
+
+def schedule_lower_bound(
     model: CostModel, table: CostTable, layout: Layout, expanded: Candidates, origin: IntArray
 ) -> Array:
-    """Seconds of interleaved candidates on their balanced chunks; 0 for the others, inf where none fits.
+    """Seconds no plan of each expanded candidate (sharding and schedule known) can beat.
+
+    ``origin`` says which row of the table each is priced by. Infinite where the memory limit is passed with
+    everything recomputed.
+    """
+    plain = np.where(expanded.schedule == INTERLEAVED, 0.0, _plain_lower_bound(model, table)[origin])
+    return np.maximum(plain, _ranked_lower_bound(model, table, layout, expanded, origin))
+
+
+def _plain_lower_bound(model: CostModel, table: CostTable) -> Array:
+    """Schedules without virtual stages: the work spread perfectly behind its fill, and the mean tail."""
+    c = table.candidates
+    m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
+    total, share = _Totals.of(table), plain_share(c.pp, m)
+    result = np.zeros(len(c))
+    for code, where in _by_code(c.sharding):
+        mine = total.taken(where)
+        groups = _taken(table.groups, where)
+        result[where] = _spread_seconds(model, groups, code, mine, c.take(where), mine.work, share[where])
+    return result + model.constants.step_overhead_seconds
+
+
+def _ranked_lower_bound(
+    model: CostModel, table: CostTable, layout: Layout, expanded: Candidates, origin: IntArray
+) -> Array:
+    """Candidates whose layers per rank are known: one rank, or balanced chunks; 0 for the others.
 
     Rank i waits for the first chunks of the ranks before it (fill and drain) and works m t_i; where its
-    memory passes the limit, t_i grows by the bytes to free times the best seconds per byte of any recompute.
-    Candidates with the same chunks share one product of layer counts and per-kind values. ``origin`` says
-    which row of the table each expanded candidate is priced by.
+    memory passes the limit, t_i grows by the bytes to free times the best seconds per byte of any
+    recompute. Candidates with the same chunks share one product of layer counts and per-kind values.
     """
     c = expanded
     result = np.zeros(len(c))
-    chosen = np.flatnonzero(c.schedule == INTERLEAVED)
+    chosen = np.flatnonzero((c.schedule == INTERLEAVED) | (c.pp == 1))
     if not len(chosen):
         return result
     values = _KindValues.of(model, table, origin[chosen])
@@ -60,65 +219,88 @@ def interleaved_lower_bound(
     m = c.microbatches(model.problem.workload.global_batch)[chosen]
     pp, v = c.pp[chosen], c.virtual_stages[chosen]
     deepest = 2 * pp  # microbatches beyond which the warm-up, and so the memory, no longer changes
-    shape = np.stack([pp, v, first.astype(int), last.astype(int), np.minimum(m, deepest)], axis=1)
-    shapes, which = np.unique(shape, axis=0, return_inverse=True)
+    columns = [pp, v, first.astype(int), last.astype(int), np.minimum(m, deepest), c.schedule[chosen]]
+    shapes, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     which = which.reshape(-1)
-    for index, (stages, degree, head, tail, held) in enumerate(shapes.tolist()):
+    for index, (stages, degree, head, end, held, schedule) in enumerate(shapes.tolist()):
         mine = np.flatnonzero(which == index)
-        chunks = balanced_chunks(layout.num_blocks, stages * degree, head, tail)
+        chunks = balanced_chunks(layout.num_blocks, stages * degree, head, end)
         counts = np.array([layout.kind_counts(*span) for span in chunks], dtype=np.float64)
         counts = counts.reshape(degree, stages, -1)
-        flight = np.array([in_flight("interleaved", r, stages, held, degree) for r in range(stages)]).T
-        bound = values.bound(mine, counts, flight.astype(np.float64), m[mine].astype(np.float64))
-        result[chosen[mine]] = bound
-    return model.straggler_factor * result + model.constants.step_overhead_seconds * (result > 0)
+        name = SCHEDULES[schedule]
+        flight = np.array([in_flight(name, r, stages, held, degree) for r in range(stages)]).T
+        work = values.work(mine, counts, flight.astype(np.float64), m[mine].astype(np.float64))
+        tail = values.tail(model, mine, counts.sum(axis=0))
+        seconds = model.straggler_factor * work
+        finish = np.maximum(seconds.max(axis=0) + tail.reduce[0], (seconds + tail.reduce).max(axis=0))
+        result[chosen[mine]] = finish + (tail.optimizer + tail.gather).max(axis=0)
+    return result + model.constants.step_overhead_seconds * (result > 0)
 
 
 @dataclass(frozen=True)
 class _KindValues:
-    """Per kind (rows) and chosen candidate (columns): seconds without recompute, bytes, recompute's price."""
+    """Per kind (rows) and chosen candidate (columns): seconds, bytes, recompute's price, elements."""
 
     seconds: Array
+    forward: Array
+    slow_backward: Array
     static: Array
     saved: Array
     seconds_per_byte: Array
     freeable: Array
+    dense: Array
+    expert: Array
     spare_bytes: float
+    groups: Groups
+    sharding: IntArray
+    data_ranks: IntArray
 
     @staticmethod
     def of(model: CostModel, table: CostTable, chosen: IntArray) -> _KindValues:
-        dense_state = _state(model, table, table.groups.shard_size)
-        expert_state = _state(model, table, table.groups.expert_shard_size)
-        seconds, static, saved, rate, freeable = [], [], [], [], []
+        c = table.candidates
+        columns: dict[str, list[Array]] = {name: [] for name in _COLUMNS}
         for row in table.rows:
-            plain = row.backward_seconds(0)
-            seconds.append((row.forward_seconds() + plain)[chosen])
-            bytes_kept = row.dense_parameters * dense_state + row.expert_parameters * expert_state
-            static.append(bytes_kept[chosen])
-            saved.append(row.saved_bytes[0][chosen])
+            plain, forward = row.backward_seconds(0), row.forward_seconds()
             best = np.full(len(chosen), np.inf)
             most = np.zeros(len(chosen))
+            slowest = plain
             for mode in (1, 2):
+                with_mode = row.backward_seconds(mode)
+                slowest = np.maximum(slowest, with_mode)
                 freed = (row.saved_bytes[0] - row.saved_bytes[mode])[chosen]
-                extra = (row.backward_seconds(mode) - plain)[chosen]
+                extra = (with_mode - plain)[chosen]
                 with np.errstate(divide="ignore", invalid="ignore"):
                     best = np.where(freed > 0, np.minimum(best, extra / freed), best)
                 most = np.maximum(most, freed)
-            rate.append(best)
-            freeable.append(most)
+            values = {
+                "seconds": (forward + plain)[chosen],
+                "forward": forward[chosen],
+                "slow_backward": slowest[chosen],
+                "static": static_bytes(model, table, row)[chosen],
+                "saved": row.saved_bytes[0][chosen],
+                "seconds_per_byte": best,
+                "freeable": most,
+                "dense": row.dense_parameters[chosen],
+                "expert": row.expert_parameters[chosen],
+            }
+            for name, value in values.items():
+                columns[name].append(value)
         slack = 1.0 + model.constants.allocator_slack
-        spare = (model.problem.memory_limit_bytes - reserve_bytes(model.constants, 1)) / slack
+        arrays = {name: np.array(rows) for name, rows in columns.items()}
+        arrays["static"] = arrays["static"] / slack
         return _KindValues(
-            seconds=np.array(seconds),
-            static=np.array(static) / slack,
-            saved=np.array(saved),
-            seconds_per_byte=np.array(rate),
-            freeable=np.array(freeable),
-            spare_bytes=spare,
+            **arrays,
+            spare_bytes=(model.problem.memory_limit_bytes - reserve_bytes(model.constants, 1)) / slack,
+            groups=_taken(table.groups, chosen),
+            sharding=c.sharding[chosen],
+            data_ranks=c.data_ranks()[chosen],
         )
 
-    def bound(self, mine: IntArray, counts: Array, flight: Array, m: Array) -> Array:
-        """Step seconds of candidates ``mine``; counts[chunk, rank, kind], flight[chunk, rank]."""
+    def work(self, mine: IntArray, counts: Array, flight: Array, m: Array) -> Array:
+        """Seconds before which rank r (rows) of candidates ``mine`` cannot end, fill and drain included.
+
+        counts[chunk, rank, kind], flight[chunk, rank].
+        """
         per_rank = counts.sum(axis=0)
         work = per_rank @ self.seconds[:, mine]
         held = (flight[:, :, None] * counts).sum(axis=0)
@@ -131,34 +313,53 @@ class _KindValues:
         extra = np.where(need > 0, need * rate.min(axis=1), 0.0)
         extra = np.where(need > held @ self.freeable[:, mine], np.inf, extra)
         before = np.vstack([np.zeros(len(mine)), np.cumsum(counts[0] @ self.seconds[:, mine], axis=0)[:-1]])
-        bound: Array = np.max(before + m * (work + extra), axis=0)
-        return bound
+        result: Array = before + m * (work + extra)
+        return result
+
+    def tail(self, model: CostModel, mine: IntArray, per_rank: Array) -> Tail:
+        """At least the tails of every rank (rows) of candidates ``mine``: with the widest backward."""
+        forward, backward = per_rank @ self.forward[:, mine], per_rank @ self.slow_backward[:, mine]
+        dense, expert = per_rank @ self.dense[:, mine], per_rank @ self.expert[:, mine]
+        parts = [np.zeros(dense.shape) for _ in range(3)]
+        for code, where in _by_code(self.sharding[mine]):
+            groups = _taken(self.groups, mine[where])
+            total = _synchronised(model, groups, code, dense[:, where], expert[:, where])
+            ranks = self.data_ranks[mine[where]]
+            tail = exposed_tail(
+                model.device, model.stack, ranks, total, forward[:, where], backward[:, where]
+            )
+            for part, value in zip(parts, (tail.reduce, tail.optimizer, tail.gather), strict=True):
+                part[:, where] = value
+        return Tail(*parts)
 
 
-def memory_lower_bound(model: CostModel, table: CostTable) -> Array:
-    """Bytes the fullest rank holds at least: mean static state, one recomputed microbatch, the reserve."""
-    c = table.candidates
-    total = np.zeros(len(c))
-    dense_state = _state(model, table, table.groups.shard_size)
-    expert_state = _state(model, table, table.groups.expert_shard_size)
-    for count, row in zip(layer_counts(table), table.rows, strict=True):
-        kept = np.minimum(np.minimum(row.saved_bytes[0], row.saved_bytes[1]), row.saved_bytes[2])
-        static = row.dense_parameters * dense_state + row.expert_parameters * expert_state
-        total = total + count * (static + kept)
-    return total / c.pp + reserve_bytes(model.constants, 1)
+_COLUMNS = (
+    "seconds",
+    "forward",
+    "slow_backward",
+    "static",
+    "saved",
+    "seconds_per_byte",
+    "freeable",
+    "dense",
+    "expert",
+)
 
 
-def _state(model: CostModel, table: CostTable, shard_size: Array) -> Array:
-    """Static bytes per element for every candidate's sharding."""
-    result = np.zeros(len(table.candidates))
-    for code in range(len(SHARDINGS)):
-        chosen = table.candidates.sharding == code
-        if chosen.any():
-            state = np.zeros(len(table.candidates))
-            for part in state_bytes_per_parameter(model.problem, model.stack, code, shard_size):
-                state = state + part
-            result = np.where(chosen, state, result)
-    return result
+def _by_code(sharding: IntArray) -> Iterator[tuple[int, IntArray]]:
+    for code in np.unique(sharding).tolist():
+        yield int(code), np.flatnonzero(sharding == code)
+
+
+def _taken(groups: Groups, chosen: IntArray) -> Groups:
+    """The groups of the chosen candidates."""
+
+    def one(value: Number) -> Number:
+        if isinstance(value, GroupCosts):
+            return GroupCosts(*(column[chosen] for column in vars(value).values()))
+        return value[chosen]
+
+    return Groups(**{name: one(value) for name, value in vars(groups).items()})
 
 
 def rank_lower_bound(

@@ -11,27 +11,15 @@ import math
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from planner.cost.arrays import Array, IntArray
-from planner.cost.layer import CostTable, cost_table
-from planner.cost.row import candidate_row
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
-from planner.search.bounds import (
-    INTERLEAVED,
-    interleaved_lower_bound,
-    memory_lower_bound,
-    step_lower_bound,
-)
 from planner.search.candidate import CandidateSolver
 from planner.search.integer_program import is_memory_bound, refine
-from planner.search.layout import Layout
 from planner.search.nearest_miss import nearest_miss
 from planner.search.partition import RecomputePolicy
 from planner.search.reporter import Reporter
-from planner.search.tree import Funnel, Pins, enumerate_candidates, expand_schedules
-from planner.strategy.candidates import BoolArray, Candidates
+from planner.search.space import Opened, Space
+from planner.search.tree import Funnel, Pins
 from planner.strategy.decision import Decision
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
@@ -77,7 +65,7 @@ class SearchResult:
         return max(0.0, 1.0 - self.lower_bound_seconds / self.best.seconds)
 
 
-def recompute_policies(model: CostModel, limits: Limits, pinned: str | None) -> tuple[RecomputePolicy, ...]:
+def recompute_policies(limits: Limits, pinned: str | None) -> tuple[RecomputePolicy, ...]:
     """Recompute settings the search may use: free per layer, one pinned mode, or one for all layers."""
     if pinned is not None:
         return (RecomputePolicy(pinned),)
@@ -103,29 +91,24 @@ def search(
     started = time.process_time()
     reporter = reporter or Reporter()
     funnel = Funnel()
-    candidates = enumerate_candidates(model.problem, limits, pins, funnel)
-    if not len(candidates):
-        raise no_candidates(model, funnel, pins)
-    reporter.enumerated(len(candidates))
-    table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
-    memory = memory_lower_bound(model, table)
+    space = Space(model, limits, pins, funnel)
+    if not space.has_candidates:
+        raise no_candidates(funnel, pins)
+    reporter.enumerated(len(space))
     limit = model.problem.memory_limit_bytes
-    space = _Space.of(model, table, memory <= limit, limits, pins, funnel)
-    policies = recompute_policies(model, limits, pins.recompute)
-    run = _Run(model, table, space, limit, policies, top, reporter)
+    policies = recompute_policies(limits, pins.recompute)
+    run = _Run(model, space, limit, policies, top, reporter)
     is_complete = run.over(started + time_budget_seconds)
-    order = space.order
+    space.close(run.tried)
     if not run.found:
-        if len(order):
-            funnel.add("memory", 0, "no stage split and recompute choice fits the memory limit", len(order))
-        raise nothing_fits(model, funnel, table, memory)
+        raise nothing_fits(model, funnel, space)
     ranked, solver = _refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
-    lower = min([*run.solved_bounds, *run.open_bounds] or [best.seconds])
-    lower = lower if is_refined else min(lower, best.seconds)
+    lower = min([*run.solved_bounds, run.open_bound])
+    if not is_refined or not math.isfinite(lower):
+        lower = min(lower, best.seconds)
     gap = 1.0 - lower / best.seconds
-    funnel.add("solved", run.tried, "stages and recompute chosen by dynamic program", len(order) - run.tried)
     status = "interrupted" if not is_complete else "proved" if gap <= PROVED_GAP else "gap"
     if is_refined and is_complete:
         # The bound covers uniform sharding; the refined plan mixes shardings, so it may even lie below it.
@@ -158,55 +141,19 @@ def _refined(
     return [better, *ranked[1:]], refinement.solver
 
 
-@dataclass(frozen=True)
-class _Space:
-    """Candidates with their schedules: what each was priced by (origin), its bound, and the order."""
-
-    candidates: Candidates
-    origin: IntArray
-    bounds: Array
-    order: IntArray
-
-    @staticmethod
-    def of(
-        model: CostModel,
-        table: CostTable,
-        fits: BoolArray,
-        limits: Limits,
-        pins: Pins,
-        funnel: Funnel,
-    ) -> _Space:
-        kept = np.flatnonzero(fits)
-        cut = len(table.candidates) - len(kept)
-        funnel.add("memory-bound", len(kept), "mean memory with full recompute passes the limit", cut)
-        base = table.candidates.take(kept)
-        expanded, local = expand_schedules(base, model.problem, limits, pins, funnel)
-        origin = kept[local]
-        plain = step_lower_bound(model, table)[origin]
-        chunked = interleaved_lower_bound(model, table, Layout(model.chain), expanded, origin)
-        bounds = np.where(expanded.schedule == INTERLEAVED, chunked, plain)
-        order = np.argsort(bounds, kind="stable")
-        finite = order[np.isfinite(bounds[order])]
-        if len(finite) < len(order):
-            reason = "balanced chunks do not fit the limit with full recompute"
-            funnel.add("chunk-memory", len(finite), reason, len(order) - len(finite))
-        return _Space(expanded, origin, bounds, finite)
-
-
 @dataclass
 class _Run:
     """State of the best-first loop."""
 
     model: CostModel
-    table: CostTable
-    space: _Space
+    space: Space
     limit: float
     policies: tuple[RecomputePolicy, ...]
     top: int
     reporter: Reporter
     found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
     solved_bounds: list[float] = field(default_factory=list)
-    open_bounds: list[float] = field(default_factory=list)
+    open_bound: float = math.inf
     tried: int = 0
 
     def over(self, deadline: float) -> bool:
@@ -215,48 +162,43 @@ class _Run:
         False when stopped early. After that up to RUNNER_UP_SOLVES more candidates are solved for
         runners-up on other meshes.
         """
-        solver = CandidateSolver(self.model, Layout(self.model.chain), self.limit, self.policies)
-        order, bounds = self.space.order, self.space.bounds
+        solver = CandidateSolver(self.model, self.space.layout, self.limit, self.policies)
         is_timed = math.isfinite(deadline)
-        extra = 0
-        for position, index in enumerate(order.tolist()):
-            bound = float(bounds[index])
-            is_settled = bound >= self._best()
-            threshold = self._threshold() if is_settled else self._best()
-            if is_settled:
-                self.open_bounds.append(bound)
-                extra += 1
-                if bound >= threshold or extra > RUNNER_UP_SOLVES:
-                    return True
-            if is_timed and time.process_time() > deadline and self.found:
-                self.open_bounds.append(bound)
-                return is_settled
-            try:
-                self._try(solver, index, threshold, is_settled)
-            except KeyboardInterrupt:
-                if not self.found:
-                    raise
-                self.open_bounds.append(bound)
-                return is_settled
-            if position % 64 == 0:
-                self.reporter.progress(position + 1, len(order) - position - 1, self._best(), bound)
+        position = extra = 0
+        is_settled = False
+        try:
+            while (opened := self.space.pop()) is not None:
+                bound = opened.bound_seconds
+                is_settled = is_settled or bound >= self._best()
+                threshold = self._threshold() if is_settled else self._best()
+                if is_settled:
+                    self.open_bound = min(self.open_bound, bound)
+                    extra += 1
+                    if bound >= threshold or extra > RUNNER_UP_SOLVES:
+                        return True
+                if is_timed and time.process_time() > deadline and self.found:
+                    self.open_bound = min(self.open_bound, bound)
+                    return is_settled
+                self.open_bound, before = min(self.open_bound, bound), self.open_bound
+                self._try(solver, opened, threshold, is_settled)
+                if not is_settled:
+                    self.open_bound = before
+                if position % 64 == 0:
+                    self.reporter.progress(position + 1, self.space.num_left(), self._best(), bound)
+                position += 1
+        except KeyboardInterrupt:
+            if not self.found:
+                raise
+            self.open_bound = min(self.open_bound, self.space.smallest_bound())
+            return is_settled
         return True
 
-    def _try(self, solver: CandidateSolver, index: int, threshold: float, is_runner_up: bool) -> None:
+    def _try(self, solver: CandidateSolver, opened: Opened, threshold: float, is_runner_up: bool) -> None:
         self.tried += 1
-        key = self._key(index)
+        key = self.space.mesh(opened)
         known = self.found.get(key)
         cutoff = min(threshold, known.seconds if known else math.inf)
-        c = self.space.candidates
-        row = candidate_row(
-            self.model.problem,
-            self.table,
-            self.model.stack,
-            int(self.space.origin[index]),
-            int(c.schedule[index]),
-            int(c.virtual_stages[index]),
-        )
-        solved = solver.solve(row, cutoff)
+        solved = solver.solve(self.space.row(opened), cutoff)
         if solved is None:
             return
         if not is_runner_up:
@@ -270,11 +212,6 @@ class _Run:
             if solution.seconds < self._best():
                 self.reporter.improved(solution.decision.label(), solution.seconds)
             self.found[key] = solution
-
-    def _key(self, index: int) -> tuple[int, ...]:
-        """What makes two plans differ in kind: their mesh."""
-        c = self.space.candidates
-        return tuple(int(column[index]) for column in (c.tp, c.cp, c.pp, c.dp, c.ep))
 
     def _best(self) -> float:
         return min((s.seconds for s in self.found.values()), default=math.inf)
@@ -308,7 +245,7 @@ def describe_space(limits: Limits, pins: Pins) -> str:
     return f"{text}; pinned: {pinned}" if pinned else text
 
 
-def no_candidates(model: CostModel, funnel: Funnel, pins: Pins) -> InfeasibleError:
+def no_candidates(funnel: Funnel, pins: Pins) -> InfeasibleError:
     """The error for an empty decision tree: which rule cut the last candidates."""
     cut = funnel.last_cut() or {"step": "mesh", "reason": "no mesh"}
     pinned = ", ".join(f"{name} {value}" for name, value in pins.items().items())
@@ -322,9 +259,9 @@ def no_candidates(model: CostModel, funnel: Funnel, pins: Pins) -> InfeasibleErr
     )
 
 
-def nothing_fits(model: CostModel, funnel: Funnel, table: CostTable, memory: np.ndarray) -> InfeasibleError:
+def nothing_fits(model: CostModel, funnel: Funnel, space: Space) -> InfeasibleError:
     """The error for a memory limit no candidate meets: the fullest rank of the nearest miss, in bytes."""
-    miss = nearest_miss(model, table, memory)
+    miss = nearest_miss(model, *space.smallest())
     limit = model.problem.memory_limit_bytes
     over = miss.peak_bytes - limit
     largest = sorted(

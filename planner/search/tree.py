@@ -15,13 +15,16 @@ from planner.errors import InputError
 from planner.strategy.candidates import BoolArray, Candidates, IntArray, Problem
 from planner.strategy.decision import (
     SCHEDULES,
+    SHARDING_GRADIENTS,
     SHARDING_GROUPS,
     SHARDING_NONE,
+    SHARDING_PARAMETERS,
     SHARDINGS,
 )
 from planner.strategy.limits import Limits
 from planner.strategy.rules import RULES, Rule, expert_counts, key_value_heads
 
+DEEP_SHARDINGS = (SHARDING_GRADIENTS, SHARDING_PARAMETERS)
 PINNABLE = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "microbatch_size", "sharding", "schedule")
 
 
@@ -57,6 +60,17 @@ class Funnel:
             {"step": step, "candidates": int(candidates), "cut": int(cut), "kind": kind, "reason": reason}
         )
 
+    def absorb(self, other: Funnel) -> None:
+        """Add another funnel's steps: candidates and cuts of equal steps are summed, order kept."""
+        known = {step["step"]: step for step in self.steps}
+        for step in other.steps:
+            mine = known.get(step["step"])
+            if mine is None:
+                self.steps.append(dict(step))
+            else:
+                for name in ("candidates", "cut"):
+                    mine[name] = int(str(mine[name])) + int(str(step[name]))
+
     def last_cut(self) -> dict[str, object] | None:
         """The step that cut the last candidates, if one left none."""
         return next((step for step in self.steps if step["candidates"] == 0), None)
@@ -68,8 +82,8 @@ def divisors(number: int) -> list[int]:
     return sorted(set(small + [number // d for d in small]))
 
 
-def enumerate_candidates(problem: Problem, limits: Limits, pins: Pins, funnel: Funnel) -> Candidates:
-    """All candidates that satisfy every hard rule, the target's limits and the pins."""
+def enumerate_meshes(problem: Problem, limits: Limits, pins: Pins, funnel: Funnel) -> Candidates:
+    """All meshes with their expert degrees that satisfy every rule that can be judged on them."""
     rules = {rule.name: rule for rule in RULES}
     c = _meshes(problem, pins)
     funnel.add("mesh", len(c), "all (tp, cp, pp, dp) whose product is the number of GPUs")
@@ -84,13 +98,37 @@ def enumerate_candidates(problem: Problem, limits: Limits, pins: Pins, funnel: F
     funnel.add("sequence-parallel", len(c), "with and without sequence parallelism where tp > 1")
     c = _experts(c, problem, limits, pins)
     funnel.add("experts", len(c), "ep and expert tensor degrees for each mesh")
-    c = _apply(c, problem, funnel, [rules[name] for name in EXPERT_RULES])
-    c = _microbatch_sizes(c, problem, pins)
-    funnel.add("microbatch", len(c), "microbatch sizes that divide global_batch / dp")
-    c = _shardings(c, limits, pins)
-    funnel.add("sharding", len(c), "none, optimizer, gradients, parameters; global or inside an island")
-    c = _apply(c, problem, funnel, [rules["sharding-needs-replicas"], rules["island-sharding"]])
-    return _apply(c, problem, funnel, list(limits.rules))
+    return _apply(c, problem, funnel, [rules[name] for name in EXPERT_RULES])
+
+
+def expand_microbatch_sizes(
+    c: Candidates, problem: Problem, pins: Pins, largest: IntArray, funnel: Funnel
+) -> Candidates:
+    """Meshes crossed with the microbatch sizes that divide global_batch / dp, up to ``largest`` of each."""
+    crossed = _microbatch_sizes(c, problem, pins)
+    funnel.add("microbatch", len(crossed), "microbatch sizes that divide global_batch / dp")
+    counts = [len(_pinned(divisors(n), pins.microbatch_size)) for n in _per_replica(c, problem)]
+    keep = crossed.microbatch_size <= np.repeat(largest, counts)
+    if not keep.all():
+        reason = "one recomputed microbatch passes the memory limit under the deepest sharding"
+        funnel.add("microbatch-memory", int(keep.sum()), reason, int((~keep).sum()))
+    return crossed.take(keep)
+
+
+def expand_shardings(
+    c: Candidates, problem: Problem, limits: Limits, pins: Pins, funnel: Funnel
+) -> tuple[Candidates, IntArray]:
+    """Candidates crossed with shardings and their groups, and which candidate each came from."""
+    rules = {rule.name: rule for rule in RULES}
+    marked, origin = _shardings(c, limits, pins)
+    funnel.add("sharding", len(marked), "none, optimizer, gradients, parameters; global or inside an island")
+    for rule in (rules["sharding-needs-replicas"], rules["island-sharding"], *limits.rules):
+        keep = rule.holds(marked, problem)
+        left = int(keep.sum())
+        funnel.add(rule.name, left, rule.statement, len(marked) - left)
+        if left < len(marked):
+            marked, origin = marked.take(keep), origin[keep]
+    return marked, origin
 
 
 def expand_schedules(
@@ -219,8 +257,13 @@ def _experts(c: Candidates, problem: Problem, limits: Limits, pins: Pins) -> Can
     return _cross(c, options)
 
 
+def _per_replica(c: Candidates, problem: Problem) -> list[int]:
+    result: list[int] = (problem.workload.global_batch // c.dp).tolist()
+    return result
+
+
 def _microbatch_sizes(c: Candidates, problem: Problem, pins: Pins) -> Candidates:
-    per_replica = (problem.workload.global_batch // c.dp).tolist()
+    per_replica = _per_replica(c, problem)
     table = {n: _pinned(divisors(n), pins.microbatch_size) for n in set(per_replica)}
     return _cross(c, [[{"microbatch_size": size} for size in table[n]] for n in per_replica])
 
@@ -259,9 +302,9 @@ def _schedule_options(
     return options
 
 
-def _shardings(c: Candidates, limits: Limits, pins: Pins) -> Candidates:
+def sharding_codes(limits: Limits, pins: Pins) -> list[int]:
+    """Codes of the shardings a plan may have. Raises InputError for a pinned one the target lacks."""
     wanted = [pins.sharding] if pins.sharding else list(limits.shardings)
-    options: list[dict[str, int]] = []
     for name in wanted:
         if name not in limits.shardings:
             raise InputError(
@@ -269,11 +312,18 @@ def _shardings(c: Candidates, limits: Limits, pins: Pins) -> Candidates:
                 allowed=list(limits.shardings),
                 hint=f"use --sharding {limits.shardings[0]}",
             )
-        code = SHARDINGS.index(name)
+    return [SHARDINGS.index(name) for name in wanted]
+
+
+def _shardings(c: Candidates, limits: Limits, pins: Pins) -> tuple[Candidates, IntArray]:
+    options: list[tuple[int, int]] = []
+    for code in sharding_codes(limits, pins):
         groups = limits.sharding_groups if code != SHARDING_NONE else ("global",)
-        options += [{"sharding": code, "sharding_group": SHARDING_GROUPS.index(g)} for g in groups]
-    crossed = _cross(c, [options] * len(c))
+        options += [(code, SHARDING_GROUPS.index(group)) for group in groups]
+    origin = np.repeat(np.arange(len(c), dtype=np.int64), len(options))
+    pairs = np.tile(np.array(options, dtype=np.int64).reshape(-1, 2), (len(c), 1))
+    crossed = c.take(origin).replace(sharding=pairs[:, 0], sharding_group=pairs[:, 1])
     if limits.parameter_sharding_with_pipeline:
-        return crossed
-    deep: IntArray = np.array([SHARDINGS.index(s) for s in ("gradients", "parameters")])
-    return crossed.take(~((crossed.pp > 1) & np.isin(crossed.sharding, deep)))
+        return crossed, origin
+    keep = ~((crossed.pp > 1) & np.isin(crossed.sharding, DEEP_SHARDINGS))
+    return crossed.take(keep), origin[keep]

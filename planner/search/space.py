@@ -1,0 +1,220 @@
+"""The search space, opened lazily in the order of lower bounds.
+
+A *base* is a mesh with a microbatch size; its bound holds for every sharding and schedule of it. Bases are
+priced in slices and only their bounds are kept; they are expanded, priced and bounded in full in waves,
+when the search reaches their bound. So the certificate covers everything while few candidates are ever
+held: what was never opened is bounded by its base.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cost.arrays import Array, IntArray
+from planner.cost.layer import CostTable, cost_table
+from planner.cost.row import CandidateRow, candidate_row
+from planner.cost.step import CostModel
+from planner.search.bounds import base_lower_bound, schedule_lower_bound
+from planner.search.layout import Layout
+from planner.search.memory_bounds import largest_microbatch, least_memory, memory_lower_bound
+from planner.search.tree import (
+    Funnel,
+    Pins,
+    enumerate_meshes,
+    expand_microbatch_sizes,
+    expand_schedules,
+    expand_shardings,
+    sharding_codes,
+)
+from planner.strategy.candidates import Candidates
+from planner.strategy.limits import Limits
+
+SLICE = 16384
+FIRST_WAVE = 256
+LARGEST_WAVE = 4096
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One candidate, fully bounded: where it lies, its bound (seconds) and what makes it differ in kind."""
+
+    wave: int
+    index: int
+    bound_seconds: float
+
+
+@dataclass(frozen=True)
+class _Wave:
+    """Candidates expanded together, in the order of their bounds."""
+
+    table: CostTable
+    candidates: Candidates
+    origin: IntArray
+    bounds: Array
+    order: IntArray
+
+
+class Space:
+    """Candidates of one problem, smallest lower bound first."""
+
+    def __init__(self, model: CostModel, limits: Limits, pins: Pins, funnel: Funnel) -> None:
+        self.model, self.limits, self.pins, self.funnel = model, limits, pins, funnel
+        self.layout = Layout(model.chain)
+        self.codes = sharding_codes(limits, pins)
+        self.expanded = Funnel()
+        self.waves: list[_Wave] = []
+        self._heads: list[tuple[float, int, int]] = []
+        self._meshes = enumerate_meshes(model.problem, limits, pins, funnel)
+        self._bases = self._fitting_bases()
+        self._bounds, self._least = self._bound_bases()
+        self._order = self._fitting_order()
+        self._next = 0
+        self._size = FIRST_WAVE
+
+    def __len__(self) -> int:
+        """Bases that may fit the memory limit."""
+        return len(self._order)
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether the decision tree left anything, memory apart."""
+        return len(self._meshes) > 0
+
+    def pop(self) -> Opened | None:
+        """The candidate with the smallest bound of those not popped, None when there is none left."""
+        while self._next < len(self._order):
+            base = float(self._bounds[self._order[self._next]])
+            if self._heads and self._heads[0][0] <= base:
+                break
+            self._open_wave()
+        if not self._heads:
+            return None
+        bound, number, position = heapq.heappop(self._heads)
+        wave = self.waves[number]
+        self._push(number, position + 1)
+        return Opened(number, int(wave.order[position]), bound)
+
+    def smallest_bound(self) -> float:
+        """The smallest bound of anything not popped, infinite when all was."""
+        head = self._heads[0][0] if self._heads else math.inf
+        if self._next == len(self._order):
+            return head
+        return min(head, float(self._bounds[self._order[self._next]]))
+
+    def row(self, opened: Opened) -> CandidateRow:
+        """The candidate's slice of the cost table."""
+        wave, index = self.waves[opened.wave], opened.index
+        return candidate_row(
+            self.model.problem,
+            wave.table,
+            self.model.stack,
+            int(wave.origin[index]),
+            int(wave.candidates.schedule[index]),
+            int(wave.candidates.virtual_stages[index]),
+        )
+
+    def mesh(self, opened: Opened) -> tuple[int, ...]:
+        """(tp, cp, pp, dp, ep) of a candidate."""
+        c = self.waves[opened.wave].candidates
+        return tuple(int(column[opened.index]) for column in (c.tp, c.cp, c.pp, c.dp, c.ep))
+
+    def num_left(self) -> int:
+        """Candidates opened and not popped, and bases not opened."""
+        return (
+            len(self._order)
+            - self._next
+            + sum(len(self.waves[number].order) - position for _, number, position in self._heads)
+        )
+
+    def close(self, solved: int) -> None:
+        """Write what was opened, and what never had to be, into the funnel."""
+        left = len(self._order) - self._next
+        reason = "the bound of the base passes the best plan: neither sharded nor scheduled"
+        self.funnel.add("base-bound", self._next, reason, left)
+        self.expanded.steps = [
+            s for s in self.expanded.steps if s["cut"] or s["step"] in ("sharding", "schedule")
+        ]
+        self.funnel.steps += self.expanded.steps
+        popped = sum(len(wave.order) for wave in self.waves)
+        self.funnel.add("solved", solved, "stages and recompute chosen by dynamic program", popped - solved)
+
+    def smallest(self) -> tuple[CostTable, Array]:
+        """The bases of least memory with all their shardings, priced, and their memory bounds (bytes)."""
+        nearest = np.argsort(self._least, kind="stable")[:FIRST_WAVE]
+        c, _ = expand_shardings(
+            self._bases.take(nearest), self.model.problem, self.limits, self.pins, Funnel()
+        )
+        table = self._priced(c)
+        return table, memory_lower_bound(self.model, table)
+
+    def _fitting_bases(self) -> Candidates:
+        """Meshes crossed with microbatch sizes; sizes cut that no sharding or recompute makes fit."""
+        one = self._meshes
+        if not len(one):
+            return one
+        tables = [self._priced(one.replace(microbatch_size=one.microbatch_size * n)) for n in (1, 2)]
+        largest = largest_microbatch(self.model, tables[0], tables[1], self.codes, self.limits)
+        kept = expand_microbatch_sizes(one, self.model.problem, self.pins, largest, self.funnel)
+        if len(kept):
+            return kept
+        # Nothing fits: keep the smallest size of each mesh for the error to start from.
+        smallest = expand_microbatch_sizes(one, self.model.problem, self.pins, largest * 0 + 1, Funnel())
+        return smallest if len(smallest) else one
+
+    def _bound_bases(self) -> tuple[Array, Array]:
+        """Seconds no plan of each base can beat, and bytes it must hold at least."""
+        seconds, least = [np.zeros(0)], [np.zeros(0)]
+        for first in range(0, len(self._bases), SLICE):
+            table = self._priced(self._bases.take(np.arange(first, min(first + SLICE, len(self._bases)))))
+            seconds.append(base_lower_bound(self.model, table, self.codes, self.limits))
+            fixed, kept = least_memory(self.model, table, self.codes, self.limits)
+            least.append(fixed + kept)
+        return np.concatenate(seconds), np.concatenate(least)
+
+    def _fitting_order(self) -> IntArray:
+        fits = self._least <= self.model.problem.memory_limit_bytes
+        kept = np.flatnonzero(fits)
+        cut = len(fits) - len(kept)
+        reason = "mean memory with full recompute and the deepest sharding passes the limit"
+        self.funnel.add("base-memory", len(kept), reason, cut)
+        order: IntArray = kept[np.argsort(self._bounds[kept], kind="stable")]
+        return order
+
+    def _priced(self, c: Candidates) -> CostTable:
+        model = self.model
+        return cost_table(model.problem, model.chain, c, model.device, model.stack)
+
+    def _open_wave(self) -> None:
+        """Expand, price and bound the next bases."""
+        model, step = self.model, Funnel()
+        chosen = self._order[self._next : self._next + self._size]
+        self._next += len(chosen)
+        self._size = min(LARGEST_WAVE, 2 * self._size)
+        sharded, base = expand_shardings(
+            self._bases.take(chosen), model.problem, self.limits, self.pins, step
+        )
+        table = self._priced(sharded)
+        fits = memory_lower_bound(model, table) <= model.problem.memory_limit_bytes
+        kept = np.flatnonzero(fits)
+        reason = "mean memory with full recompute passes the limit"
+        step.add("memory-bound", len(kept), reason, len(fits) - len(kept))
+        scheduled, local = expand_schedules(sharded.take(kept), model.problem, self.limits, self.pins, step)
+        origin = kept[local]
+        bounds = schedule_lower_bound(model, table, self.layout, scheduled, origin)
+        bounds = np.maximum(bounds, self._bounds[chosen][base[origin]])
+        order = np.argsort(bounds, kind="stable")
+        finite: IntArray = order[np.isfinite(bounds[order])]
+        reason = "balanced chunks do not fit the limit with full recompute"
+        step.add("chunk-memory", len(finite), reason, len(order) - len(finite))
+        self.expanded.absorb(step)
+        self.waves.append(_Wave(table, scheduled, origin, bounds, finite))
+        self._push(len(self.waves) - 1, 0)
+
+    def _push(self, number: int, position: int) -> None:
+        wave = self.waves[number]
+        if position < len(wave.order):
+            heapq.heappush(self._heads, (float(wave.bounds[wave.order[position]]), number, position))
