@@ -68,7 +68,7 @@ class CandidateSolver:
             chunks = tuple((rank.first, rank.end) for rank in partition.ranks)
             picks = [[(r.first, r.end, r.groups, r.choice)] for r in partition.ranks]
             decisions.append(self._decision(row, chunks, picks))
-        bound = self.model.straggler_factor * partitions[0].bound_seconds + fixed
+        bound = partitions[0].bound_seconds + fixed
         return Solved(tuple(decisions), bound)
 
     def _sends(self, row: CandidateRow) -> list[float]:
@@ -93,7 +93,7 @@ class CandidateSolver:
         pp, v, m = row.degrees.pp, row.virtual_stages, row.microbatches
         chunks = interleaved_chunks(self.layout, row)
         factor = self.model.straggler_factor
-        fill = worst = 0.0
+        fill = forward_fill = first_reduce = update = worst = 0.0
         picks: list[list[tuple[int, int, tuple[Group, ...], Choice]]] = []
         for rank in range(pp):
             states = alive_states(row.schedule, rank, pp, m, v)
@@ -103,7 +103,7 @@ class CandidateSolver:
             ]
             merged = merge_groups(parts)
             plain = sum(stages.seconds(plain_items(merged, row.sharding)))
-            room = (incumbent / factor - fill) / m - plain
+            room = ((incumbent - first_reduce - update) / factor - fill) / m - plain
             if room <= 0.0:
                 return None
             least = policy.choose(stages, merged, self.limit_bytes, row.sharding, room)
@@ -114,16 +114,20 @@ class CandidateSolver:
             chunk_items = [c.items(p, row.sharding) for c, p in zip(split, parts, strict=True)]
             items = [item for chunk in chunk_items for item in chunk]
             forward, backward = stages.seconds(items)
-            tail = stages.tail(items, forward, backward).total if rank == 0 else 0.0
-            fill += tail / factor
+            tail = stages.tail(items, forward, backward)
+            first_reduce = first_reduce if rank else tail.reduce
+            update = max(update, tail.optimizer + tail.gather)
             # The bound is that of the cheaper choice that counts the end of the warm-up alone.
             spared = choice.extra_seconds - least.extra_seconds
-            worst = max(worst, fill + m * (forward + backward - spared))
-            fill += sum(stages.seconds(plain_items(parts[0], row.sharding)))
-            if factor * worst >= incumbent:
+            busy = m * (forward + backward - spared)
+            ends = (factor * (fill + busy) + first_reduce, factor * (forward_fill + busy) + tail.reduce)
+            worst = max(worst, *ends)
+            first = stages.seconds(plain_items(parts[0], row.sharding))
+            fill, forward_fill = fill + sum(first), forward_fill + first[0]
+            if worst + update >= incumbent:
                 return None
             picks.append([(*span, p, c) for span, p, c in zip(spans, parts, split, strict=True)])
-        return Solved((self._decision(row, chunks, picks),), factor * worst + fixed)
+        return Solved((self._decision(row, chunks, picks),), worst + update + fixed)
 
     def _fitting(
         self,

@@ -202,10 +202,10 @@ class _Run:
         if solved is None:
             return
         if not is_runner_up:
-            self.solved_bounds.append(solved.bound_seconds)
+            self.solved_bounds.append(max(solved.bound_seconds, opened.bound_seconds))
         priced = [(d, price(self.model, d)) for d in solved.decisions]
         decision, prediction = min(priced, key=lambda pair: pair[1].step_seconds)
-        solution = Solution(decision, prediction, solved.bound_seconds)
+        solution = Solution(decision, prediction, max(solved.bound_seconds, opened.bound_seconds))
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
             raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
         if known is None or solution.seconds < known.seconds * (1.0 - TIE):

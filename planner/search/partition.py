@@ -1,12 +1,11 @@
 """Dynamic program over layers and stages: the best split of the chain over pipeline ranks.
 
-State (rank i, blocks placed l) with labels (T, S, choice): S the time of one microbatch on the ranks so far
-(fill and drain), T the largest lower bound of the step seen from any of them
-(``bounds.rank_lower_bound``), close to the exact 1F1B makespan and never above it. A rank is offered
-every block range whose layers fit the memory limit under their cheapest recompute modes. A label is kept
-while no other has both less T and less S; ranges that cannot beat the incumbent are not tried. The rank's
-tail (gradient reduction, optimizer, gather) of stage 0 is part of S from the start, because stage 0 ends
-last.
+State (rank i, blocks placed l) with labels (T, U, S, F, R): S the time of one microbatch on the ranks so far
+(fill and drain), F its forward half; T the largest end seen from any of them (``bounds.rank_lower_bound``,
+close to the exact 1F1B makespan and never above it) with the gradient reduction behind it, R that of rank
+0, which ends last; U the longest optimizer and gather. The step is at least T + U. A rank is offered every
+block range whose layers fit the memory limit under their cheapest recompute modes. A label is kept while
+no other is at most equal in all five; ranges that cannot beat the incumbent are not tried.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 from planner.cost.stage import StageModel
+from planner.cost.tail import Tail
 from planner.schedule.orders import warmup_operations
 from planner.search.bounds import rank_lower_bound
 from planner.search.layout import Layout
@@ -38,7 +38,7 @@ class RankChoice:
 
 @dataclass(frozen=True)
 class Partition:
-    """A split of the chain: the bound on pipeline seconds plus stage 0's tail, and every rank's choice."""
+    """A split of the chain: the bound on its seconds, tails included, and every rank's choice."""
 
     bound_seconds: float
     ranks: tuple[RankChoice, ...]
@@ -46,10 +46,32 @@ class Partition:
 
 @dataclass(frozen=True)
 class _Label:
+    """What ranks 0..i cost: T, U, S, F and R of the module docstring, seconds; T has the straggler factor."""
+
     total: float
+    update: float
     before: float
-    rank: RankChoice
-    parent: _Label | None
+    forward: float
+    reduce: float
+    rank: RankChoice | None = None
+    parent: _Label | None = None
+
+    @property
+    def bound(self) -> float:
+        return self.total + self.update
+
+    def covers(self, other: _Label) -> bool:
+        """Nothing that continues ``other`` can beat the same continuation of this label."""
+        return (
+            self.total <= other.total + SMALL
+            and self.update <= other.update + SMALL
+            and self.before <= other.before + SMALL
+            and self.forward <= other.forward + SMALL
+            and self.reduce <= other.reduce + SMALL
+        )
+
+
+START = _Label(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Partitioner:
@@ -79,7 +101,7 @@ class Partitioner:
         n = layout.num_blocks
         self.rest = [layout.sum_over(cheapest, block, n) if block < n else 0.0 for block in range(n + 1)]
         self.least_send = min(send_at[1:n], default=0.0) if self.pp > 1 else 0.0
-        self._cache: dict[tuple[tuple[int, ...], int], tuple[Choice, float, float, float] | None] = {}
+        self._cache: dict[tuple[tuple[int, ...], int], _Priced | None] = {}
 
     def solve(self, incumbent_seconds: float) -> list[Partition]:
         """The best splits by bound, best first; only those whose bound beats ``incumbent_seconds``.
@@ -87,42 +109,39 @@ class Partitioner:
         Bounds are exact only without sends and recompute, so a few splits are returned for pricing.
         """
         n = self.layout.num_blocks
-        frontier: dict[int, list[_Label]] = {}
-        for end in self._ends(0, 0.0, 0.0, 0, incumbent_seconds):
-            label = self._extend(None, 0, 0, end, incumbent_seconds)
-            if label is not None:
-                _keep(frontier.setdefault(end, []), label)
-        for rank in range(1, self.pp):
+        frontier: dict[int, list[_Label]] = {0: [START]}
+        for rank in range(self.pp):
             following: dict[int, list[_Label]] = {}
             for first, labels in frontier.items():
                 for label in labels:
-                    for end in self._ends(rank, label.before, label.total, first, incumbent_seconds):
+                    for end in self._ends(rank, label, first, incumbent_seconds):
                         extended = self._extend(label, rank, first, end, incumbent_seconds)
                         if extended is not None:
                             _keep(following.setdefault(end, []), extended)
             frontier = following
-        final = sorted(frontier.get(n, []), key=lambda label: (label.total, label.before))
+        final = sorted(frontier.get(n, []), key=lambda label: (label.bound, label.before))
         return [self._partition(label) for label in final[:PRICED_SPLITS]]
 
     def _partition(self, label: _Label) -> Partition:
         ranks: list[RankChoice] = []
         step: _Label | None = label
-        while step is not None:
+        while step is not None and step.rank is not None:
             ranks.append(step.rank)
             step = step.parent
-        return Partition(label.total, tuple(reversed(ranks)))
+        return Partition(label.bound, tuple(reversed(ranks)))
 
-    def _ends(self, rank: int, before: float, total: float, first: int, incumbent: float) -> list[int]:
+    def _ends(self, rank: int, label: _Label, first: int, incumbent: float) -> list[int]:
         """Block ranges worth trying: not so long that this rank, nor so short that the rest, is too slow."""
         n, left = self.layout.num_blocks, self.pp - rank - 1
         if left == 0:
             return [n] if first < n else []
+        room = (incumbent - label.update - label.reduce) / self.factor
         found = []
         for end in range(first + 1, n - left + 1):
             mine = self.rest[first] - self.rest[end]
-            if self.factor * (before + self.m * mine) >= incumbent:
+            if label.before + self.m * mine >= room:
                 break
-            if self.factor * self._spread(self.rest[end], before + mine, left) < incumbent:
+            if self._spread(self.rest[end], label.before + mine, left) < room:
                 found.append(end)
         return found
 
@@ -131,25 +150,26 @@ class Partitioner:
         keep = (1.0 - 1.0 / self.m) ** ranks
         return before + work / (1.0 - keep)
 
-    def _extend(
-        self, label: _Label | None, rank: int, first: int, end: int, incumbent: float
-    ) -> _Label | None:
+    def _extend(self, label: _Label, rank: int, first: int, end: int, incumbent: float) -> _Label | None:
         found = self._price(rank, first, end)
         if found is None:
             return None
-        choice, forward, backward, tail = found
-        cut_after = self.send_at[end] if rank + 1 < self.pp else 0.0
-        cut_before = self.send_at[first] if rank else 0.0
-        forward, backward = forward + cut_after, backward + cut_before
-        before = label.before if label else tail / self.factor
+        tail = found.tail
+        forward = found.forward + (self.send_at[end] if rank + 1 < self.pp else 0.0)
+        backward = found.backward + (self.send_at[first] if rank else 0.0)
         after = self._after(rank, end)
-        bound = rank_lower_bound(before, forward, backward, after, self.m, self.warmup[rank])
-        total = max(bound, label.total if label else 0.0)
-        if self.factor * total >= incumbent:
+        bound = rank_lower_bound(label.before, forward, backward, after, self.m, self.warmup[rank])
+        first_reduce = label.reduce if rank else tail.reduce
+        # This rank itself ends before the backwards of the ranks before it, and then reduces.
+        mine = bound - (label.before - label.forward)
+        total = max(label.total, self.factor * bound + first_reduce, self.factor * mine + tail.reduce)
+        update = max(label.update, tail.optimizer + tail.gather)
+        if total + update >= incumbent:
             return None
         groups = self.layout.groups(first, end, (self.warmup[rank],))
-        mine = RankChoice(first, end, groups, choice, forward, backward)
-        return _Label(total, before + forward + backward, mine, label)
+        choice = RankChoice(first, end, groups, found.choice, forward, backward)
+        before = label.before + forward + backward
+        return _Label(total, update, before, label.forward + forward, first_reduce, choice, label)
 
     def _after(self, rank: int, end: int) -> float:
         """Least time of one microbatch on the ranks behind, sends included: down and back again."""
@@ -157,14 +177,14 @@ class Partitioner:
         sends = 2 * ranks - 1 if ranks else 0
         return self.rest[end] + sends * self.least_send
 
-    def _price(self, rank: int, first: int, end: int) -> tuple[Choice, float, float, float] | None:
-        """(recompute choice, forward, backward, tail) of one rank, None when it does not fit."""
-        key = (self.layout.kind_counts(first, end), rank)
+    def _price(self, rank: int, first: int, end: int) -> _Priced | None:
+        """One rank priced, None when it does not fit."""
+        key = (self.layout.kind_counts(first, end), self.warmup[rank])
         if key not in self._cache:
             self._cache[key] = self._price_new(rank, first, end)
         return self._cache[key]
 
-    def _price_new(self, rank: int, first: int, end: int) -> tuple[Choice, float, float, float] | None:
+    def _price_new(self, rank: int, first: int, end: int) -> _Priced | None:
         stages = self.stages
         sharding = stages.row.sharding
         groups = self.layout.groups(first, end, (self.warmup[rank],))
@@ -173,8 +193,17 @@ class Partitioner:
             return None
         items = choice.items(groups, sharding)
         forward, backward = stages.seconds(items)
-        tail = stages.tail(items, forward, backward).total if rank == 0 else 0.0
-        return choice, forward, backward, tail
+        return _Priced(choice, forward, backward, stages.tail(items, forward, backward))
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """A rank's recompute choice, its seconds per microbatch (sends excluded) and its tail."""
+
+    choice: Choice
+    forward: float
+    backward: float
+    tail: Tail
 
 
 @dataclass(frozen=True)
@@ -222,9 +251,8 @@ class RecomputePolicy:
 
 
 def _keep(labels: list[_Label], new: _Label) -> None:
-    """Add ``new`` unless dominated; drop what it dominates."""
-    for old in labels:
-        if old.total <= new.total + SMALL and old.before <= new.before + SMALL:
-            return
-    labels[:] = [old for old in labels if not (new.total <= old.total and new.before <= old.before)]
+    """Add ``new`` unless covered; drop what it covers."""
+    if any(old.covers(new) for old in labels):
+        return
+    labels[:] = [old for old in labels if not new.covers(old)]
     labels.append(new)
