@@ -93,6 +93,7 @@ class CandidateSolver:
         pp, v, m = row.degrees.pp, row.virtual_stages, row.microbatches
         chunks = interleaved_chunks(self.layout, row)
         factor = self.model.straggler_factor
+        sends = send_times(self.model, row, chunks)
         fill = forward_fill = first_reduce = update = worst = 0.0
         picks: list[list[tuple[int, int, tuple[Group, ...], Choice]]] = []
         for rank in range(pp):
@@ -123,7 +124,9 @@ class CandidateSolver:
             ends = (factor * (fill + busy) + first_reduce, factor * (forward_fill + busy) + tail.reduce)
             worst = max(worst, *ends)
             first = stages.seconds(plain_items(parts[0], row.sharding))
-            fill, forward_fill = fill + sum(first), forward_fill + first[0]
+            # The first microbatch travels down and the last one back up over this boundary.
+            send = sends[rank]
+            fill, forward_fill = fill + sum(first) + 2.0 * send, forward_fill + first[0] + send
             if worst + update >= incumbent:
                 return None
             picks.append([(*span, p, c) for span, p, c in zip(spans, parts, split, strict=True)])
