@@ -44,7 +44,9 @@ ShardingName = Annotated[
     str | None, typer.Option("--sharding", help="none, optimizer, gradients or parameters.")
 ]
 RecomputeName = Annotated[str | None, typer.Option("--recompute", help="none, selective or full.")]
-ScheduleName = Annotated[str | None, typer.Option("--schedule", help="1f1b, interleaved or gpipe.")]
+ScheduleName = Annotated[
+    str | None, typer.Option("--schedule", help="1f1b, interleaved, zb-h1, zb-v or gpipe.")
+]
 Top = Annotated[int, typer.Option("--top", help="Plans to report, the best included.", min=1, max=50)]
 TimeBudget = Annotated[
     float | None, typer.Option("--time-budget", help="CPU seconds after which the best so far is taken.")

@@ -96,8 +96,8 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
         forward = forward + device.matmul_seconds(m, n, k)
         input_gradient = input_gradient + device.matmul_seconds(m, k, n)
         weight_gradient = weight_gradient + device.matmul_seconds(n, k, m)
-    backward = input_gradient + weight_gradient
-    backward = backward + device.matmul_seconds(tokens, q, h) + device.matmul_seconds(q, h, tokens)
+    output_weights = device.matmul_seconds(q, h, tokens)
+    backward = input_gradient + weight_gradient + device.matmul_seconds(tokens, q, h) + output_weights
 
     positions = ELEMENT_BYTES * (tokens * q + key_tokens * kv) * 2.0  # rotary embedding or bias, in and out
     head_norm = 2.0 if attention.qk_norm else 1.0
@@ -123,6 +123,7 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
         transient_bytes=gathered + 2.0 * saved,
         kernels=5.0,
         collectives=tensor_parallel_collectives(s) + s.cp - 1.0,
+        weight_compute=weight_gradient + output_weights,
     )
 
 
@@ -220,9 +221,9 @@ def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) ->
         forward = forward + device.matmul_seconds(m, n, k)
         input_gradient = input_gradient + device.matmul_seconds(m, k, n)
         weight_gradient = weight_gradient + device.matmul_seconds(n, k, m)
-    backward = input_gradient + weight_gradient
+    output_weights = device.matmul_seconds(heads * attention.v_head_dim, h, tokens)
+    backward = input_gradient + weight_gradient + output_weights
     backward = backward + device.matmul_seconds(tokens, heads * attention.v_head_dim, h)
-    backward = backward + device.matmul_seconds(heads * attention.v_head_dim, h, tokens)
     context = mean_context(attention, s.sequence)
     core = _core(
         s,
@@ -254,4 +255,5 @@ def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) ->
         transient_bytes=gathered + 2.0 * projected,
         kernels=9.0,
         collectives=tensor_parallel_collectives(s) + s.cp - 1.0,
+        weight_compute=weight_gradient + output_weights,
     )

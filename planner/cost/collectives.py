@@ -109,15 +109,10 @@ def all_reduce_seconds(group: GroupCosts, whole_bytes: Number) -> Number:
     """The fastest of ring (2 passes), tree (2 V beta, logarithmic latency) and in-network reduction."""
     ring = 2.0 * all_gather_seconds(group, whole_bytes)
     tree = 2.0 * whole_bytes * group.ring_seconds_per_byte + group.tree_latency
+    # Where switches cannot reduce the rate is infinite, and no number for no bytes: fmin skips that.
     with np.errstate(invalid="ignore"):
-        switch = np.where(
-            np.isfinite(group.switch_seconds_per_byte),
-            whole_bytes
-            * np.where(np.isfinite(group.switch_seconds_per_byte), group.switch_seconds_per_byte, 0.0)
-            + group.switch_latency,
-            np.inf,
-        )
-    return np.minimum(np.minimum(ring, tree), switch)
+        switch = whole_bytes * group.switch_seconds_per_byte + group.switch_latency
+    return np.fmin(np.minimum(ring, tree), switch)
 
 
 def exposed_seconds(communication: Number, window: Number, theft: float) -> Number:

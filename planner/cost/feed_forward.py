@@ -43,8 +43,8 @@ def _dense(s: Setting, tokens: Number, h: int, width: Number, gated: bool) -> tu
     input_gradient = device.matmul_seconds(tokens, h, inner)
     weight_gradient = device.matmul_seconds(inner, h, tokens)
     forward = device.matmul_seconds(tokens, inner, h) + device.matmul_seconds(tokens, h, width)
-    backward = input_gradient + weight_gradient
-    backward = backward + device.matmul_seconds(tokens, width, h) + device.matmul_seconds(width, h, tokens)
+    output_weights = device.matmul_seconds(width, h, tokens)
+    backward = input_gradient + weight_gradient + device.matmul_seconds(tokens, width, h) + output_weights
     activation = ELEMENT_BYTES * tokens * (inner + width)
     saved = activation
     part = Part(
@@ -54,6 +54,7 @@ def _dense(s: Setting, tokens: Number, h: int, width: Number, gated: bool) -> tu
         selective_bytes=saved,
         transient_bytes=saved,
         kernels=3.0,
+        weight_compute=weight_gradient + output_weights,
     )
     return part, input_gradient, weight_gradient
 
@@ -125,4 +126,5 @@ def _grouped_products(
         selective_bytes=saved - product,
         transient_bytes=saved,
         kernels=part.kernels,
+        weight_compute=part.weight_compute,
     )

@@ -45,7 +45,8 @@ class LayerCost:
 
     forward and backward hold seconds by cause in the order of CAUSES. recompute[mode] the extra backward
     seconds by cause. saved_bytes[mode] kept per microbatch in flight, working_bytes[mode] needed again
-    while the layer is recomputed. dense_parameters and expert_parameters: elements on this rank.
+    while the layer is recomputed. weight_seconds: the part of backward that is weight gradients.
+    dense_parameters and expert_parameters: elements on this rank.
     """
 
     forward: dict[str, Number]
@@ -56,6 +57,7 @@ class LayerCost:
     transient_bytes: Number
     dense_parameters: Number
     expert_parameters: Number
+    weight_seconds: Number
 
     def forward_seconds(self) -> Number:
         """All of forward, exposed communication included."""
@@ -264,6 +266,7 @@ class LayerPricer:
             selective_bytes=saved,
             transient_bytes=logits * self.stack.logit_transient_bytes,
             kernels=8.0,
+            weight_compute=weight_gradient + extra,
         )
 
     def _finish(self, kind: LayerKind, part: Part, s: Setting, dense: Number, expert: Number) -> LayerCost:
@@ -314,6 +317,7 @@ class LayerPricer:
             transient_bytes=part.transient_bytes + zero,
             dense_parameters=dense + zero,
             expert_parameters=expert + zero,
+            weight_seconds=np.minimum(part.weight_compute * slowdown, backward_compute) + zero,
         )
 
     def _sharded_seconds(

@@ -44,7 +44,8 @@ class Part:
     *_compute: kernels; *_tp, *_cp, *_ep: exposed communication of that axis. selective_recompute: kernel
     seconds spent again in backward under selective recompute. saved_bytes: kept from forward to backward
     without recompute; selective_bytes: kept under selective. transient_bytes: largest short-lived need.
-    kernels and collectives: launches in forward (backward is counted twice that).
+    kernels and collectives: launches in forward (backward is counted twice that). weight_compute: the part
+    of backward_compute that is weight gradients, which no other stage waits for.
     """
 
     forward_compute: Number = 0.0
@@ -61,6 +62,7 @@ class Part:
     transient_bytes: Number = 0.0
     kernels: Number = 0.0
     collectives: Number = 0.0
+    weight_compute: Number = 0.0
 
     def __add__(self, other: Part) -> Part:
         return Part(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Part)})

@@ -41,6 +41,7 @@ class KindCost:
     expert_parameters: float
     state_bytes: tuple[float, float, float]
     gathered_bytes: float
+    weight_seconds: float
 
     @property
     def static_bytes(self) -> float:
@@ -130,6 +131,7 @@ def candidate_row(
                     dense * dense_state[2] + expert * expert_state[2],
                 ),
                 gathered_bytes=_gathered_bytes(stack, sharding, dense + expert),
+                weight_seconds=float(row.weight_seconds[index]),
             )
         )
     return CandidateRow(

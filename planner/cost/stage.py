@@ -59,6 +59,10 @@ class StageModel:
             backward += item.count * kind.backward_seconds[item.mode]
         return forward, backward
 
+    def weight_seconds(self, items: Iterable[Item]) -> float:
+        """The part of one microbatch's backward that is weight gradients."""
+        return sum(item.count * self.kind(item).weight_seconds for item in items)
+
     def causes(self, items: Iterable[Item]) -> dict[str, float]:
         """Seconds of one microbatch, forward and backward together, by cause."""
         total = dict.fromkeys(CAUSES, 0.0)
@@ -104,6 +108,10 @@ class StageModel:
 
         ``forward`` and ``backward`` are the rank's seconds for one microbatch (see ``tail.exposed_tail``).
         """
+        return self.exposed(self.synchronised(items), forward, backward)
+
+    def synchronised(self, items: Iterable[Item]) -> Sync:
+        """What the rank's layers synchronise once per step, before hiding."""
         total = Sync()
         for sharding, row in self.rows.items():
             dense = expert = 0.0
@@ -120,6 +128,10 @@ class StageModel:
             for elements, inner, outer, size in pairs:
                 if elements:
                     total += sync(self.stack, sharding, elements, inner, outer, size, self.moment_bytes)
+        return Sync(*(float(value) for value in vars(total).values()))
+
+    def exposed(self, total: Sync, forward: float, backward: float) -> Tail:
+        """The tail of a rank that synchronises ``total`` and hides it behind one microbatch's seconds."""
         data_ranks = self.row.degrees.dp * self.row.degrees.cp
         tail = exposed_tail(self.device, self.stack, data_ranks, total, forward, backward)
         return Tail(float(tail.reduce), float(tail.optimizer), float(tail.gather))

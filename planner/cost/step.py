@@ -20,10 +20,10 @@ from planner.cost.tail import Tail
 from planner.errors import UnknownName
 from planner.model.chain import LayerChain, layer_chain
 from planner.model.flop import model_step_flop
-from planner.schedule.orders import alive_states, operation_order
+from planner.schedule.orders import alive_states, operation_order, virtual_stage
 from planner.schedule.timeline import Timeline, replay
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import SCHEDULES, Decision
+from planner.strategy.decision import SCHEDULES, Decision, rank_of_stage
 
 ROUNDING = 1e-12
 BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
@@ -148,12 +148,15 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
                 counts[key] = counts.get(key, 0) + 1
         alive = tuple(state[chunk] for state in states)
         items = [Item(kind, n, mode, code, alive) for (kind, mode, code), n in counts.items()]
-        found.append((chunk * d.pp + rank, items))
+        found.append((virtual_stage(decision.schedule, rank, chunk, d.pp), items))
     return found
 
 
 def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int], ...]) -> list[float]:
-    """Seconds to send one microbatch from virtual stage c to c+1, for each c; 0 behind the last."""
+    """Seconds to send one microbatch from virtual stage c to c+1, for each c; 0 behind the last.
+
+    Neighbouring virtual stages of one rank (where the V of zb-v turns) send nothing.
+    """
     problem, pp = model.problem, row.degrees.pp
     if pp == 1:
         return [0.0] * len(chunks)
@@ -161,7 +164,12 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
     times = []
     for stage in range(len(chunks) - 1):
         scale = model.chain.cut_scale(problem.model, chunks[stage][1])
-        first = min(stage % pp, pp - 2) * stride  # the wrap from the last rank to the first is one more hop
+        ranks = [rank_of_stage(row.schedule, c, pp) for c in (stage, stage + 1)]
+        if ranks[0] == ranks[1]:
+            times.append(0.0)
+            continue
+        # The wrap from the last rank to the first is one more hop.
+        first = min(min(ranks), pp - 2) * stride if abs(ranks[0] - ranks[1]) == 1 else (pp - 2) * stride
         times.append(
             send_seconds(problem.cluster, model.constants, first, stride, row.boundary_bytes * scale)
         )
@@ -169,15 +177,15 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
 
 
 def blocks_sends(schedule: str) -> bool:
-    """Whether a rank waits for its sends: Megatron-LM overlaps them only when interleaved."""
-    return schedule != "interleaved"
+    """Whether a rank waits for its sends: Megatron-LM without virtual stages does."""
+    return schedule in ("1f1b", "gpipe")
 
 
 def tied_embedding_seconds(model: CostModel, row: CandidateRow) -> float:
     """All-reduce of the tied table's gradient between the first and the last stage, once per step."""
     spec, d = model.problem.model, row.degrees
-    if not spec.head.tied or d.pp == 1:
-        return 0.0
+    if not spec.head.tied or d.pp == 1 or row.schedule == "zb-v":
+        return 0.0  # the V has both ends on one rank
     group = group_costs(model.problem.cluster, model.constants, d.stage_stride * (d.pp - 1), 2)
     elements = spec.vocab_size * spec.hidden_size / d.tp
     return float(all_reduce_seconds(group, elements * model.stack.gradient_reduce_bytes))
@@ -191,18 +199,19 @@ def price(model: CostModel, decision: Decision, *, keep_events: bool = False) ->
     sends = send_times(model, row, decision.chunks)
     blocking = blocks_sends(decision.schedule)
 
-    forward, backward = [0.0] * len(decision.chunks), [0.0] * len(decision.chunks)
+    forward, backward, weight = ([0.0] * len(decision.chunks) for _ in range(3))
     predictions = []
     for rank in range(pp):
         per_chunk = rank_items(model, decision, rank)
         items = [item for _, chunk in per_chunk for item in chunk]
         for stage, chunk in per_chunk:
             forward[stage], backward[stage] = stages.seconds(chunk)
+            weight[stage] = stages.weight_seconds(chunk)
         f, b = stages.seconds(items)
         predictions.append(
             StagePrediction(rank, f, b, stages.tail(items, f, b), stages.memory(items), stages.causes(items))
         )
-    timeline = _replay(decision, forward, backward, sends, blocking, keep_events)
+    timeline = _replay(decision, forward, backward, weight, sends, blocking, keep_events)
     return _assemble(model, decision, row, tuple(predictions), timeline, sends, blocking)
 
 
@@ -210,6 +219,7 @@ def _replay(
     decision: Decision,
     forward: list[float],
     backward: list[float],
+    weight: list[float],
     sends: list[float],
     blocking: bool,
     keep_events: bool,
@@ -222,7 +232,16 @@ def _replay(
         forward = [f + s for f, s in zip(forward, sends, strict=True)]
         backward = [b + s for b, s in zip(backward, before, strict=True)]
         return replay(order, forward, backward, keep_events=keep_events)
-    return replay(order, forward, backward, sends, before, keep_events=keep_events)
+    return replay(
+        order,
+        forward,
+        backward,
+        sends,
+        before,
+        weight_seconds=weight,
+        schedule=decision.schedule,
+        keep_events=keep_events,
+    )
 
 
 def _assemble(
@@ -246,7 +265,7 @@ def _assemble(
     busiest = max(range(pp), key=lambda r: (timeline.busy[r], -r))
     causes = {name: m * stages[busiest].causes[name] for name in CAUSES}
     before = [0.0, *sends[:-1]]
-    mine = range(busiest, len(sends), pp)
+    mine = [c for c in range(len(sends)) if rank_of_stage(decision.schedule, c, pp) == busiest]
     sending = m * sum(sends[c] + before[c] for c in mine) if blocking else 0.0
     tail = stages[busiest].tail
     breakdown = {

@@ -68,7 +68,10 @@ def sync(
     """
     reduce_bytes = elements * stack.gradient_reduce_bytes
     weight_bytes = elements * stack.parameter_bytes
-    across = np.where(outer.size > 1, all_reduce_seconds(outer, reduce_bytes / inner.size), 0.0)
+    has_outer = outer.size > 1
+    across: Number = 0.0
+    if np.any(has_outer):
+        across = np.where(has_outer, all_reduce_seconds(outer, reduce_bytes / inner.size), 0.0)
     kept = elements / (shard_size if sharding >= SHARDING_OPTIMIZER else 1.0)
     traffic = kept * update_bytes(stack, moment_bytes)
     if sharding == SHARDING_NONE:

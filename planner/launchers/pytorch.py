@@ -30,6 +30,7 @@ from planner.strategy.limits import Limits
 
 PYTORCH_LIMITS = Limits(
     target="pytorch",
+    schedules=("1f1b", "interleaved", "gpipe"),
     has_layer_sharding=False,
     max_cp=1,
     max_ep=1,

@@ -26,6 +26,7 @@ from planner.strategy.limits import Limits
 
 TORCHTITAN_LIMITS = Limits(
     target="torchtitan",
+    schedules=("1f1b", "interleaved", "gpipe"),
     recompute_granularity="uniform",
     has_layer_sharding=False,
     parameter_sharding_with_pipeline=False,

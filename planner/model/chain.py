@@ -9,6 +9,7 @@ cut inside the decoder also carries the encoder's output.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from planner.model.parameters import embedding_parameters, final_norm_parameters, head_parameters
@@ -57,9 +58,19 @@ class LayerChain:
         1.0 for a plain chain; the decoder of an encoder-decoder adds the encoder's output. Each source is
         sent once however many layers behind the cut read it.
         """
-        at = self.layer_range(first_block_after, first_block_after + 1)[0]
-        crossing = {(edge.source, edge.stack_index) for edge in self.edges if edge.source < at <= edge.target}
-        return sum(model.stacks[stack].sequence_scale for _, stack in crossing)
+        return sum(model.stacks[stack].sequence_scale for stack in self._crossing[first_block_after])
+
+    @cached_property
+    def _crossing(self) -> tuple[tuple[int, ...], ...]:
+        """Per block the stacks of the sources read across a cut before it."""
+        found = []
+        for block in range(self.num_blocks):
+            at = self.layer_range(block, block + 1)[0]
+            sources = {
+                (edge.source, edge.stack_index) for edge in self.edges if edge.source < at <= edge.target
+            }
+            found.append(tuple(sorted(stack for _, stack in sources)))
+        return tuple(found)
 
     def layer_range(self, first: int, end: int) -> tuple[int, int]:
         """Chain positions [low, high) that blocks [first, end) carry: their own and those before them.

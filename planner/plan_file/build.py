@@ -21,7 +21,14 @@ from planner.plan_file.schema import (
     StagePredictionRecord,
     StageRecord,
 )
-from planner.strategy.decision import RANK_ORDER, RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision
+from planner.strategy.decision import (
+    RANK_ORDER,
+    RECOMPUTES,
+    SHARDING_GROUPS,
+    SHARDINGS,
+    Decision,
+    rank_of_stage,
+)
 
 
 def build_inputs(model: CostModel, profile: ClusterProfile, device: DeviceSpec, options: Options) -> Inputs:
@@ -54,7 +61,7 @@ def build_decision(decision: Decision) -> DecisionRecord:
     stages = []
     last = len(decision.chunks) - 1
     for index, (first, end) in enumerate(decision.chunks):
-        rank = index % d.pp
+        rank = rank_of_stage(decision.schedule, index, d.pp)
         stages.append(
             StageRecord(
                 index=index,

@@ -16,7 +16,7 @@ from planner.workload import Workload
 Sharding = Literal["none", "optimizer", "gradients", "parameters"]
 ShardingGroup = Literal["global", "island"]
 Recompute = Literal["none", "selective", "full"]
-Schedule = Literal["1f1b", "interleaved", "gpipe"]
+Schedule = Literal["1f1b", "interleaved", "gpipe", "zb-h1", "zb-v", "zb-h2"]
 
 
 class _Record(BaseModel):

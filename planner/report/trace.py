@@ -12,7 +12,10 @@ from typing import Any
 from planner.cost.step import price
 from planner.plan_file.read import read_cost_model, read_decision
 from planner.plan_file.schema import Plan
+from planner.schedule.orders import virtual_stage
 from planner.units import MICRO
+
+KINDS = ("forward", "backward", "input gradient", "weight gradient")
 
 
 def trace_json(plan: Plan) -> str:
@@ -29,7 +32,7 @@ def trace_json(plan: Plan) -> str:
         )
     for event in timeline.events:
         operation = event.operation
-        kind = "backward" if operation.is_backward else "forward"
+        kind = KINDS[operation.kind]
         events.append(
             {
                 "ph": "X",
@@ -41,7 +44,7 @@ def trace_json(plan: Plan) -> str:
                 "dur": (event.end - event.start) / MICRO,
                 "args": {
                     "microbatch": operation.microbatch,
-                    "virtual_stage": operation.chunk * pp + event.rank,
+                    "virtual_stage": virtual_stage(decision.schedule, event.rank, operation.chunk, pp),
                 },
             }
         )

@@ -1,9 +1,12 @@
 """Operation orders of pipeline schedules.
 
-An operation is (is_backward, microbatch, chunk): one microbatch through one chunk of the rank. Virtual
-stage c * pp + rank is chunk c of that rank. Orders follow Megatron-LM: 1F1B (Narayanan et al., arXiv
-2104.04473, section 2.2), interleaved 1F1B (same, section 2.2.2) and GPipe (1811.06965). Pure
-combinatorics: no times, no hardware.
+An operation is (kind, microbatch, chunk): one microbatch through one chunk of the rank. Chunk c of a rank is
+virtual stage c * pp + rank, or, where the pipeline folds back (zb-v), 2 pp - 1 - rank for the second chunk.
+Orders follow Megatron-LM: 1F1B (Narayanan et al., arXiv 2104.04473, section 2.2), interleaved 1F1B (same,
+section 2.2.2) and GPipe (1811.06965); and PyTorch: zero bubble (Qi et al., arXiv 2401.10241), zb-h1
+(section 2.3.1, rank r delays r weight gradients), zb-h2 (2.3.2, twice as deep) and zb-v (section 6). Pure
+combinatorics: no times, no
+hardware.
 """
 
 from __future__ import annotations
@@ -13,13 +16,24 @@ from typing import NamedTuple
 
 from planner.errors import InputError
 
+FORWARD, BACKWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = range(4)
+ZERO_BUBBLE = ("zb-h1", "zb-h2", "zb-v")
+
 
 class Operation(NamedTuple):
-    """One forward or backward of one microbatch through one chunk of a rank."""
+    """One pass of one microbatch through one chunk of a rank.
 
-    is_backward: bool
+    kind: FORWARD; BACKWARD whole; or its two halves, INPUT_GRADIENT (what the stage before waits for) and
+    WEIGHT_GRADIENT (which nothing waits for).
+    """
+
+    kind: int
     microbatch: int
     chunk: int
+
+    @property
+    def is_backward(self) -> bool:
+        return self.kind != FORWARD
 
 
 Order = tuple[tuple[Operation, ...], ...]
@@ -44,15 +58,38 @@ def operation_order(schedule: str, pp: int, microbatches: int, virtual_stages: i
                 hint=f"use {low + pp} microbatches or the 1f1b schedule",
             )
         return tuple(_interleaved(rank, pp, microbatches, virtual_stages) for rank in range(pp))
-    raise InputError(f"unknown schedule {schedule!r}", allowed=["1f1b", "interleaved", "gpipe"])
+    if schedule in ("zb-h1", "zb-h2"):
+        return tuple(_zero_bubble_h(schedule, rank, pp, microbatches) for rank in range(pp))
+    if schedule == "zb-v":
+        if virtual_stages != 2:
+            raise InputError(
+                f"zb-v schedule: needs exactly 2 virtual stages, not {virtual_stages}",
+                allowed=[2],
+                hint="use --virtual-stages 2",
+            )
+        return tuple(_zero_bubble_v(rank, pp, microbatches) for rank in range(pp))
+    names = ["1f1b", "interleaved", "gpipe", *ZERO_BUBBLE]
+    raise InputError(f"unknown schedule {schedule!r}", allowed=names)
+
+
+def virtual_stage(schedule: str, rank: int, chunk: int, pp: int) -> int:
+    """The virtual stage that chunk ``chunk`` of pipeline rank ``rank`` is."""
+    if schedule == "zb-v" and chunk == 1:
+        return 2 * pp - 1 - rank
+    return chunk * pp + rank
 
 
 def warmup_operations(schedule: str, rank: int, pp: int, microbatches: int, virtual_stages: int = 1) -> int:
     """Forward operations a rank issues before its first backward."""
     if schedule == "gpipe":
         return microbatches
-    if schedule == "1f1b":
+    if schedule in ("1f1b", "zb-h1"):
         return min(microbatches, pp - rank)
+    if schedule == "zb-h2":
+        return min(microbatches, 2 * (pp - rank) - 1)
+    if schedule == "zb-v":
+        # Of the first chunk until the second one's first forward, then in turns until its first backward.
+        return min(microbatches, 2 * pp - rank - 1) + min(microbatches, rank + 1)
     total = microbatches * virtual_stages
     return min(total, 2 * (pp - rank - 1) + (virtual_stages - 1) * pp + 1)
 
@@ -64,19 +101,22 @@ def alive_states(
     """Microbatches whose activations a rank holds, per chunk, at every moment that may be its fullest.
 
     The first state is the end of the warm-up, just before the first backward frees anything. Without
-    virtual stages no later moment holds more; with them the total stays the same but shifts between
-    chunks, so every state not covered by another is listed.
+    virtual stages that is the fullest (with zero bubble, as soon as weight gradients wait); with them the
+    total stays the same but shifts between chunks, so every state not covered by another is listed.
     """
     warmup = warmup_operations(schedule, rank, pp, microbatches, virtual_stages)
-    if virtual_stages == 1:
+    if schedule in ("1f1b", "gpipe"):
         return ((warmup,),)
+    if schedule in ("zb-h1", "zb-h2"):
+        # The weight gradients that wait keep every rank at what rank 0 holds.
+        return ((warmup_operations(schedule, 0, pp, microbatches),),)
     # The pattern repeats every pp microbatches: a few groups show every state.
     few = min(microbatches, 4 * pp)
     counts = [0] * virtual_stages
     seen: dict[tuple[int, ...], None] = {}
     forwards = 0
     for operation in operation_order(schedule, pp, few, virtual_stages)[rank]:
-        counts[operation.chunk] += -1 if operation.is_backward else 1
+        counts[operation.chunk] += HELD[operation.kind]
         forwards += not operation.is_backward
         if not operation.is_backward and forwards >= min(warmup, few * virtual_stages):
             seen[tuple(counts)] = None
@@ -90,6 +130,10 @@ def alive_states(
     return (first, *kept)
 
 
+# What an operation adds to the microbatches held: activations stay until the weight gradient has used them.
+HELD = {FORWARD: 1, BACKWARD: -1, INPUT_GRADIENT: 0, WEIGHT_GRADIENT: -1}
+
+
 def _covers(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return all(a >= b for a, b in zip(one, other, strict=True))
 
@@ -99,6 +143,8 @@ def in_flight(
     schedule: str, rank: int, pp: int, microbatches: int, virtual_stages: int = 1
 ) -> tuple[int, ...]:
     """The first of ``alive_states``: counts per chunk at the end of the warm-up."""
+    if schedule in ZERO_BUBBLE:
+        return alive_states(schedule, rank, pp, microbatches, virtual_stages)[0]
     warmup = warmup_operations(schedule, rank, pp, microbatches, virtual_stages)
     if virtual_stages == 1:
         return (warmup,)
@@ -107,14 +153,14 @@ def in_flight(
 
 
 def _gpipe(microbatches: int) -> tuple[Operation, ...]:
-    forward = [Operation(False, i, 0) for i in range(microbatches)]
-    return tuple(forward + [Operation(True, i, 0) for i in range(microbatches)])
+    forward = [Operation(FORWARD, i, 0) for i in range(microbatches)]
+    return tuple(forward + [Operation(BACKWARD, i, 0) for i in range(microbatches)])
 
 
 def _one_f_one_b(rank: int, pp: int, microbatches: int) -> tuple[Operation, ...]:
     warmup = min(microbatches, pp - rank - 1)
-    forward = [Operation(False, i, 0) for i in range(microbatches)]
-    backward = [Operation(True, i, 0) for i in range(microbatches)]
+    forward = [Operation(FORWARD, i, 0) for i in range(microbatches)]
+    backward = [Operation(BACKWARD, i, 0) for i in range(microbatches)]
     steady = [op for pair in zip(forward[warmup:], backward, strict=False) for op in pair]
     return tuple(forward[:warmup] + steady + backward[microbatches - warmup :])
 
@@ -129,10 +175,71 @@ def _virtual_microbatch(k: int, pp: int, virtual_stages: int) -> tuple[int, int]
 def _interleaved(rank: int, pp: int, microbatches: int, v: int) -> tuple[Operation, ...]:
     total = microbatches * v
     warmup = min(total, 2 * (pp - rank - 1) + (v - 1) * pp)
-    forward = [Operation(False, *_virtual_microbatch(k, pp, v)) for k in range(total)]
+    forward = [Operation(FORWARD, *_virtual_microbatch(k, pp, v)) for k in range(total)]
     backward = []
     for k in range(total):
         microbatch, chunk = _virtual_microbatch(k, pp, v)
-        backward.append(Operation(True, microbatch, v - 1 - chunk))
+        backward.append(Operation(BACKWARD, microbatch, v - 1 - chunk))
     steady = [op for pair in zip(forward[warmup:], backward, strict=False) for op in pair]
     return tuple(forward[:warmup] + steady + backward[total - warmup :])
+
+
+def _zero_bubble_h(schedule: str, rank: int, pp: int, microbatches: int) -> tuple[Operation, ...]:
+    """1F1B with split backwards; the first weight gradients wait, so that every rank holds as much.
+
+    zb-h1 holds pp microbatches, with ``rank`` weight gradients behind; zb-h2 fills the warm-up too and holds
+    2 pp - 1, with 2 ``rank`` behind.
+    """
+    warmup = warmup_operations(schedule, rank, pp, microbatches) - 1
+    behind = rank if schedule == "zb-h1" else 2 * rank
+    found = [Operation(FORWARD, i, 0) for i in range(warmup)]
+    weights = 0
+    for i in range(microbatches):
+        if warmup + i < microbatches:
+            found.append(Operation(FORWARD, warmup + i, 0))
+        found.append(Operation(INPUT_GRADIENT, i, 0))
+        if i >= behind:
+            found.append(Operation(WEIGHT_GRADIENT, weights, 0))
+            weights += 1
+    return (*found, *(Operation(WEIGHT_GRADIENT, i, 0) for i in range(weights, microbatches)))
+
+
+def _zero_bubble_v(rank: int, pp: int, microbatches: int) -> tuple[Operation, ...]:
+    """The V: down through the first chunks, back up through the second; weight gradients fill the drain."""
+    total = max(2 * pp - 1, microbatches)
+    found: list[Operation] = []
+    done = {(kind, chunk): 0 for kind in (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT) for chunk in (0, 1)}
+
+    def issue(kind: int, chunk: int) -> None:
+        found.append(Operation(kind, done[kind, chunk], chunk))
+        done[kind, chunk] += 1
+
+    def backward(chunk: int) -> None:
+        issue(INPUT_GRADIENT, chunk)
+        issue(WEIGHT_GRADIENT, chunk)
+
+    for _ in range(2 * (pp - rank) - 1):
+        issue(FORWARD, 0)
+    for _ in range(rank):
+        issue(FORWARD, 1)
+        issue(FORWARD, 0)
+    for _ in range(pp - rank):
+        issue(FORWARD, 1)
+        backward(1)
+    while done[FORWARD, 1] < done[FORWARD, 0] or done[FORWARD, 0] < total:
+        if done[FORWARD, 0] < total:
+            issue(FORWARD, 0)
+        backward(0)
+        issue(FORWARD, 1)
+        backward(1)
+    for _ in range(rank):
+        issue(INPUT_GRADIENT, 0)
+        issue(INPUT_GRADIENT, 1)
+    for _ in range(pp - rank):
+        issue(INPUT_GRADIENT, 0)
+        issue(WEIGHT_GRADIENT, 0)
+    for chunk in (1, 0):
+        while done[WEIGHT_GRADIENT, chunk] < done[INPUT_GRADIENT, chunk]:
+            issue(WEIGHT_GRADIENT, chunk)
+    # With fewer microbatches than fill the V, those beyond the last are left out.
+    return tuple(operation for operation in found if operation.microbatch < microbatches)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from planner.schedule.orders import Operation, Order
+from planner.schedule.orders import FORWARD, WEIGHT_GRADIENT, Operation, Order, virtual_stage
 
 
 class Event(NamedTuple):
@@ -44,22 +44,36 @@ def replay(
     forward_delay: list[float] | None = None,
     backward_delay: list[float] | None = None,
     *,
+    weight_seconds: list[float] | None = None,
+    schedule: str = "1f1b",
     keep_events: bool = False,
 ) -> Timeline:
     """Timeline of ``order`` with per-virtual-stage times.
 
     forward_seconds[c], backward_seconds[c]: duration on virtual stage c; forward_delay[c] between the end
     of forward c and the earliest start of forward c+1; backward_delay[c] between backward c and c-1.
-    Raises ValueError when the order deadlocks.
+    weight_seconds[c]: the part of backward that is the weight gradient, where the order splits it.
+    ``schedule`` says which virtual stage a rank's chunk is. Between two virtual stages of one rank nothing
+    is sent. Raises ValueError when the order deadlocks.
     """
     pp = len(order)
     stages = len(forward_seconds)
     forward_delay = forward_delay or [0.0] * stages
     backward_delay = backward_delay or [0.0] * stages
+    weight_seconds = weight_seconds or [0.0] * stages
+    seconds = (
+        forward_seconds,
+        backward_seconds,
+        [b - w for b, w in zip(backward_seconds, weight_seconds, strict=True)],
+        weight_seconds,
+    )
+    placed = [[virtual_stage(schedule, r, c, pp) for c in range(stages // pp)] for r in range(pp)]
     microbatches = 1 + max(op.microbatch for op in order[0])
     forward_ready: list[list[float]] = [[-1.0] * microbatches for _ in range(stages)]
     backward_ready: list[list[float]] = [[-1.0] * microbatches for _ in range(stages)]
     forward_ready[0] = [0.0] * microbatches
+    always = [[0.0] * microbatches] * stages
+    ready_at = (forward_ready, backward_ready, backward_ready, always)
     position, clock, busy = [0] * pp, [0.0] * pp, [0.0] * pp
     events: list[Event] = []
     remaining = sum(len(operations) for operations in order)
@@ -69,22 +83,20 @@ def replay(
             operations = order[rank]
             at, now, worked = position[rank], clock[rank], busy[rank]
             while at < len(operations):
-                is_backward, microbatch, chunk = operations[at]
-                stage = chunk * pp + rank
-                ready = backward_ready[stage][microbatch] if is_backward else forward_ready[stage][microbatch]
+                kind, microbatch, chunk = operations[at]
+                stage = placed[rank][chunk]
+                ready = ready_at[kind][stage][microbatch]
                 if ready < 0.0:
                     break
                 start = now if now > ready else ready
-                if is_backward:
-                    now = start + backward_seconds[stage]
-                    if stage:
-                        backward_ready[stage - 1][microbatch] = now + backward_delay[stage]
-                else:
-                    now = start + forward_seconds[stage]
+                now = start + seconds[kind][stage]
+                if kind == FORWARD:
                     if stage + 1 < stages:
                         forward_ready[stage + 1][microbatch] = now + forward_delay[stage]
                     else:
                         backward_ready[stage][microbatch] = now
+                elif kind != WEIGHT_GRADIENT and stage:
+                    backward_ready[stage - 1][microbatch] = now + backward_delay[stage]
                 worked += now - start
                 if keep_events:
                     events.append(Event(rank, operations[at], start, now))

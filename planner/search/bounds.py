@@ -10,7 +10,7 @@ backward adds to both: the slowest rank is no faster than the mean, and hiding i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from planner.cost.layer import CostTable, Groups, rank_groups
 from planner.cost.row import reserve_bytes
 from planner.cost.step import CostModel
 from planner.cost.tail import Sync, Tail, exposed_tail, sync
-from planner.schedule.orders import in_flight
+from planner.schedule.orders import ZERO_BUBBLE, in_flight, virtual_stage
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.memory_bounds import layer_counts, static_bytes
 from planner.strategy.candidates import Candidates
@@ -41,6 +41,7 @@ from planner.strategy.decision import (
 from planner.strategy.limits import Limits
 
 INTERLEAVED = SCHEDULES.index("interleaved")
+ZB_V = SCHEDULES.index("zb-v")
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ def base_lower_bound(model: CostModel, table: CostTable, codes: list[int], limit
     """
     c, total = table.candidates, _Totals.of(table)
     m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
-    can_interleave = (m % c.pp == 0) & ("interleaved" in limits.schedules)
-    share = np.where(can_interleave, m / c.pp, plain_share(c.pp, m))
+    is_free = (m % c.pp == 0) & ("interleaved" in limits.schedules)
+    if any(name in limits.schedules for name in ZERO_BUBBLE):
+        is_free = is_free | (c.pp > 1)
+    share = np.where(is_free, m / c.pp, plain_share(c.pp, m, 1.0))
     best = np.full(len(c), np.inf)
     known: dict[int, Groups] = {}
     for code in codes:
@@ -106,9 +109,13 @@ def base_lower_bound(model: CostModel, table: CostTable, codes: list[int], limit
     return result
 
 
-def plain_share(pp: Number, m: Number) -> Number:
-    """Least T / W of a schedule without virtual stages: 1 / (1 - (1 - 1/m)^pp)."""
-    return 1.0 / (1.0 - (1.0 - 1.0 / m) ** pp)
+def plain_share(pp: Number, m: Number, filling: Number) -> Number:
+    """Least T / W of a schedule without virtual stages: f / (1 - (1 - f/m)^pp).
+
+    ``filling`` f: the share of a rank's time of a microbatch that the next rank must wait for. 1 for fill
+    and drain of whole backwards; the forward's share where weight gradients fill the drain.
+    """
+    return filling / (1.0 - (1.0 - filling / m) ** pp)
 
 
 def _spread_seconds(
@@ -183,21 +190,122 @@ def schedule_lower_bound(
     ``origin`` says which row of the table each is priced by. Infinite where the memory limit is passed with
     everything recomputed.
     """
-    plain = np.where(expanded.schedule == INTERLEAVED, 0.0, _plain_lower_bound(model, table)[origin])
-    return np.maximum(plain, _ranked_lower_bound(model, table, layout, expanded, origin))
+    result = _ranked_lower_bound(model, table, layout, expanded, origin)
+    values = None
+    for name in ("1f1b", "zb-h1"):
+        mine = np.flatnonzero((expanded.schedule == SCHEDULES.index(name)) & (expanded.pp > 1))
+        if len(mine):
+            values = values or _KindValues.of(model, table, np.arange(len(table.candidates)))
+            rows, back = np.unique(origin[mine], return_inverse=True)
+            result[mine] = _split_lower_bound(model, table, values.taken(rows), rows, name)[back]
+    return result
 
 
-def _plain_lower_bound(model: CostModel, table: CostTable) -> Array:
-    """Schedules without virtual stages: the work spread perfectly behind its fill, and the mean tail."""
-    c = table.candidates
-    m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
-    total, share = _Totals.of(table), plain_share(c.pp, m)
+def _split_lower_bound(
+    model: CostModel, table: CostTable, values: _KindValues, rows: IntArray, schedule: str
+) -> Array:
+    """Schedules without virtual stages: the best split nobody can beat, and the mean tail."""
+    c = table.candidates.take(rows)
+    total = _Totals.of(table).taken(rows)
+    share = split_share(model, table, values, c, rows, schedule)
     result = np.zeros(len(c))
     for code, where in _by_code(c.sharding):
         mine = total.taken(where)
-        groups = _taken(table.groups, where)
+        groups = _taken(values.groups, where)
         result[where] = _spread_seconds(model, groups, code, mine, c.take(where), mine.work, share[where])
     return result + model.constants.step_overhead_seconds
+
+
+BISECTIONS = 14
+
+
+def split_share(
+    model: CostModel,
+    table: CostTable,
+    values: _KindValues,
+    c: Candidates,
+    rows: IntArray,
+    schedule: str,
+) -> Array:
+    """Least T / W over all splits of the chain that fit; infinite where none does.
+
+    Rank r, with work x (of W = 1) and recomputation e behind work S of the ranks before it, cannot end before
+    g S + m (x + e), g the share of S that keeps it waiting: all of it under 1F1B (fill and drain), the
+    forwards f where weight gradients fill the drain. There also its first input gradient waits for microbatch
+    0 to come back, beside which only w - 1 = min(m, pp - r) - 1 warm-up forwards are done: no sooner than
+    f S + m x + (f + i)(1 - S - x) - (w - 1) f' x, i the input gradients' share, f' the most f of any layer.
+    Its a microbatches in flight hold x (s + a k) bytes, s and k the least static and saved bytes per second
+    of work of any block; what passes the limit is freed at the best seconds per byte. The first and the last
+    layer of the chain lie on the first and the last rank. A larger x on every rank is always better, so
+    bisection on T asks whether the largest x of all ranks reach the blocks' work.
+    """
+    is_zb = schedule in ZERO_BUBBLE
+    m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
+    pp = c.pp.astype(np.float64)
+    total = layer_counts(table) @ values.seconds
+    blocks = np.array([kind.role == "block" for kind in table.chain.kinds])
+    goal = (layer_counts(table) * blocks) @ values.seconds / total
+    static, saved, stuck = (
+        total * _least_ratio(value[blocks], values.seconds[blocks])
+        for value in (values.static, values.saved, values.saved - values.freeable)
+    )
+    rate = values.seconds_per_byte.min(axis=0) / total
+    least, most, turn = (share[rows] for share in _forward_shares(table))
+    waiting = least if is_zb else np.ones(len(c))
+    ends = (table.chain.layers[0], table.chain.layers[-1])
+    low, high = m / pp, np.full(len(c), np.inf)
+    middle = 2.0 * plain_share(pp, m, 1.0)  # first ask whether anything fits at all, recomputation included
+    for _ in range(BISECTIONS):
+        reached, placed = np.zeros(len(c)), np.zeros(len(c))
+        for rank in range(int(c.pp.max(initial=1))):
+            held = np.minimum(m, pp) if is_zb else np.maximum(1.0, np.minimum(m, pp - rank))
+            own = [rank == 0 and not blocks[ends[0]], (rank == pp - 1) & (not blocks[ends[1]])]
+            fixed = sum(has * values.seconds[kind] for has, kind in zip(own, ends, strict=True)) / total
+            kept = sum(
+                has * (values.static[kind] + held * values.saved[kind])
+                for has, kind in zip(own, ends, strict=True)
+            )
+            spare, room = (middle - waiting * reached) / m - fixed, values.spare_bytes - kept
+            with_recompute = (spare + room * rate / held) / (1.0 + (static + held * saved) * rate / held)
+            x = np.minimum(spare, with_recompute)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                x = np.minimum(x, np.where(room >= 0.0, room / (static + held * stuck), 0.0))
+                if is_zb:
+                    divisor = m - turn - np.maximum(0.0, np.minimum(m, pp - rank) - 1.0) * most
+                    turned = (middle - turn + (turn - least) * reached) / divisor - fixed
+                    x = np.where(divisor > 0.0, np.minimum(x, turned), x)
+            is_there = rank < pp
+            x = np.where(is_there, np.maximum(0.0, x), 0.0)
+            placed, reached = placed + x, reached + x + np.where(is_there, fixed, 0.0)
+        reaches = placed >= goal
+        low, high = np.where(reaches, low, middle), np.where(reaches, middle, high)
+        middle = np.where(np.isfinite(high), 0.5 * (low + high), 4.0 * middle)
+    # What does not fit in millions of times its own work never does.
+    return np.where(np.isfinite(high), low, np.inf)
+
+
+def _least_ratio(value: Array, seconds: Array) -> Array:
+    """The least value per second of work over the layer kinds that work."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(seconds > 0.0, value / seconds, np.inf)
+    result: Array = ratio.min(axis=0)
+    return result
+
+
+def _forward_shares(table: CostTable) -> tuple[Array, Array, Array]:
+    """Over the layer kinds: least and most share of forward, least of forward and input gradient."""
+    least = np.ones(len(table.candidates))
+    most, turn = np.zeros(len(table.candidates)), np.ones(len(table.candidates))
+    for row in table.rows:
+        forward, backward = row.forward_seconds(), row.backward_seconds(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = forward / (forward + backward)
+            around = (forward + backward - row.weight_seconds) / (forward + backward)
+        is_work = forward + backward > 0.0
+        least = np.where(is_work, np.minimum(least, share), least)
+        most = np.where(is_work, np.maximum(most, share), most)
+        turn = np.where(is_work, np.minimum(turn, around), turn)
+    return np.maximum(least, 1e-9), most, turn
 
 
 def _ranked_lower_bound(
@@ -211,7 +319,7 @@ def _ranked_lower_bound(
     """
     c = expanded
     result = np.zeros(len(c))
-    chosen = np.flatnonzero((c.schedule == INTERLEAVED) | (c.pp == 1))
+    chosen = np.flatnonzero(np.isin(c.schedule, (INTERLEAVED, ZB_V)) | (c.pp == 1))
     if not len(chosen):
         return result
     values = _KindValues.of(model, table, origin[chosen])
@@ -225,11 +333,12 @@ def _ranked_lower_bound(
     for index, (stages, degree, head, end, held, schedule) in enumerate(shapes.tolist()):
         mine = np.flatnonzero(which == index)
         chunks = balanced_chunks(layout.num_blocks, stages * degree, head, end)
-        counts = np.array([layout.kind_counts(*span) for span in chunks], dtype=np.float64)
-        counts = counts.reshape(degree, stages, -1)
         name = SCHEDULES[schedule]
+        placed = [[virtual_stage(name, r, v, stages) for r in range(stages)] for v in range(degree)]
+        counts = np.array([layout.kind_counts(*span) for span in chunks], dtype=np.float64)[placed]
         flight = np.array([in_flight(name, r, stages, held, degree) for r in range(stages)]).T
-        work = values.work(mine, counts, flight.astype(np.float64), m[mine].astype(np.float64))
+        fill = values.forward if schedule == ZB_V else values.seconds
+        work = values.work(mine, counts, flight.astype(np.float64), m[mine].astype(np.float64), fill)
         tail = values.tail(model, mine, counts.sum(axis=0))
         seconds = model.straggler_factor * work
         finish = np.maximum(seconds.max(axis=0) + tail.reduce[0], (seconds + tail.reduce).max(axis=0))
@@ -296,10 +405,21 @@ class _KindValues:
             data_ranks=c.data_ranks()[chosen],
         )
 
-    def work(self, mine: IntArray, counts: Array, flight: Array, m: Array) -> Array:
+    def taken(self, chosen: IntArray) -> _KindValues:
+        """The values of the chosen candidates."""
+        columns = {name: getattr(self, name)[:, chosen] for name in _COLUMNS}
+        return replace(
+            self,
+            **columns,
+            groups=_taken(self.groups, chosen),
+            sharding=self.sharding[chosen],
+            data_ranks=self.data_ranks[chosen],
+        )
+
+    def work(self, mine: IntArray, counts: Array, flight: Array, m: Array, fill: Array) -> Array:
         """Seconds before which rank r (rows) of candidates ``mine`` cannot end, fill and drain included.
 
-        counts[chunk, rank, kind], flight[chunk, rank].
+        counts[chunk, rank, kind], flight[chunk, rank]; ``fill``: what a kind keeps the next rank waiting.
         """
         per_rank = counts.sum(axis=0)
         work = per_rank @ self.seconds[:, mine]
@@ -312,7 +432,7 @@ class _KindValues:
             )
         extra = np.where(need > 0, need * rate.min(axis=1), 0.0)
         extra = np.where(need > held @ self.freeable[:, mine], np.inf, extra)
-        before = np.vstack([np.zeros(len(mine)), np.cumsum(counts[0] @ self.seconds[:, mine], axis=0)[:-1]])
+        before = np.vstack([np.zeros(len(mine)), np.cumsum(counts[0] @ fill[:, mine], axis=0)[:-1]])
         result: Array = before + m * (work + extra)
         return result
 
@@ -363,16 +483,24 @@ def _taken(groups: Groups, chosen: IntArray) -> Groups:
 
 
 def rank_lower_bound(
-    before: float, forward: float, backward: float, after: float, microbatches: int, warmup: int
+    before: float,
+    forward: float,
+    backward: float,
+    after: float,
+    microbatches: int,
+    warmup: int,
+    *,
+    has_drain: bool = True,
 ) -> float:
     """When the step can end at the earliest, judged from one rank of a non-interleaved schedule.
 
     ``before`` and ``after``: forward plus backward of one microbatch on the ranks before and after;
     ``warmup``: forwards issued before the first backward. The rank fills and drains with ``before``, works
     m (f + b), and idles while its first microbatch travels down and back (``after`` less the warm-up
-    forwards that hide it) and, when m > warmup, again for its last one behind the draining backwards.
+    forwards that hide it) and, when m > warmup, again for its last one behind the draining backwards
+    (not where weight gradients fill the drain: ``has_drain`` False).
     """
     idle = max(0.0, after - (warmup - 1) * forward)
-    if microbatches > warmup:
+    if microbatches > warmup and has_drain:
         idle += max(0.0, after - (warmup - 1) * backward)
     return before + microbatches * (forward + backward) + idle

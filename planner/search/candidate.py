@@ -9,7 +9,7 @@ import numpy as np
 from planner.cost.row import CandidateRow
 from planner.cost.stage import StageModel
 from planner.cost.step import CostModel, blocks_sends, send_times, tied_embedding_seconds
-from planner.schedule.orders import alive_states
+from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.partition import Partitioner, RecomputePolicy
 from planner.search.recompute import Choice, Group, plain_items
@@ -56,8 +56,8 @@ class CandidateSolver:
     def _solve(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
         stages = self.model.stage_model({row.sharding: row})
         fixed = tied_embedding_seconds(self.model, row) + self.model.constants.step_overhead_seconds
-        if row.schedule == "interleaved":
-            return self._interleaved(row, stages, policy, incumbent - fixed, fixed)
+        if row.virtual_stages > 1:
+            return self._chunked(row, stages, policy, incumbent - fixed, fixed)
         partitions = Partitioner(
             stages, self.layout, self.limit_bytes, self.model.straggler_factor, self._sends(row), policy
         ).solve(incumbent - fixed)
@@ -81,7 +81,7 @@ class CandidateSolver:
         scale = self.layout.cut_scales(self.model.problem.model)
         return [0.0, *(plain * max(1.0, s / scale[0]) for s in scale), 0.0]
 
-    def _interleaved(
+    def _chunked(
         self,
         row: CandidateRow,
         stages: StageModel,
@@ -98,7 +98,7 @@ class CandidateSolver:
         picks: list[list[tuple[int, int, tuple[Group, ...], Choice]]] = []
         for rank in range(pp):
             states = alive_states(row.schedule, rank, pp, m, v)
-            spans = [chunks[chunk * pp + rank] for chunk in range(v)]
+            spans = [chunks[virtual_stage(row.schedule, rank, chunk, pp)] for chunk in range(v)]
             parts = [
                 self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
             ]
@@ -119,18 +119,41 @@ class CandidateSolver:
             first_reduce = first_reduce if rank else tail.reduce
             update = max(update, tail.optimizer + tail.gather)
             # The bound is that of the cheaper choice that counts the end of the warm-up alone.
-            spared = choice.extra_seconds - least.extra_seconds
-            busy = m * (forward + backward - spared)
+            spared = choice.extra_seconds - least.extra_seconds + least.spared_seconds
+            busy = m * (forward + backward - spared) + self._turn(row, chunks, rank, fill)
             ends = (factor * (fill + busy) + first_reduce, factor * (forward_fill + busy) + tail.reduce)
             worst = max(worst, *ends)
             first = stages.seconds(plain_items(parts[0], row.sharding))
             # The first microbatch travels down and the last one back up over this boundary.
             send = sends[rank]
-            fill, forward_fill = fill + sum(first) + 2.0 * send, forward_fill + first[0] + send
+            drain = 0.0 if row.schedule in ZERO_BUBBLE else first[1] + send
+            fill, forward_fill = fill + first[0] + send + drain, forward_fill + first[0] + send
             if worst + update >= incumbent:
                 return None
             picks.append([(*span, p, c) for span, p, c in zip(spans, parts, split, strict=True)])
         return Solved((self._decision(row, chunks, picks),), worst + update + fixed)
+
+    def _turn(self, row: CandidateRow, chunks: tuple[tuple[int, int], ...], rank: int, fill: float) -> float:
+        """Idle seconds of a rank of the V before its first backward, beyond ``fill``; 0 for other schedules.
+
+        Its first input gradient waits for microbatch 0 to pass every chunk down and the later ones back; only
+        the forwards of the warm-up can be done until then.
+        """
+        if row.schedule != "zb-v":
+            return 0.0
+        pp, m = row.degrees.pp, row.microbatches
+        second = 2 * pp - 1 - rank
+        forward = [self._forward(row, chunks[c]) for c in range(2 * pp)]
+        back = sum(self._input_gradient(row, chunks[c]) for c in range(second + 1, 2 * pp))
+        done = min(m, second) * forward[rank] + min(m, rank + 1) * forward[second]
+        return max(0.0, sum(forward) + back - done - fill)
+
+    def _forward(self, row: CandidateRow, span: tuple[int, int]) -> float:
+        return self.layout.sum_over([kind.forward_seconds for kind in row.kinds], *span)
+
+    def _input_gradient(self, row: CandidateRow, span: tuple[int, int]) -> float:
+        least = [min(kind.backward_seconds) - kind.weight_seconds for kind in row.kinds]
+        return self.layout.sum_over(least, *span)
 
     def _fitting(
         self,

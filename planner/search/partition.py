@@ -10,13 +10,17 @@ no other is at most equal in all five; ranges that cannot beat the incumbent are
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from planner.cost.row import CandidateRow
 from planner.cost.stage import StageModel
-from planner.cost.tail import Tail
-from planner.schedule.orders import warmup_operations
-from planner.search.bounds import rank_lower_bound
+from planner.cost.tail import Sync, Tail
+from planner.schedule.orders import ZERO_BUBBLE, alive_states, warmup_operations
+from planner.search.bounds import plain_share, rank_lower_bound
 from planner.search.layout import Layout
 from planner.search.recompute import Choice, Group, choose_recompute, plain_items
 
@@ -26,14 +30,12 @@ PRICED_SPLITS = 4
 
 @dataclass(frozen=True)
 class RankChoice:
-    """One rank's block range and recompute choice, with its seconds per microbatch (sends included)."""
+    """One rank's block range, its layers in groups and their recompute choice."""
 
     first: int
     end: int
     groups: tuple[Group, ...]
     choice: Choice
-    forward: float
-    backward: float
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,29 @@ class Partition:
     ranks: tuple[RankChoice, ...]
 
 
-@dataclass(frozen=True)
-class _Label:
-    """What ranks 0..i cost: T, U, S, F and R of the module docstring, seconds; T has the straggler factor."""
+@dataclass(frozen=True, slots=True)
+class _Priced:
+    """A rank's recompute choice, its least seconds per microbatch (sends excluded) and its tail."""
+
+    choice: Choice
+    forward: float
+    backward: float
+    tail: Tail
+
+
+class _Label(NamedTuple):
+    """What ranks 0..i cost: T, U, S, F and R of the module docstring, seconds; T has the straggler factor.
+
+    ``end``: blocks placed; ``priced`` and ``parent``: the last rank and the ranks before it.
+    """
 
     total: float
     update: float
     before: float
     forward: float
     reduce: float
-    rank: RankChoice | None = None
+    end: int = 0
+    priced: _Priced | None = None
     parent: _Label | None = None
 
     @property
@@ -97,10 +112,20 @@ class Partitioner:
         row = stages.row
         self.pp, self.m = row.degrees.pp, row.microbatches
         self.warmup = [warmup_operations(row.schedule, r, self.pp, self.m) for r in range(self.pp)]
+        self.alive = [alive_states(row.schedule, r, self.pp, self.m)[0][0] for r in range(self.pp)]
+        # Where weight gradients fill the drain, a rank behind keeps this one waiting by its forwards alone.
+        self.has_drain = row.schedule not in ZERO_BUBBLE
+        self.filling = 1.0 if self.has_drain else least_forward_share_of(row)
         cheapest = [kind.forward_seconds + min(kind.backward_seconds) for kind in row.kinds]
         n = layout.num_blocks
         self.rest = [layout.sum_over(cheapest, block, n) if block < n else 0.0 for block in range(n + 1)]
+        # What the first microbatch takes there and back: whole backwards, or their input gradients alone.
+        weights = [0.0 if self.has_drain else kind.weight_seconds for kind in row.kinds]
+        turn = [seconds - weight for seconds, weight in zip(cheapest, weights, strict=True)]
+        self.around = [layout.sum_over(turn, block, n) if block < n else 0.0 for block in range(n + 1)]
         self.least_send = min(send_at[1:n], default=0.0) if self.pp > 1 else 0.0
+        self.shares = [float(plain_share(r, self.m, self.filling)) if r else 0.0 for r in range(self.pp + 1)]
+        self._synchronised: dict[tuple[int, ...], Sync] = {}
         self._cache: dict[tuple[tuple[int, ...], int], _Priced | None] = {}
 
     def solve(self, incumbent_seconds: float) -> list[Partition]:
@@ -109,77 +134,132 @@ class Partitioner:
         Bounds are exact only without sends and recompute, so a few splits are returned for pricing.
         """
         n = self.layout.num_blocks
+        starts = self._earliest_starts()
+        if starts is None:
+            return []
+        incumbent_seconds = min(incumbent_seconds, self._balanced(starts) * (1.0 + SMALL) + SMALL)
         frontier: dict[int, list[_Label]] = {0: [START]}
         for rank in range(self.pp):
             following: dict[int, list[_Label]] = {}
             for first, labels in frontier.items():
+                longest = max(self._room(rank, label, incumbent_seconds) for label in labels)
+                ends = self._ends(rank, first, starts[rank + 1], longest)
                 for label in labels:
-                    for end in self._ends(rank, label, first, incumbent_seconds):
-                        extended = self._extend(label, rank, first, end, incumbent_seconds)
-                        if extended is not None:
-                            _keep(following.setdefault(end, []), extended)
+                    for extended in self._extended(label, rank, first, ends, incumbent_seconds):
+                        _keep(following.setdefault(extended.end, []), extended)
             frontier = following
         final = sorted(frontier.get(n, []), key=lambda label: (label.bound, label.before))
         return [self._partition(label) for label in final[:PRICED_SPLITS]]
 
+    def _balanced(self, starts: list[int]) -> float:
+        """The bound of a split into equal work, infinite where it does not fit: what others must beat."""
+        label, n = START, self.layout.num_blocks
+        for rank in range(self.pp):
+            behind = self.pp - rank - 1
+            goal = self.rest[label.end] * behind / (behind + 1)
+            end = bisect.bisect_left(self.rest, -goal, label.end + 1, n - behind, key=lambda rest: -rest)
+            end = max(end, starts[rank + 1], label.end + 1) if behind else n
+            priced = self._price(rank, label.end, end)
+            if priced is None:
+                return math.inf
+            label = self._extend(label, rank, label.end, end, priced)
+        return label.bound
+
     def _partition(self, label: _Label) -> Partition:
         ranks: list[RankChoice] = []
         step: _Label | None = label
-        while step is not None and step.rank is not None:
-            ranks.append(step.rank)
+        while step is not None and step.priced is not None:
+            rank, first = self.pp - len(ranks) - 1, step.parent.end if step.parent else 0
+            groups = self.layout.groups(first, step.end, (self.alive[rank],))
+            ranks.append(RankChoice(first, step.end, groups, step.priced.choice))
             step = step.parent
         return Partition(label.bound, tuple(reversed(ranks)))
 
-    def _ends(self, rank: int, label: _Label, first: int, incumbent: float) -> list[int]:
-        """Block ranges worth trying: not so long that this rank, nor so short that the rest, is too slow."""
+    def _earliest_starts(self) -> list[int] | None:
+        """Per rank the first block it may start at so that it and the ranks behind can hold the rest.
+
+        None when no split fits. Fewer layers never need more memory, so each is found by bisection.
+        """
+        starts = [self.layout.num_blocks] * (self.pp + 1)
+        for rank in reversed(range(self.pp)):
+            low, high = rank, starts[rank + 1]
+            while low < high:
+                middle = (low + high) // 2
+                if self._price(rank, middle, starts[rank + 1]) is None:
+                    low = middle + 1
+                else:
+                    high = middle
+            if high == starts[rank + 1]:
+                return None
+            starts[rank] = high
+        return starts if starts[0] == 0 else None
+
+    def _room(self, rank: int, label: _Label, incumbent: float) -> float:
+        """Seconds a rank behind ``label`` may work for all microbatches and still beat the incumbent."""
+        reduce = label.reduce if rank else 0.0
+        return (incumbent - label.update - reduce) / self.factor - label.before
+
+    def _ends(self, rank: int, first: int, earliest: int, longest: float) -> list[tuple[int, _Priced]]:
+        """Where a rank that starts at ``first`` may end, priced: the rest must fit behind it.
+
+        ``longest``: seconds of work for all microbatches beyond which it cannot pay.
+        """
         n, left = self.layout.num_blocks, self.pp - rank - 1
-        if left == 0:
-            return [n] if first < n else []
-        room = (incumbent - label.update - label.reduce) / self.factor
         found = []
-        for end in range(first + 1, n - left + 1):
-            mine = self.rest[first] - self.rest[end]
-            if label.before + self.m * mine >= room:
+        for end in range(max(first + 1, earliest) if left else n, n - left + 1):
+            if self.m * (self.rest[first] - self.rest[end]) >= longest:
                 break
-            if self._spread(self.rest[end], label.before + mine, left) < room:
-                found.append(end)
+            priced = self._price(rank, first, end)
+            if priced is None:
+                break
+            found.append((end, priced))
         return found
+
+    def _extended(
+        self, label: _Label, rank: int, first: int, ends: list[tuple[int, _Priced]], incumbent: float
+    ) -> Iterator[_Label]:
+        """The label with one more rank, for every end that may beat the incumbent."""
+        left = self.pp - rank - 1
+        room = self._room(rank, label, incumbent)
+        for end, priced in ends:
+            mine = self.rest[first] - self.rest[end]
+            if self.m * mine >= room:
+                return
+            if left and self._spread(self.rest[end], self.filling * mine, left) >= room:
+                continue
+            extended = self._extend(label, rank, first, end, priced)
+            if extended.bound < incumbent:
+                yield extended
 
     def _spread(self, work: float, before: float, ranks: int) -> float:
         """Least T for ``work`` spread perfectly over ``ranks`` ranks behind ``before`` seconds of fill."""
-        keep = (1.0 - 1.0 / self.m) ** ranks
-        return before + work / (1.0 - keep)
+        return before + work * self.shares[ranks]
 
-    def _extend(self, label: _Label, rank: int, first: int, end: int, incumbent: float) -> _Label | None:
-        found = self._price(rank, first, end)
-        if found is None:
-            return None
-        tail = found.tail
-        forward = found.forward + (self.send_at[end] if rank + 1 < self.pp else 0.0)
-        backward = found.backward + (self.send_at[first] if rank else 0.0)
-        after = self._after(rank, end)
-        bound = rank_lower_bound(label.before, forward, backward, after, self.m, self.warmup[rank])
+    def _extend(self, label: _Label, rank: int, first: int, end: int, priced: _Priced) -> _Label:
+        tail = priced.tail
+        forward = priced.forward + (self.send_at[end] if rank + 1 < self.pp else 0.0)
+        backward = priced.backward + (self.send_at[first] if rank else 0.0)
+        after, warmup = self._after(rank, end), self.warmup[rank]
+        bound = rank_lower_bound(
+            label.before, forward, backward, after, self.m, warmup, has_drain=self.has_drain
+        )
         first_reduce = label.reduce if rank else tail.reduce
         # This rank itself ends before the backwards of the ranks before it, and then reduces.
         mine = bound - (label.before - label.forward)
         total = max(label.total, self.factor * bound + first_reduce, self.factor * mine + tail.reduce)
         update = max(label.update, tail.optimizer + tail.gather)
-        if total + update >= incumbent:
-            return None
-        groups = self.layout.groups(first, end, (self.warmup[rank],))
-        choice = RankChoice(first, end, groups, found.choice, forward, backward)
-        before = label.before + forward + backward
-        return _Label(total, update, before, label.forward + forward, first_reduce, choice, label)
+        before = label.before + forward + (backward if self.has_drain else 0.0)
+        return _Label(total, update, before, label.forward + forward, first_reduce, end, priced, label)
 
     def _after(self, rank: int, end: int) -> float:
         """Least time of one microbatch on the ranks behind, sends included: down and back again."""
         ranks = self.pp - rank - 1
         sends = 2 * ranks - 1 if ranks else 0
-        return self.rest[end] + sends * self.least_send
+        return self.around[end] + sends * self.least_send
 
     def _price(self, rank: int, first: int, end: int) -> _Priced | None:
         """One rank priced, None when it does not fit."""
-        key = (self.layout.kind_counts(first, end), self.warmup[rank])
+        key = (self.layout.kind_counts(first, end), self.alive[rank])
         if key not in self._cache:
             self._cache[key] = self._price_new(rank, first, end)
         return self._cache[key]
@@ -187,23 +267,17 @@ class Partitioner:
     def _price_new(self, rank: int, first: int, end: int) -> _Priced | None:
         stages = self.stages
         sharding = stages.row.sharding
-        groups = self.layout.groups(first, end, (self.warmup[rank],))
+        groups = self.layout.groups(first, end, (self.alive[rank],))
         choice = self.policy.choose(stages, groups, self.limit, sharding)
         if choice is None:
             return None
         items = choice.items(groups, sharding)
         forward, backward = stages.seconds(items)
-        return _Priced(choice, forward, backward, stages.tail(items, forward, backward))
-
-
-@dataclass(frozen=True)
-class _Priced:
-    """A rank's recompute choice, its seconds per microbatch (sends excluded) and its tail."""
-
-    choice: Choice
-    forward: float
-    backward: float
-    tail: Tail
+        counts = self.layout.kind_counts(first, end)
+        if counts not in self._synchronised:
+            self._synchronised[counts] = stages.synchronised(items)
+        tail = stages.exposed(self._synchronised[counts], forward, backward)
+        return _Priced(choice, forward, backward - choice.spared_seconds, tail)
 
 
 @dataclass(frozen=True)
@@ -248,6 +322,16 @@ class RecomputePolicy:
                 left -= used
                 counts.append((0, used))
         return tuple(counts)
+
+
+def least_forward_share_of(row: CandidateRow) -> float:
+    """The least share of forward in forward plus backward over the layer kinds of one candidate."""
+    shares = [
+        kind.forward_seconds / (kind.forward_seconds + kind.backward_seconds[0])
+        for kind in row.kinds
+        if kind.forward_seconds > 0.0
+    ]
+    return min(shares, default=1.0)
 
 
 def _keep(labels: list[_Label], new: _Label) -> None:

@@ -38,10 +38,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Choice:
-    """Modes chosen for one rank: (selective, full) counts per group, and the extra seconds."""
+    """Modes chosen for one rank: (selective, full) counts per group, and the extra seconds.
+
+    ``spared_seconds``: by how much a choice nobody looked for could at most be cheaper; 0 when exact.
+    """
 
     extra_seconds: float
     counts: tuple[tuple[int, int], ...]
+    spared_seconds: float = 0.0
 
     def items(self, groups: tuple[Group, ...], sharding: int) -> list[Item]:
         """The rank's layers as items."""
@@ -85,6 +89,8 @@ def choose_recompute(
     if least_extra_seconds(kinds, groups, excess / slack) >= most_extra_seconds:
         return None
     blocks = sorted({g.kind for g in groups if g.is_block and g.count})
+    if len(blocks) > EXACT_KINDS:
+        return _by_efficiency(kinds, groups, excess / slack)
     best: Choice | None = None
     for working in _working_sets(kinds, blocks):
         need = excess / slack + working
@@ -97,6 +103,53 @@ def choose_recompute(
 
 
 MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
+EXACT_KINDS = 4
+
+
+def _by_efficiency(kinds: tuple[KindCost, ...], groups: tuple[Group, ...], need: float) -> Choice | None:
+    """Many kinds of layers: the linear relaxation of the knapsack rounded up, and how far it may be off.
+
+    Each layer's modes form a convex chain of steps (bytes freed, seconds); steps are taken by seconds per
+    byte until ``need`` and the largest working set are free. The relaxation without working sets is the
+    bound (Dantzig 1957; multiple-choice knapsack, Sinha and Zoltners 1979).
+    """
+    steps = sorted(
+        (seconds / freed, index, step, freed, seconds)
+        for index, group in enumerate(groups)
+        if group.is_block
+        for step, (freed, seconds) in enumerate(_steps(kinds[group.kind], group.in_flight))
+        for _ in range(group.count)
+    )
+    working = max((max(kinds[g.kind].working_bytes) for g in groups if g.is_block and g.count), default=0.0)
+    least = extra = freed = 0.0
+    taken: dict[int, list[int]] = {}
+    for rate, index, step, bytes_freed, seconds in steps:
+        if freed >= need + working:
+            break
+        if freed < need:
+            least += rate * min(bytes_freed, need - freed)
+        freed, extra = freed + bytes_freed, extra + seconds
+        taken.setdefault(index, [0, 0])[step] += 1
+    if freed < (need + working) * TOLERANCE:
+        return None
+    counts = []
+    for index, group in enumerate(groups):
+        first, second = taken.get(index, [0, 0])
+        is_single = len(_steps(kinds[group.kind], group.in_flight)) == 1
+        counts.append((0, first) if is_single else (first - second, second))
+    return Choice(extra, tuple(counts), extra - least)
+
+
+def _steps(kind: KindCost, in_flight: int) -> list[tuple[float, float]]:
+    """(bytes freed, seconds) of going to selective and on to full, or to full at once where cheaper."""
+    freed = [(kind.saved_bytes[0] - kind.saved_bytes[mode]) * in_flight for mode in range(3)]
+    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
+    if freed[2] <= 0.0:
+        return []
+    more_freed, more_cost = freed[2] - freed[1], costs[2] - costs[1]
+    if freed[1] > 0.0 and more_freed > 0.0 and costs[1] * more_freed <= more_cost * freed[1]:
+        return [(freed[1], costs[1]), (more_freed, more_cost)]
+    return [(freed[2], costs[2])]
 
 
 def _cheapest(

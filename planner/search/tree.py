@@ -7,6 +7,7 @@ exact: what they remove is not a valid plan, or is equal to a plan that stays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -142,7 +143,9 @@ def expand_schedules(
     options = _schedule_options(c, problem, limits, pins)
     origin = np.repeat(counts, [len(row) for row in options])
     expanded = _cross(c, options)
-    funnel.add("schedule", len(expanded), "1f1b, and interleaving with one degree per chunk depth")
+    funnel.add(
+        "schedule", len(expanded), "1f1b, zero bubble, and interleaving with one degree per chunk depth"
+    )
     rules = {rule.name: rule for rule in RULES}
     for name in ("layers-by-stages", "interleaving"):
         keep = rules[name].holds(expanded, problem)
@@ -279,27 +282,38 @@ def virtual_stage_choices(blocks_per_rank: int) -> list[int]:
 def _schedule_options(
     c: Candidates, problem: Problem, limits: Limits, pins: Pins
 ) -> list[list[dict[str, int]]]:
-    """1F1B (or the pinned schedule), and interleaving. GPipe holds more and finishes no sooner than 1F1B."""
-    interleaved = SCHEDULES.index("interleaved")
-    plain = pins.schedule if pins.schedule in ("1f1b", "gpipe") else "1f1b"
-    table = {pp: virtual_stage_choices(-(-problem.model.num_layers // pp)) for pp in set(c.pp.tolist())}
+    """The schedules of each candidate, by (pp, whether pp divides the microbatches)."""
     microbatches = c.microbatches(problem.workload.global_batch).tolist()
     known: dict[tuple[int, bool], list[dict[str, int]]] = {}
     options = []
     for pp, m in zip(c.pp.tolist(), microbatches, strict=True):
         key = (pp, m % pp == 0)
-        if key in known:
-            options.append(known[key])
-            continue
-        row = known[key] = []
-        if pins.schedule != "interleaved" and pins.virtual_stages in (None, 1):
-            row.append({"schedule": SCHEDULES.index(plain), "virtual_stages": 1})
-        wants = pins.schedule in (None, "interleaved") and "interleaved" in limits.schedules
-        if wants and pp > 1 and m % pp == 0 and pins.virtual_stages != 1:
-            degrees = table[pp] if pins.virtual_stages is None else [pins.virtual_stages]
-            row += [{"schedule": interleaved, "virtual_stages": v} for v in degrees]
-        options.append(row)
+        if key not in known:
+            pairs = list(_schedules_of(*key, problem.model.num_layers, limits, pins))
+            known[key] = [{"schedule": SCHEDULES.index(name), "virtual_stages": v} for name, v in pairs]
+        options.append(known[key])
     return options
+
+
+def _schedules_of(
+    pp: int, is_multiple: bool, num_layers: int, limits: Limits, pins: Pins
+) -> Iterator[tuple[str, int]]:
+    """(schedule, virtual stages): 1F1B, interleaving, zero bubble; GPipe only when pinned.
+
+    GPipe holds more than 1F1B and finishes no sooner.
+    """
+    wanted = limits.schedules if pins.schedule is None else (pins.schedule,)
+    degree = pins.virtual_stages
+    if degree in (None, 1):
+        if pins.schedule in (None, "1f1b", "gpipe") or (pp == 1 and pins.schedule != "interleaved"):
+            yield pins.schedule if pins.schedule == "gpipe" else "1f1b", 1
+        if pp > 1 and "zb-h1" in wanted:
+            yield "zb-h1", 1
+    if pp > 1 and "zb-v" in wanted and degree in (None, 2):
+        yield "zb-v", 2
+    if pp > 1 and is_multiple and "interleaved" in wanted and degree != 1:
+        choices = virtual_stage_choices(-(-num_layers // pp)) if degree is None else [degree]
+        yield from (("interleaved", v) for v in choices)
 
 
 def sharding_codes(limits: Limits, pins: Pins) -> list[int]:

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 SHARDINGS = ("none", "optimizer", "gradients", "parameters")
 SHARDING_GROUPS = ("global", "island")
 RECOMPUTES = ("none", "selective", "full")
-SCHEDULES = ("1f1b", "interleaved", "gpipe")
+SCHEDULES = ("1f1b", "interleaved", "gpipe", "zb-h1", "zb-v", "zb-h2")
 RANK_ORDER = "tp-cp-dp-pp"
 
 SHARDING_NONE, SHARDING_OPTIMIZER, SHARDING_GRADIENTS, SHARDING_PARAMETERS = range(4)
 GROUP_GLOBAL, GROUP_ISLAND = range(2)
 RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(3)
+
+
+def rank_of_stage(schedule: str, stage: int, pp: int) -> int:
+    """The pipeline rank a virtual stage runs on: c mod pp, or back up the V (``schedule.orders``)."""
+    return 2 * pp - 1 - stage if schedule == "zb-v" and stage >= pp else stage % pp
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,8 @@ class Degrees:
 class Decision:
     """All choices of a plan.
 
-    ``chunks[c]`` is the (first, end) range of blocks on virtual stage c; virtual stage c runs on pipeline
-    rank c % pp. The embedding belongs to the first virtual stage, the final norm and head to the last.
+    ``chunks[c]`` is the (first, end) range of blocks on virtual stage c, which runs on pipeline rank
+    ``rank_of_stage``. The embedding belongs to the first virtual stage, the final norm and head to the last.
     ``recompute[b]`` is the recompute code of block b; ``sharding`` (and its group) is one for the plan,
     ``layer_sharding`` overrides it per block when not empty.
     """
@@ -73,7 +78,11 @@ class Decision:
     def blocks_of_rank(self, rank: int) -> list[tuple[int, tuple[int, int]]]:
         """(chunk index on the rank, block range) of one pipeline rank, in model order."""
         pp = self.degrees.pp
-        return [(c // pp, span) for c, span in enumerate(self.chunks) if c % pp == rank]
+        return [
+            (stage // pp, span)
+            for stage, span in enumerate(self.chunks)
+            if rank_of_stage(self.schedule, stage, pp) == rank
+        ]
 
     def recompute_summary(self) -> str:
         """none, selective, full, or "mixed" when blocks differ."""
@@ -92,8 +101,8 @@ class Decision:
             parts.append(f"ETP{d.expert_tp}")
         if self.virtual_stages > 1:
             parts.append(f"VP{self.virtual_stages}")
-        if self.schedule == "gpipe":
-            parts.append("gpipe")
+        if self.schedule not in ("1f1b", "interleaved"):
+            parts.append(self.schedule)
         parts.append(f"mb{self.microbatch_size}")
         shard = SHARDINGS[self.sharding]
         if self.sharding != SHARDING_NONE and self.sharding_group == GROUP_ISLAND:

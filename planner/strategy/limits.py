@@ -27,7 +27,7 @@ class Limits:
     target: str
     shardings: tuple[str, ...] = ("none", "optimizer", "gradients", "parameters")
     sharding_groups: tuple[str, ...] = ("global", "island")
-    schedules: tuple[str, ...] = ("1f1b", "interleaved", "gpipe")
+    schedules: tuple[str, ...] = ("1f1b", "interleaved", "gpipe", "zb-h1", "zb-v")
     recompute_granularity: Literal["layer", "uniform"] = "layer"
     has_layer_sharding: bool = True
     parameter_sharding_with_pipeline: bool = True

@@ -21,7 +21,7 @@ from planner.strategy.decision import (
     SHARDING_NONE,
 )
 
-INTERLEAVED = SCHEDULES.index("interleaved")
+INTERLEAVED, ZB_H1, ZB_V, ZB_H2 = map(SCHEDULES.index, ("interleaved", "zb-h1", "zb-v", "zb-h2"))
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,19 @@ def _batch_hold(c: Candidates, p: Problem) -> BoolArray:
 
 def _interleaved_hold(c: Candidates, p: Problem) -> BoolArray:
     m = c.microbatches(p.workload.global_batch)
-    is_interleaved = c.schedule == INTERLEAVED
-    fits = (c.virtual_stages > 1) & (c.pp > 1) & (m % c.pp == 0)
-    return _all(c, iter([np.where(is_interleaved, fits, c.virtual_stages == 1)]))
+    is_piped = c.pp > 1
+    fits = [
+        (INTERLEAVED, (c.virtual_stages > 1) & is_piped & (m % c.pp == 0)),
+        (ZB_V, (c.virtual_stages == 2) & is_piped),
+        (ZB_H1, (c.virtual_stages == 1) & is_piped),
+        (ZB_H2, (c.virtual_stages == 1) & is_piped),
+    ]
+    return _all(
+        c,
+        iter(
+            [np.select([c.schedule == code for code, _ in fits], [f for _, f in fits], c.virtual_stages == 1)]
+        ),
+    )
 
 
 def _island_hold(c: Candidates, p: Problem) -> BoolArray:
@@ -212,7 +222,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "interleaving",
-        "virtual stages need the interleaved schedule, pp > 1 and microbatches a multiple of pp",
+        "virtual stages need the interleaved schedule, pp > 1 and microbatches a multiple of pp; zero bubble "
+        "needs pp > 1, zb-v exactly 2 virtual stages",
         "virtual_stages",
         _interleaved_hold,
         lambda c, p: (

@@ -45,7 +45,7 @@ class Exhaustive:
     def __init__(
         self,
         model: CostModel,
-        schedules: Sequence[str] = ("1f1b", "interleaved"),
+        schedules: Sequence[str] = ("1f1b", "interleaved", "zb-h1", "zb-v"),
         *,
         is_folded: bool = True,
     ) -> None:
@@ -196,19 +196,22 @@ class Exhaustive:
     ) -> Iterator[tuple[str, int, Chunks]]:
         """(schedule, virtual stages, block ranges): every split in order, and the balanced interleavings."""
         blocks, pp = len(self.kinds), degrees.pp
-        for schedule in ("1f1b", "gpipe"):
-            if schedule in self.schedules:
+        for schedule in ("1f1b", "gpipe", "zb-h1"):
+            if schedule in self.schedules and (pp > 1 or schedule != "zb-h1"):
                 for sizes in compositions(blocks, pp):
                     yield schedule, 1, ranges(sizes)
-        if "interleaved" not in self.schedules or pp == 1 or microbatches % pp:
-            return
-        for stages in range(2, blocks // pp + 1):
+        chunked = []
+        if "interleaved" in self.schedules and pp > 1 and microbatches % pp == 0:
+            chunked += [("interleaved", stages) for stages in range(2, blocks // pp + 1)]
+        if "zb-v" in self.schedules and pp > 1 and blocks >= 2 * pp:
+            chunked.append(("zb-v", 2))
+        for schedule, stages in chunked:
             probe = Decision(
-                degrees, split, sharding, group, "interleaved", stages, size,
+                degrees, split, sharding, group, schedule, stages, size,
                 microbatches, (), (),
             )  # fmt: skip
             row = decision_rows(self.model, probe)[sharding]
-            yield "interleaved", stages, interleaved_chunks(Layout(self.model.chain), row)
+            yield schedule, stages, interleaved_chunks(Layout(self.model.chain), row)
 
     def assignments(self, chunks: Chunks) -> Iterator[tuple[int, ...]]:
         """Recompute modes of all blocks: 3^blocks, or once per count of modes of equal layers in a chunk."""
