@@ -22,6 +22,7 @@ from planner.model.spec import Attention, LatentAttention
 
 FLASH_BACKWARD_FLOP_FACTOR = 2.5
 NUM_PRODUCTS = 4  # query, key, value and output projection
+VALUE_PRODUCT = 3
 # Passes over the score matrix of unfused attention: forward writes scores, reads and writes softmax, reads
 # it for the value product; backward mirrors that with two gradients.
 UNFUSED_FORWARD_PASSES = 5.0
@@ -72,7 +73,7 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
     head_norm = 2.0 if attention.qk_norm else 1.0
     forward = forward + device.pass_seconds(positions * head_norm)
     backward = backward + device.pass_seconds(positions * head_norm)
-    selective, again = _selective(s, forward, out, tokens, key_tokens, h, q, kv)
+    listed = _selective(s, forward, out, tokens, key_tokens, h, q, kv)
     context = mean_context(attention, s.sequence, keys)
     core = _core(s, heads, attention.head_dim, attention.head_dim, q, kv, context, key_tokens, dropout)
     saved = ELEMENT_BYTES * (tokens * q + 2.0 * key_tokens * kv)
@@ -88,9 +89,10 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
         + Part(
             forward_compute=forward,
             backward_compute=backward,
-            selective_recompute=again,
+            selective_recompute=listed.selective_recompute,
             saved_bytes=saved,
-            selective_bytes=saved if selective is None else selective,
+            selective_bytes=listed.selective_bytes if s.stack.recomputed_product_period else saved,
+            selective_extra_bytes=listed.selective_extra_bytes,
             transient_bytes=gathered + 2.0 * saved,
             kernels=5.0,
         )
@@ -106,25 +108,26 @@ def _selective(
     h: int,
     q: Number,
     kv: Number,
-) -> tuple[Number | None, Number]:
-    """(bytes kept, seconds repeated) under an operator list, of the products query, key, value, output.
+) -> Part:
+    """Bytes kept and seconds repeated under an operator list, of the query, key, value, output products.
 
-    (None, 0) on a stack whose selective recompute is the attention core. A kept product's output is the
-    whole local result: the output projection's is h wide on every tp rank, a partial sum.
+    A kept product's output is the whole local result: the output projection's is h wide on every tp rank, a
+    partial sum, and its reduce-scattered share is kept beside it. Backward itself needs only the values:
+    queries and keys are saved rotated. Nothing on a stack whose selective recompute is the attention core.
     """
     if not s.stack.recomputed_product_period:
-        return None, 0.0
+        return Part()
     outputs = ((tokens, q), (key_tokens, kv), (key_tokens, kv), (tokens, h))
-    kept, spared = 0.0 * tokens, 0.0 * tokens
-    whole = s.device.matmul_seconds(tokens, q + 2 * kv, h) if key_tokens is tokens else forward - out
-    width = q + 2 * kv
+    into = s.device.matmul_seconds(tokens, q + 2 * kv, h) if key_tokens is tokens else forward - out
+    summed = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
+    kept, extra, spared = summed, summed, 0.0 * tokens
     for ordinal, (m, n) in enumerate(outputs, start=1):
         if s.stack.is_product_kept(ordinal):
             kept = kept + ELEMENT_BYTES * m * n
+            extra = extra + (0.0 if ordinal == VALUE_PRODUCT else ELEMENT_BYTES * m * n)
             # The three projections of the input are priced as one product: each repeats its share.
-            spared = spared + (out if ordinal == NUM_PRODUCTS else whole * n / width)
-    summed = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
-    return kept + summed, forward - spared
+            spared = spared + (out if ordinal == NUM_PRODUCTS else into * n / (q + 2 * kv))
+    return Part(selective_recompute=forward - spared, selective_bytes=kept, selective_extra_bytes=extra)
 
 
 def _core(

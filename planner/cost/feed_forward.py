@@ -33,7 +33,12 @@ def feed_forward_part(
         )
         gathered = ELEMENT_BYTES * setting.tokens * hidden_size
         parallel = tensor_parallel_part(setting, gathered, input_gradient, weight_gradient, is_last=True)
-        return part + parallel + Part(transient_bytes=gathered)
+        # Backward's fullest operator splits the gradient of the gated product in two, beside the output
+        # gradient (gathered, and its own share) and the last product's weight gradient.
+        own = np.where(setting.norm_split > 1, gathered / setting.norm_split, 0.0)
+        split = ELEMENT_BYTES * setting.tokens * width * (2.0 if ff.gated else 1.0)
+        backward = split + gathered + own + ELEMENT_BYTES * hidden_size * width
+        return part + parallel + Part(transient_bytes=gathered, backward_bytes=backward)
     return _experts(ff, hidden_size, setting)
 
 
@@ -52,39 +57,40 @@ def _dense(
     passes = device.pass_seconds(activation)
     # Activation and product with the gate as two kernels keep the activation's own output as well.
     saved = activation + (ELEMENT_BYTES * tokens * width if gated and not stack.fuses_gate else 0.0)
-    selective, again = saved, 0.0
+    listed = Part(selective_bytes=saved)
     if stack.recomputed_product_period:
-        selective, again = _selective(s, tokens, h, width, into, gated, products_before)
-        again = again + passes
+        listed = _selective(s, tokens, h, width, into, gated, products_before)
+        listed = listed + Part(selective_recompute=passes)
     part = Part(
         forward_compute=into + out + passes,
         backward_compute=backward + device.pass_seconds(activation + ELEMENT_BYTES * tokens * inner),
-        selective_recompute=again,
         spared_compute=out if stack.stops_recompute_early else 0.0,
         saved_bytes=saved,
-        selective_bytes=selective,
         transient_bytes=saved,
         kernels=3.0,
     )
-    return part, input_gradient, weight_gradient
+    return part + listed, input_gradient, weight_gradient
 
 
 def _selective(
     s: Setting, tokens: Number, h: int, width: Number, into: Number, gated: bool, products_before: int
-) -> tuple[Number, Number]:
-    """(bytes kept, product seconds repeated) under an operator list.
+) -> Part:
+    """Bytes kept and product seconds repeated under an operator list.
 
     The last product is never repeated: where its output is not kept, recompute has already stopped. Where
-    it is kept, it is h wide on every tp rank, and so is its reduce-scattered share.
+    it is kept, it is h wide on every tp rank, and its reduce-scattered share is kept beside it.
     """
     first = products_before + 1
     up = range(first, first + (2 if gated else 1))
     is_kept = [s.stack.is_product_kept(ordinal) for ordinal in up]
-    kept = ELEMENT_BYTES * tokens * width * sum(is_kept)
+    extra = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
     if s.stack.is_product_kept(up.stop):
-        kept = kept + ELEMENT_BYTES * tokens * h
-    summed = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
-    return kept + summed, into * (1.0 - sum(is_kept) / len(is_kept))
+        extra = extra + ELEMENT_BYTES * tokens * h
+    return Part(
+        selective_recompute=into * (1.0 - sum(is_kept) / len(is_kept)),
+        selective_bytes=extra + ELEMENT_BYTES * tokens * width * sum(is_kept),
+        selective_extra_bytes=extra,
+    )
 
 
 def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:

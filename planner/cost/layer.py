@@ -36,7 +36,7 @@ class LayerCost:
 
     forward and backward hold seconds by cause in the order of CAUSES. recompute[mode] the extra backward
     seconds by cause. saved_bytes[mode] kept per microbatch in flight, working_bytes[mode] needed again
-    while the layer is recomputed. dense_parameters and expert_parameters: elements on this rank.
+    while the layer is recomputed, transient_bytes and backward_bytes as in Part. dense_parameters and expert_parameters: elements on this rank.
     """
 
     forward: dict[str, Number]
@@ -45,6 +45,7 @@ class LayerCost:
     saved_bytes: tuple[Number, ...]
     working_bytes: tuple[Number, ...]
     transient_bytes: Number
+    backward_bytes: Number
     dense_parameters: Number
     expert_parameters: Number
 
@@ -180,9 +181,14 @@ class LayerPricer:
         norms = float(1 if block.parallel else block.num_norms)
         norm_seconds = self.device.pass_seconds(3.0 * hidden * norms)
         masks = 2.0 * hidden / ELEMENT_BYTES if block.dropout else 0.0
-        # Each norm keeps its input and its output; selective recompute drops outputs when attention is fused.
-        kept = 2.0 * hidden * norms + masks
-        dropped = hidden * norms if s.is_flash else 0.0
+        # Each norm keeps its input and its output (gathered where the stack keeps it so). Selective recompute
+        # drops the outputs when attention is fused; an operator list drops all but the block's input.
+        output = hidden if self.stack.gathers_input_again else ELEMENT_BYTES * s.tokens * h
+        statistic = self.stack.norm_saved_bytes * s.tokens / s.norm_split
+        kept = (hidden + output + statistic) * norms + masks
+        dropped = (output + statistic) * norms if s.is_flash else 0.0
+        if self.stack.recomputed_product_period:
+            dropped = kept - hidden
         return part + Part(
             forward_compute=norm_seconds,
             backward_compute=1.5 * norm_seconds,
@@ -212,8 +218,16 @@ class LayerPricer:
             saved_bytes=saved,
             selective_bytes=saved,
             transient_bytes=2.0 * hidden,
+            backward_bytes=self._table_gradient_bytes(kind, s, hidden),
             kernels=2.0,
         )
+
+    def _table_gradient_bytes(self, kind: LayerKind, s: Setting, hidden: Number) -> Number:
+        """The embedding's gradient beside the output gradient, or beside its own share once sliced."""
+        share = ELEMENT_BYTES * self.parameters(kind)[0]
+        whole = share * (s.tp if self.stack.has_whole_table_gradient else 1.0)
+        has_pipeline = self.candidates.pp > 1
+        return whole + np.where((s.tp > 1) & ~has_pipeline, np.maximum(share, hidden), hidden)
 
     def _has_dropout(self) -> bool:
         return any(block.dropout for block in self.problem.model.block_kinds.values())
@@ -223,11 +237,13 @@ class LayerPricer:
         h, head = model.hidden_size, model.head
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
         norm = device.pass_seconds(3.0 * hidden)
+        output = hidden if self.stack.gathers_input_again else ELEMENT_BYTES * s.tokens * h
+        kept = hidden + output + self.stack.norm_saved_bytes * s.tokens / s.norm_split
         part = Part(
             forward_compute=norm,
             backward_compute=1.5 * norm,
-            saved_bytes=2.0 * hidden,
-            selective_bytes=2.0 * hidden,
+            saved_bytes=kept,
+            selective_bytes=kept,
             kernels=2.0,
         )
         if kind.role == "norm" or head.kind == "classifier":
@@ -244,13 +260,18 @@ class LayerPricer:
         gathered = ELEMENT_BYTES * s.tokens * h
         part = part + tensor_parallel_part(s, gathered, input_gradient, weight_gradient, leaves=False)
         part = part + parallel_loss_part(s)
-        saved = logits * self.stack.logit_saved_bytes
+        stack = self.stack
+        saved = logits * stack.logit_saved_bytes
+        is_split = s.tp > 1
+        in_backward = np.where(is_split, stack.split_logit_backward_bytes, stack.logit_backward_bytes)
+        in_pipeline = np.where(self.candidates.pp > 1, stack.pipeline_logit_bytes, 0.0)
         return part + Part(
             forward_compute=product + extra + loss,
             backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss / 2.0,
             saved_bytes=saved,
             selective_bytes=saved,
-            transient_bytes=logits * self.stack.logit_transient_bytes,
+            transient_bytes=logits * stack.logit_transient_bytes,
+            backward_bytes=logits * (in_backward + in_pipeline),
             kernels=8.0,
         )
 
@@ -298,13 +319,21 @@ class LayerPricer:
             "ep": forward["ep"],
         }
         saved = (part.saved_bytes + zero, part.selective_bytes + zero, full_saved + zero)
+        needed = (saved[0], saved[1] - part.selective_extra_bytes, saved[2])
+        backward_bytes = part.backward_bytes + zero
+        if is_block:
+            # By its end a block's backward holds all its weight gradients, and a few hidden states.
+            hidden = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size
+            ending = (dense + expert) * self.stack.parameter_bytes + 3.0 * hidden + 2.0 * boundary
+            backward_bytes = np.maximum(backward_bytes, ending - saved[0])
         return LayerCost(
             forward=forward,
             backward=backward,
             recompute=({}, selective, full) if is_block else ({}, {}, {}),
             saved_bytes=saved if is_block else (saved[0],) * RECOMPUTE_MODES,
-            working_bytes=tuple(np.maximum(0.0, saved[0] - row) if is_block else zero for row in saved),
+            working_bytes=tuple(np.maximum(0.0, saved[0] - row) if is_block else zero for row in needed),
             transient_bytes=part.transient_bytes + zero,
+            backward_bytes=backward_bytes,
             dense_parameters=dense + zero,
             expert_parameters=expert + zero,
         )

@@ -63,8 +63,9 @@ class Part:
     *_compute: kernels; *_tp, *_cp, *_ep: exposed communication of that axis. selective_recompute and
     selective_tp: kernel and tp seconds spent again in backward under selective recompute. spared_compute
     and spared_tp: seconds of forward that full recompute does not repeat. saved_bytes: kept from forward to
-    backward without recompute; selective_bytes: kept under selective. transient_bytes: largest short-lived
-    need. kernels and collectives: launches in forward (backward is counted twice that). moved: the
+    backward without recompute; selective_bytes: kept under selective, selective_extra_bytes of them without
+    need in backward. transient_bytes: largest short-lived need; backward_bytes: the same beside all saved
+    tensors at backward's fullest operator, for stacks whose moments are walked. kernels and collectives: launches in forward (backward is counted twice that). moved: the
     collectives behind the *_tp, *_cp and *_ep seconds.
     """
 
@@ -82,7 +83,9 @@ class Part:
     spared_tp: Number = 0.0
     saved_bytes: Number = 0.0
     selective_bytes: Number = 0.0
+    selective_extra_bytes: Number = 0.0
     transient_bytes: Number = 0.0
+    backward_bytes: Number = 0.0
     kernels: Number = 0.0
     collectives: Number = 0.0
     moved: tuple[Move, ...] = ()

@@ -34,6 +34,15 @@ class Stack:
     and product with the gate are one kernel that keeps its two inputs alone (Megatron-Core's fused SwiGLU).
     holds_pipeline_gradients: whatever the sharding, a pipeline stage keeps whole gradients until its last
     microbatch (torch.distributed.pipelining, stage.py: backward without gradient sync).
+    makes_buffers_when_needed: gradients and gathered weights live only while needed, so the peak is the
+    fullest of several moments (memory.py); False where they are allocated once. keeps_master_apart: compute
+    weights are kept beside the fp32 copy; False where the fp32 weights are the only ones kept, always
+    sharded, and parameter_bytes exist while gathered (FSDP2's MixedPrecisionPolicy). has_whole_table_gradient:
+    the embedding's gradient has the whole vocabulary on every tp rank (DTensor: a row-wise embedding's
+    backward replicates, then slices). norm_saved_bytes: per token and norm, beside input and output (the
+    fp32 statistic of PyTorch's fused kernel). logit_backward_bytes and split_logit_backward_bytes: per logit
+    in the loss's backward, whole or split over tp (fp32 gradients of loss, softmax and, in loss_parallel,
+    one more). pipeline_logit_bytes: per logit, outputs a pipeline's last stage keeps through the loss.
     """
 
     name: str
@@ -57,6 +66,13 @@ class Stack:
     vocabulary_multiple: int = 128
     fuses_gate: bool = True
     holds_pipeline_gradients: bool = False
+    makes_buffers_when_needed: bool = False
+    keeps_master_apart: bool = True
+    has_whole_table_gradient: bool = False
+    norm_saved_bytes: float = 0.0
+    logit_backward_bytes: float = 4.0
+    split_logit_backward_bytes: float = 4.0
+    pipeline_logit_bytes: float = 0.0
 
     def is_product_kept(self, ordinal: int) -> bool:
         """Whether selective recompute keeps the output of a block's ``ordinal``-th product, from 1."""
@@ -86,6 +102,14 @@ STACKS: dict[str, Stack] = {
         vocabulary_multiple=1,
         fuses_gate=False,
         holds_pipeline_gradients=True,
+        makes_buffers_when_needed=True,
+        keeps_master_apart=False,
+        has_whole_table_gradient=True,
+        norm_saved_bytes=4.0,
+        logit_saved_bytes=4.0,
+        logit_backward_bytes=8.0,
+        split_logit_backward_bytes=12.0,
+        pipeline_logit_bytes=2.0,
     ),
     "internevo": Stack("internevo", gradient_reduce_bytes=2.0),
     "mist": Stack("mist", gradient_bytes=2.0, gradient_reduce_bytes=2.0),

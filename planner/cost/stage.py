@@ -8,31 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import Device
 from planner.cost.data_parallel import moves_seconds, step_moves
-from planner.cost.row import CandidateRow, KindCost, reserve_bytes
+from planner.cost.memory import Item, Moment, RankMemory
+from planner.cost.row import CandidateRow, KindCost
 from planner.cost.stack import Stack
 from planner.strategy.decision import SHARDING_OPTIMIZER
 
 CAUSES = ("compute", "recompute", "tp", "cp", "ep", "dp")
-MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buffers", "reserve")
-
-
-@dataclass(frozen=True)
-class Item:
-    """``count`` layers of one kind: recompute ``mode``, ``sharding`` code, microbatches ``alive``.
-
-    ``alive`` has one entry per moment that may be the rank's fullest (``schedule.orders.alive_states``).
-    """
-
-    kind: int
-    count: int
-    mode: int
-    sharding: int
-    alive: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -87,35 +72,14 @@ class StageModel:
                     total[cause] += item.count * value
         return total
 
+    def moments(self, items: Iterable[Item]) -> list[Moment]:
+        """The moments that may be the rank's fullest, bytes by category."""
+        held = [item for item in items if item.count]
+        return RankMemory(self.rows, self.stack, self.device.constants, held).moments()
+
     def memory(self, items: Iterable[Item]) -> dict[str, float]:
         """Bytes at the fullest moment by category, and their total."""
-        parameters = gradients = optimizer = working = transient = gathered = 0.0
-        saved: list[float] = []
-        for item in items:
-            if not item.count:
-                continue
-            kind = self.kind(item)
-            parameters += item.count * kind.state_bytes[0]
-            gradients += item.count * kind.state_bytes[1]
-            optimizer += item.count * kind.state_bytes[2]
-            kept = item.count * kind.saved_bytes[item.mode]
-            saved = [kept * n + before for n, before in zip_longest(item.alive, saved, fillvalue=0.0)]
-            working = max(working, kind.working_bytes[item.mode])
-            transient = max(transient, kind.transient_bytes)
-            gathered = max(gathered, kind.gathered_bytes)
-        row, c = self.row, self.device.constants
-        boundary = 2.0 * row.boundary_bytes if row.degrees.pp > 1 else 0.0
-        slack = 1.0 + c.allocator_slack
-        result = {
-            "parameters": parameters,
-            "gradients": gradients,
-            "optimizer": optimizer,
-            "activations": (max(saved, default=0.0) + working) * slack,
-            "buffers": (transient + gathered + boundary) * slack,
-            "reserve": reserve_bytes(c, row.num_communicators),
-        }
-        result["total"] = sum(result.values())
-        return result
+        return max(self.moments(items), key=lambda moment: moment.total).bytes
 
     def tail(self, items: Iterable[Item], forward: float, backward: float) -> Tail:
         """Gradient reduction, optimizer and parameter gather of one rank, once per step.
@@ -161,8 +125,5 @@ class StageModel:
     def _optimizer_bytes(self) -> float:
         """HBM traffic of one update per element: gradient for the norm and the step, states both ways."""
         stack = self.stack
-        return (
-            2.0 * stack.gradient_bytes
-            + 2.0 * (stack.master_bytes + self.moment_bytes)
-            + stack.parameter_bytes
-        )
+        update = 2.0 * stack.gradient_bytes + 2.0 * (stack.master_bytes + self.moment_bytes)
+        return update + (stack.parameter_bytes if stack.keeps_master_apart else 0.0)

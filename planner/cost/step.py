@@ -15,7 +15,8 @@ from planner.cost.constants import Constants
 from planner.cost.layer import cost_table
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.stack import STACKS, Stack
-from planner.cost.stage import CAUSES, Item, StageModel, Tail
+from planner.cost.memory import Item
+from planner.cost.stage import CAUSES, StageModel, Tail
 from planner.errors import UnknownName
 from planner.model.chain import LayerChain, layer_chain
 from planner.model.flop import model_step_flop

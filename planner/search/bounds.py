@@ -150,13 +150,19 @@ def memory_lower_bound(model: CostModel, table: CostTable) -> Array:
 
 def _state(model: CostModel, table: CostTable, shard_size: Array) -> Array:
     """Static bytes per element for every candidate's sharding."""
-    result = np.zeros(len(table.candidates))
+    c = table.candidates
+    result = np.zeros(len(c))
     for code in range(len(SHARDINGS)):
-        chosen = table.candidates.sharding == code
+        chosen = c.sharding == code
         if chosen.any():
-            state = np.zeros(len(table.candidates))
-            for part in state_bytes_per_parameter(model.problem, model.stack, code, shard_size):
+            state = np.zeros(len(c))
+            parts = state_bytes_per_parameter(model.problem, model.stack, code, shard_size, c.pp > 1)
+            for part in parts:
                 state = state + part
+            # Gradients made in backward may never be there beside all saved tensors.
+            if model.stack.makes_buffers_when_needed:
+                m = c.microbatches(model.problem.workload.global_batch)
+                state = state - np.where(m <= c.pp, parts[1], 0.0)
             result = np.where(chosen, state, result)
     return result
 

@@ -14,7 +14,8 @@ import math
 from dataclasses import dataclass, replace
 
 from planner.cost.row import KindCost
-from planner.cost.stage import Item, StageModel
+from planner.cost.memory import Item
+from planner.cost.stage import StageModel
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE
 
 Point = tuple[float, float, tuple[tuple[int, int], ...]]
