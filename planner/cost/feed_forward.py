@@ -33,13 +33,26 @@ def feed_forward_part(
         )
         gathered = ELEMENT_BYTES * setting.tokens * hidden_size
         parallel = tensor_parallel_part(setting, gathered, input_gradient, weight_gradient, is_last=True)
-        # Backward's fullest operator splits the gradient of the gated product in two, beside the output
-        # gradient (gathered, and its own share) and the last product's weight gradient.
-        own = np.where(setting.norm_split > 1, gathered / setting.norm_split, 0.0)
-        split = ELEMENT_BYTES * setting.tokens * width * (2.0 if ff.gated else 1.0)
-        backward = split + gathered + own + ELEMENT_BYTES * hidden_size * width
+        backward = _backward_bytes(setting, hidden_size, width, ff.gated)
         return part + parallel + Part(transient_bytes=gathered, backward_bytes=backward)
     return _experts(ff, hidden_size, setting)
+
+
+def _backward_bytes(s: Setting, h: int, width: Number, gated: bool) -> Number:
+    """Short-lived bytes beside all saved tensors at the fullest of two operators of autograd's backward.
+
+    Either the gradient of the activated product becomes those of its factors (beside the output gradient,
+    gathered and the rank's own, and the last product's weight gradient), or the last input gradient is made:
+    all weight gradients and an input gradient per product are there, the tensors saved inside are gone.
+    """
+    inside, hidden = ELEMENT_BYTES * s.tokens * width, ELEMENT_BYTES * s.tokens * h
+    own = np.where(s.norm_split > 1, hidden / s.norm_split, 0.0)
+    weight = ELEMENT_BYTES * h * width
+    factors = 2.0 if gated else 1.0
+    freed = inside * ((factors + 1.0) + (1.0 if gated and not s.stack.fuses_gate else 0.0))
+    split = factors * inside + hidden + weight
+    ending = inside - freed + factors * hidden + (factors + 1.0) * weight
+    return np.maximum(split, ending) + own
 
 
 def _dense(

@@ -22,7 +22,12 @@ from planner.cost.part import Move, Part, Setting
 from planner.cost.stack import Stack
 from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
 from planner.model.chain import LayerChain, LayerKind, kind_parameters
-from planner.model.parameters import block_parameters, expert_parameters
+from planner.model.parameters import (
+    block_parameters,
+    expert_parameters,
+    final_norm_parameters,
+    norm_parameters,
+)
 from planner.model.spec import MixtureOfExperts
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import GROUP_ISLAND, SHARDING_PARAMETERS
@@ -36,7 +41,8 @@ class LayerCost:
 
     forward and backward hold seconds by cause in the order of CAUSES. recompute[mode] the extra backward
     seconds by cause. saved_bytes[mode] kept per microbatch in flight, working_bytes[mode] needed again
-    while the layer is recomputed, transient_bytes and backward_bytes as in Part. dense_parameters and expert_parameters: elements on this rank.
+    while the layer is recomputed, transient_bytes and backward_bytes as in Part. dense_parameters and
+    expert_parameters: elements on this rank.
     """
 
     forward: dict[str, Number]
@@ -160,13 +166,22 @@ class LayerPricer:
             if kind.role == "head" and model.head.tied:
                 # With a pipeline the last stage keeps its own copy of the tied table.
                 elements = elements + np.where(c.pp > 1, model.vocab_size * model.hidden_size, 0)
-            return elements * scale / tp, np.zeros(len(c))
+            whole = self.norm_elements(kind)
+            return (elements - whole) * scale / tp + whole, np.zeros(len(c))
         total = float(block_parameters(kind.block, model.hidden_size))
+        whole = self.norm_elements(kind)
         ff = kind.block.feed_forward
         experts = 0.0
         if isinstance(ff, MixtureOfExperts):
             experts = float(ff.num_experts * expert_parameters(ff, model.hidden_size))
-        return (total - experts) / tp, experts / (c.ep * c.expert_tp)
+        return (total - experts - whole) / tp + whole, experts / (c.ep * c.expert_tp)
+
+    def norm_elements(self, kind: LayerKind) -> float:
+        """Weights of the norms around the layer's matrices, whole on every tp rank."""
+        model = self.problem.model
+        if kind.block is not None:
+            return float(kind.block.num_norms * norm_parameters(kind.block.norm, model.hidden_size))
+        return float(final_norm_parameters(model, kind.stack)) if kind.role != "embedding" else 0.0
 
     def _block(self, kind: LayerKind, s: Setting) -> Part:
         block, h = kind.block, self.problem.model.hidden_size

@@ -65,8 +65,9 @@ class Part:
     and spared_tp: seconds of forward that full recompute does not repeat. saved_bytes: kept from forward to
     backward without recompute; selective_bytes: kept under selective, selective_extra_bytes of them without
     need in backward. transient_bytes: largest short-lived need; backward_bytes: the same beside all saved
-    tensors at backward's fullest operator, for stacks whose moments are walked. kernels and collectives: launches in forward (backward is counted twice that). moved: the
-    collectives behind the *_tp, *_cp and *_ep seconds.
+    tensors at backward's fullest operator, for stacks whose moments are walked. kernels and collectives:
+    launches in forward (backward is counted twice that). moved: the collectives behind the *_tp, *_cp and
+    *_ep seconds.
     """
 
     forward_compute: Number = 0.0

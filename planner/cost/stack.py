@@ -37,9 +37,9 @@ class Stack:
     makes_buffers_when_needed: gradients and gathered weights live only while needed, so the peak is the
     fullest of several moments (memory.py); False where they are allocated once. keeps_master_apart: compute
     weights are kept beside the fp32 copy; False where the fp32 weights are the only ones kept, always
-    sharded, and parameter_bytes exist while gathered (FSDP2's MixedPrecisionPolicy). has_whole_table_gradient:
-    the embedding's gradient has the whole vocabulary on every tp rank (DTensor: a row-wise embedding's
-    backward replicates, then slices). norm_saved_bytes: per token and norm, beside input and output (the
+    sharded, and parameter_bytes exist while gathered (FSDP2's MixedPrecisionPolicy).
+    has_whole_table_gradient: the embedding's gradient has the whole vocabulary on every tp rank (DTensor: a
+    row-wise embedding's backward replicates, then slices). norm_saved_bytes: per token and norm, beside input and output (the
     fp32 statistic of PyTorch's fused kernel). logit_backward_bytes and split_logit_backward_bytes: per logit
     in the loss's backward, whole or split over tp (fp32 gradients of loss, softmax and, in loss_parallel,
     one more). pipeline_logit_bytes: per logit, outputs a pipeline's last stage keeps through the loss.

@@ -13,6 +13,7 @@ from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import Device
 from planner.cost.data_parallel import moves_seconds, step_moves
 from planner.cost.memory import Item, Moment, RankMemory
+from planner.cost.moments import walked
 from planner.cost.row import CandidateRow, KindCost
 from planner.cost.stack import Stack
 from planner.strategy.decision import SHARDING_OPTIMIZER
@@ -75,7 +76,8 @@ class StageModel:
     def moments(self, items: Iterable[Item]) -> list[Moment]:
         """The moments that may be the rank's fullest, bytes by category."""
         held = [item for item in items if item.count]
-        return RankMemory(self.rows, self.stack, self.device.constants, held).moments()
+        memory = RankMemory(self.rows, self.stack, self.device.constants, held)
+        return walked(memory) if self.stack.makes_buffers_when_needed else [memory.kept()]
 
     def memory(self, items: Iterable[Item]) -> dict[str, float]:
         """Bytes at the fullest moment by category, and their total."""

@@ -15,9 +15,9 @@ from planner.cost.arrays import Number
 from planner.cost.compute import Device
 from planner.cost.data_parallel import step_moves
 from planner.cost.layer import LayerPricer, rank_groups
+from planner.cost.memory import Item
 from planner.cost.part import Move
 from planner.cost.row import CandidateRow
-from planner.cost.memory import Item
 from planner.cost.step import CostModel, decision_candidates, decision_rows, rank_items
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
 

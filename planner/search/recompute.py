@@ -13,8 +13,8 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from planner.cost.row import KindCost
 from planner.cost.memory import Item
+from planner.cost.row import KindCost
 from planner.cost.stage import StageModel
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE
 

@@ -66,7 +66,7 @@ def _pipeline_cases() -> list[Case]:
     return [
         Case("70b-pp4-first", "llama-3.1-70b", 12, "full", **stage, tp=8, sequence=8192, microbatches=8),
         Case("70b-pp4-middle", "llama-3.1-70b", 12, "full", **stage, tp=8, rank=1, microbatches=8),
-        Case("70b-pp4-last", "llama-3.1-70b", 12, "full", **stage, tp=8, rank=3, sequence=8192, microbatches=8),
+        Case("70b-pp4-last", "llama-3.1-70b", 12, "full", **stage, tp=8, rank=3, microbatches=8),
         Case("405b-pp16-first", "llama-3.1-405b", 32, "full", "optimizer", 8, 8, 16, 0, 8192, 1, 16),
         Case("7b-pp4-first", "llama-2-7b", 12, "none", **stage, microbatches=6),
         Case("7b-pp4-last", "llama-2-7b", 12, "none", **stage, rank=3, microbatches=6),

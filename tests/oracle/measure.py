@@ -15,7 +15,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.pipelining.stage import InferenceMode
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from tracker import Tracker, local, num_bytes
+from tracker import Tracker, num_bytes
 
 AXES = ("pp", "dp", "tp")
 

@@ -160,11 +160,7 @@ class Tracker(TorchDispatchMode):
             self.adopt(args[0], "gathered")
         elif func is c10d._reduce_scatter_base_.default:
             self.adopt(args[1], "reducing")
-        names = [a for a in args if isinstance(a, str) and a in self.axes]
-        names += [
-            dist.ProcessGroup.unbox(a).group_name for a in args if isinstance(a, torch.ScriptObject) and _is_group(a)
-        ]
-        axis = self.axes[names[0]]
+        axis = next(self.axes[name] for name in map(_group_name, args) if name in self.axes)
         total = self.collectives.setdefault((axis, operation), [0, 0])
         total[0] += 1
         total[1] += max(num_bytes(t) for t in tensors((args, result)))
@@ -184,5 +180,8 @@ class Tracker(TorchDispatchMode):
             self.attention_flop += passes * 2 * batch * heads * rows * key.shape[2] * width
 
 
-def _is_group(value) -> bool:
-    return "ProcessGroup" in value._type().qualified_name()
+def _group_name(value) -> str:
+    """The process group an operator's argument names or is; empty for any other argument."""
+    if isinstance(value, torch.ScriptObject) and "ProcessGroup" in value._type().qualified_name():
+        return dist.ProcessGroup.unbox(value).group_name
+    return value if isinstance(value, str) else ""
