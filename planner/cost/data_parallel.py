@@ -7,17 +7,11 @@ forward and backward; PyTorch's FSDP2 (torch.distributed.fsdp, _fsdp_param_group
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from planner.cost.arrays import Number
-from planner.cost.collectives import (
-    GroupCosts,
-    all_gather_seconds,
-    all_reduce_seconds,
-    reduce_scatter_seconds,
-)
+from planner.cost.collectives import all_gather_seconds, all_reduce_seconds, reduce_scatter_seconds
+from planner.cost.groups import Groups
 from planner.cost.part import Move
 from planner.cost.stack import Stack
 from planner.strategy.decision import (
@@ -34,26 +28,14 @@ SECONDS = {
 }
 
 
-class DataGroups(Protocol):
-    """The groups data moves run in: inner ones (the shards), and their replicas across islands."""
-
-    @property
-    def data(self) -> GroupCosts: ...
-    @property
-    def expert_data(self) -> GroupCosts: ...
-    @property
-    def data_outer(self) -> GroupCosts: ...
-    @property
-    def expert_data_outer(self) -> GroupCosts: ...
-
-
-def moves_seconds(groups: DataGroups, moves: tuple[Move, ...]) -> Number:
+def moves_seconds(groups: Groups, moves: tuple[Move, ...]) -> Number:
     """Seconds of ``moves`` one after the other; nothing for empty tensors."""
     by_axis = {
         "dp": groups.data,
         "expert_dp": groups.expert_data,
         "dp_outer": groups.data_outer,
         "expert_dp_outer": groups.expert_data_outer,
+        "tp": groups.tp,
     }
     total: Number = 0.0
     for move in moves:
@@ -63,19 +45,20 @@ def moves_seconds(groups: DataGroups, moves: tuple[Move, ...]) -> Number:
 
 
 def layer_moves(
-    stack: Stack, sharding: Number, has_pipeline: Number, dense: Number, expert: Number, *, is_head: bool
+    stack: Stack, sharding: Number, has_pipeline: Number, dense: Number, expert: Number, *, stays: bool
 ) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
     """(forward, backward) moves of one layer and microbatch; ``sharding`` codes, elements on one rank.
 
     parameters: all-gather before forward and again before backward, reduce-scatter behind backward.
     gradients: the reduce-scatter, and the forward's all-gather where every backward frees the weights.
-    Stacks that hold whole gradients under a pipeline reduce once per step instead.
+    Stacks that hold whole gradients under a pipeline reduce once per step instead. stays: the unit that
+    ends forward, whose weights some stacks keep for the backward that follows at once.
     """
     is_parameters = np.where(sharding == SHARDING_PARAMETERS, 1.0, 0.0)
     is_gradients = np.where(sharding == SHARDING_GRADIENTS, 1.0, 0.0)
     is_held = np.where(has_pipeline & stack.holds_pipeline_gradients, 1.0, 0.0)
     gathers = is_parameters + is_gradients * (1.0 if stack.gathers_each_microbatch else 0.0)
-    again = is_parameters * (1.0 if stack.regathers_head or not is_head else 0.0)
+    again = is_parameters * (1.0 if stack.regathers_head or not stays else 0.0)
     reduces = (is_parameters + is_gradients) * (1.0 - is_held)
     forward, backward = [], []
     for axis, elements in (("dp", dense), ("expert_dp", expert)):
@@ -105,3 +88,24 @@ def step_moves(
     reductions = (scatter, across) if has_pipeline and stack.holds_pipeline_gradients else (across,)
     gathers = (gather,) if sharding == SHARDING_GRADIENTS and not stack.gathers_each_microbatch else ()
     return reductions, gathers
+
+
+def norm_move(
+    stack: Stack,
+    elements: Number,
+    hidden_size: int,
+    is_sequence: Number,
+    has_pipeline: Number,
+    *,
+    is_step: bool,
+) -> Move:
+    """All-reduce over tp of the norm weights' gradients, partial sums where each rank norms its own tokens.
+
+    elements: the layer's norm weights. Once per step in the reduction's width (``is_step``), or in every
+    backward in the weights' own where the stack reduces them there (DTensor turns each partial gradient
+    whole before FSDP2 sees it; a pipeline's waiting gradients stay partial until the end).
+    """
+    in_backward = np.where(stack.reduces_norms_in_backward & ~np.asarray(has_pipeline), 1.0, 0.0)
+    times = 1.0 - in_backward if is_step else in_backward
+    width = stack.gradient_reduce_bytes if is_step else stack.parameter_bytes
+    return Move("tp", "all_reduce", is_sequence * times * elements / hidden_size, width * hidden_size)

@@ -13,11 +13,11 @@ import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.attention import NUM_PRODUCTS, attention_part
-from planner.cost.collectives import GroupCosts, exposed_seconds, group_costs_arrays
+from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import ELEMENT_BYTES, Device
-from planner.cost.constants import Constants
-from planner.cost.data_parallel import layer_moves, moves_seconds
+from planner.cost.data_parallel import layer_moves, moves_seconds, norm_move
 from planner.cost.feed_forward import feed_forward_part
+from planner.cost.groups import Groups, rank_groups
 from planner.cost.part import Move, Part, Setting
 from planner.cost.stack import Stack
 from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
@@ -30,7 +30,7 @@ from planner.model.parameters import (
 )
 from planner.model.spec import MixtureOfExperts
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import GROUP_ISLAND, SHARDING_PARAMETERS
+from planner.strategy.decision import SHARDING_PARAMETERS
 
 RECOMPUTE_MODES = 3
 
@@ -42,7 +42,7 @@ class LayerCost:
     forward and backward hold seconds by cause in the order of CAUSES. recompute[mode] the extra backward
     seconds by cause. saved_bytes[mode] kept per microbatch in flight, working_bytes[mode] needed again
     while the layer is recomputed, transient_bytes and backward_bytes as in Part. dense_parameters and
-    expert_parameters: elements on this rank.
+    expert_parameters: elements on this rank, norm_parameters those of them that are whole on every tp rank.
     """
 
     forward: dict[str, Number]
@@ -54,6 +54,7 @@ class LayerCost:
     backward_bytes: Number
     dense_parameters: Number
     expert_parameters: Number
+    norm_parameters: Number
 
     def forward_seconds(self) -> Number:
         """All of forward, exposed communication included."""
@@ -62,53 +63,6 @@ class LayerCost:
     def backward_seconds(self, mode: int) -> Number:
         """All of backward with ``mode``'s recomputation."""
         return sum(self.backward.values()) + sum(self.recompute[mode].values())
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Coefficients of the rank groups of every candidate."""
-
-    tp: GroupCosts
-    cp: GroupCosts
-    ep: GroupCosts
-    expert_tp: GroupCosts
-    data: GroupCosts
-    expert_data: GroupCosts
-    data_outer: GroupCosts
-    expert_data_outer: GroupCosts
-    shard_size: Number
-    expert_shard_size: Number
-
-
-def rank_groups(problem: Problem, constants: Constants, c: Candidates) -> Groups:
-    """The groups each candidate communicates in, from the rank order tp-cp-dp-pp.
-
-    ``data`` is the group parameters or gradients are sharded over (the whole dp cp group, or its part
-    inside one island), ``data_outer`` the group of its replicas.
-    """
-    cluster = problem.cluster
-
-    def costs(stride: Number, size: Number) -> GroupCosts:
-        return group_costs_arrays(cluster, constants, stride, size)
-
-    ones = np.ones_like(c.tp)
-    is_island = c.sharding_group == GROUP_ISLAND
-    data, expert_data = c.data_ranks(), c.expert_data_ranks()
-    inner = np.where(is_island, c.island_shard_size(cluster), data)
-    expert_inner = np.where(is_island, c.island_expert_shard_size(cluster), expert_data)
-    expert_stride = c.ep * c.expert_tp
-    return Groups(
-        tp=costs(ones, c.tp),
-        cp=costs(c.tp, c.cp),
-        ep=costs(c.expert_tp, c.ep),
-        expert_tp=costs(ones, c.expert_tp),
-        data=costs(c.tp, inner),
-        expert_data=costs(expert_stride, expert_inner),
-        data_outer=costs(c.tp * inner, data // inner),
-        expert_data_outer=costs(expert_stride * expert_inner, expert_data // expert_inner),
-        shard_size=inner.astype(np.float64),
-        expert_shard_size=expert_inner.astype(np.float64),
-    )
 
 
 @dataclass(frozen=True)
@@ -301,10 +255,14 @@ class LayerPricer:
         dp_backward = exposed_seconds(moves_seconds(self.groups, moves[1]), backward_kernels, theft)
         gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, 1.0, 0.0)
         each = self.device.constants.collective_overhead_seconds
+        norms = 0.0
+        if self.stack.reduces_norms_in_backward:
+            norms = moves_seconds(self.groups, (self.norm_move(kind, is_step=False),))
+        backward_tp = part.backward_tp + norms
         host = part.kernels * launch + (part.collectives + gathers) * each
         # The host launches kernels and collectives in one queue: a pass is never shorter than that queue.
         forward_wire = part.forward_tp + part.forward_cp + part.forward_ep + dp_forward
-        backward_wire = part.backward_tp + part.backward_cp + part.backward_ep + dp_backward
+        backward_wire = backward_tp + part.backward_cp + part.backward_ep + dp_backward
         forward_compute = np.maximum(forward_kernels, host - forward_wire)
         backward_compute = np.maximum(backward_kernels, 2.0 * host - backward_wire)
         zero = np.zeros(len(self.candidates))
@@ -317,7 +275,7 @@ class LayerPricer:
         }
         backward = {
             "compute": backward_compute,
-            "tp": part.backward_tp + zero,
+            "tp": backward_tp + zero,
             "cp": part.backward_cp + zero,
             "ep": part.backward_ep + zero,
             "dp": dp_backward,
@@ -351,14 +309,24 @@ class LayerPricer:
             backward_bytes=backward_bytes,
             dense_parameters=dense + zero,
             expert_parameters=expert + zero,
+            norm_parameters=self.norm_elements(kind) + zero,
         )
 
     def data_moves(
         self, kind: LayerKind, dense: Number, expert: Number
     ) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
         """(forward, backward) gathers and reductions of sharded weights, per microbatch."""
-        c = self.candidates
-        return layer_moves(self.stack, c.sharding, c.pp > 1, dense, expert, is_head=kind.role == "head")
+        c, is_tied = self.candidates, self.problem.model.head.tied
+        # A tied table is one unit with the head.
+        stays = kind.role == "head" or (kind.role == "embedding" and is_tied)
+        return layer_moves(self.stack, c.sharding, c.pp > 1, dense, expert, stays=stays)
+
+    def norm_move(self, kind: LayerKind, *, is_step: bool) -> Move:
+        """The reduction of the layer's norm weights over tp, in a backward or at the end of the step."""
+        c, h = self.candidates, self.problem.model.hidden_size
+        is_sequence = np.where((c.sequence_parallel == 1) & (c.tp > 1), 1.0, 0.0)
+        elements = self.norm_elements(kind)
+        return norm_move(self.stack, elements, h, is_sequence, c.pp > 1, is_step=is_step)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 from planner.cost.arrays import Number
 from planner.cost.collectives import GroupCosts
 from planner.cost.constants import Constants
-from planner.cost.layer import RECOMPUTE_MODES, CostTable, Groups
+from planner.cost.groups import Groups
+from planner.cost.layer import RECOMPUTE_MODES, CostTable
 from planner.cost.stack import Stack
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import (
@@ -43,6 +44,7 @@ class KindCost:
     backward_bytes: float
     dense_parameters: float
     expert_parameters: float
+    norm_parameters: float
     state_bytes: tuple[float, float, float]
     gathered_bytes: float
 
@@ -68,6 +70,7 @@ class CandidateRow:
     groups: Groups
     boundary_bytes: float
     num_communicators: int
+    hidden_size: int
     is_tied: bool
 
     @property
@@ -143,6 +146,7 @@ def candidate_row(
                 backward_bytes=float(row.backward_bytes[index]),
                 dense_parameters=dense,
                 expert_parameters=expert,
+                norm_parameters=float(row.norm_parameters[index]),
                 state_bytes=(kept[0], kept[1], kept[2]),
                 gathered_bytes=_gathered_bytes(stack, sharding, dense + expert),
             )
@@ -160,6 +164,7 @@ def candidate_row(
         groups=groups,
         boundary_bytes=boundary_bytes(problem, c, index),
         num_communicators=num_communicators(degrees),
+        hidden_size=problem.model.hidden_size,
         is_tied=problem.model.head.tied,
     )
 

@@ -63,6 +63,7 @@ class Stack:
     stops_recompute_early: bool = False
     gathers_each_microbatch: bool = False
     regathers_head: bool = True
+    reduces_norms_in_backward: bool = False
     vocabulary_multiple: int = 128
     fuses_gate: bool = True
     holds_pipeline_gradients: bool = False
@@ -99,6 +100,7 @@ STACKS: dict[str, Stack] = {
         stops_recompute_early=True,
         gathers_each_microbatch=True,
         regathers_head=False,
+        reduces_norms_in_backward=True,
         vocabulary_multiple=1,
         fuses_gate=False,
         holds_pipeline_gradients=True,

@@ -7,13 +7,14 @@ microbatches in flight. Everything a rank costs is a sum (or, for short-lived bu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import Device
-from planner.cost.data_parallel import moves_seconds, step_moves
+from planner.cost.data_parallel import moves_seconds, norm_move, step_moves
 from planner.cost.memory import Item, Moment, RankMemory
 from planner.cost.moments import walked
+from planner.cost.part import Move
 from planner.cost.row import CandidateRow, KindCost
 from planner.cost.stack import Stack
 from planner.strategy.decision import SHARDING_OPTIMIZER
@@ -113,6 +114,7 @@ class StageModel:
                     kept = elements / (size if sharding >= SHARDING_OPTIMIZER else 1.0)
                     traffic += kept * self._optimizer_bytes()
                     parameters += elements
+        reduce += self._norm_seconds(items)
         c, stack = self.device.constants, self.stack
         data_ranks = self.row.degrees.dp * self.row.degrees.cp
         bucket = max(stack.bucket_parameters, stack.bucket_parameters_per_rank * data_ranks)
@@ -123,6 +125,27 @@ class StageModel:
             gather = max(gather / buckets, float(exposed_seconds(gather, forward, c.overlap_theft)))
         optimizer = self.device.stream_seconds(traffic) * c.optimizer_bytes_factor
         return Tail(reduce, optimizer, gather)
+
+    def norm_moves(self, items: Iterable[Item]) -> tuple[Move, ...]:
+        """Reductions of norm weights over tp that wait for the end of the step, by item."""
+        row = self.row
+        is_sequence = float(row.sequence_parallel and row.degrees.tp > 1)
+        found = []
+        for item in items:
+            elements = item.count * self.kind(item).norm_parameters
+            move = norm_move(
+                self.stack, elements, row.hidden_size, is_sequence, row.degrees.pp > 1, is_step=True
+            )
+            found.append(move)
+        return tuple(found)
+
+    def _norm_seconds(self, items: Iterable[Item]) -> float:
+        """All of them as one all-reduce: they are small and follow each other."""
+        moves = self.norm_moves(items)
+        whole_bytes = sum(float(move.count) * move.whole_bytes for move in moves)
+        if not whole_bytes:
+            return 0.0
+        return float(moves_seconds(self.row.groups, (replace(moves[0], count=1.0, whole_bytes=whole_bytes),)))
 
     def _optimizer_bytes(self) -> float:
         """HBM traffic of one update per element: gradient for the norm and the step, states both ways."""

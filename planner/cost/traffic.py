@@ -14,7 +14,8 @@ from typing import Any
 from planner.cost.arrays import Number
 from planner.cost.compute import Device
 from planner.cost.data_parallel import step_moves
-from planner.cost.layer import LayerPricer, rank_groups
+from planner.cost.groups import rank_groups
+from planner.cost.layer import LayerPricer
 from planner.cost.memory import Item
 from planner.cost.part import Move
 from planner.cost.row import CandidateRow
@@ -116,7 +117,7 @@ def _layer_collectives(
                 times += move.is_repeated[item.mode - RECOMPUTE_SELECTIVE]
             yield _collective(move, item.count * decision.microbatches * times)
         forward, backward = pricer.data_moves(kind, *pricer.parameters(kind))
-        for move in forward + backward:
+        for move in (*forward, *backward, pricer.norm_move(kind, is_step=False)):
             yield _collective(move, item.count * decision.microbatches)
 
 
@@ -127,13 +128,22 @@ def _step_collectives(
     for item in items:
         row = rows[item.sharding]
         kind, groups = row.kinds[item.kind], row.groups
+        size_of = {
+            "dp": groups.data.size,
+            "expert_dp": groups.expert_data.size,
+            "dp_outer": groups.data_outer.size,
+            "expert_dp_outer": groups.expert_data_outer.size,
+        }
         for axis, elements, size in (
             ("dp", kind.dense_parameters, groups.shard_size),
             ("expert_dp", kind.expert_parameters, groups.expert_shard_size),
         ):
             moves = step_moves(model.stack, item.sharding, row.degrees.pp > 1, axis, elements, size)
             for move in moves[0] + moves[1]:
-                yield _collective(move, item.count)
+                if size_of[move.axis] > 1:
+                    yield _collective(move, item.count)
+    for move in model.stage_model(rows).norm_moves(items):
+        yield _collective(move, 1.0)
 
 
 def _sends(model: CostModel, decision: Decision, row: CandidateRow, rank: int) -> Iterable[Collective]:
