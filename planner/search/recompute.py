@@ -13,13 +13,14 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from planner.cost.memory import Item
+from planner.cost.memory import Item, Moment
 from planner.cost.row import KindCost
 from planner.cost.stage import StageModel
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE
 
 Point = tuple[float, float, tuple[tuple[int, int], ...]]
 TOLERANCE = 1.0 - 1e-12
+LIMIT_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,54 @@ def choose_recompute(
     """The cheapest modes that fit ``limit_bytes`` at the end of the warm-up.
 
     None when even full recompute of all does not fit, or when every way to fit costs at least
-    ``most_extra_seconds`` per microbatch.
+    ``most_extra_seconds`` per microbatch. Where a stack has several moments that may be the fullest, the
+    bytes to free follow from each, and the choice is checked against all; it may then be one that frees a
+    layer more than it must.
     """
     none = tuple((0, 0) for _ in groups)
     warm = tuple(replace(group, alive=group.alive[:1]) for group in groups)
-    excess = stages.memory(plain_items(warm, sharding))["total"] - limit_bytes
-    if excess <= 0.0:
+    moments = stages.moments(plain_items(warm, sharding))
+    if max(moment.total for moment in moments) <= limit_bytes:
         return Choice(0.0, none)
+    limit = limit_bytes
+    for _ in range(LIMIT_TRIES if len(moments) > 1 else 1):
+        best = _cheapest_choice(stages, groups, moments, limit, sharding, most_extra_seconds)
+        if best is None or len(moments) == 1:
+            return best
+        over = stages.memory(best.items(warm, sharding))["total"] - limit_bytes
+        if over <= 0.0:
+            return best
+        limit -= over
+    return None
+
+
+def _cheapest_choice(
+    stages: StageModel,
+    groups: tuple[Group, ...],
+    moments: list[Moment],
+    limit_bytes: float,
+    sharding: int,
+    most_extra_seconds: float,
+) -> Choice | None:
+    """The cheapest modes that take what ``moments`` (without recompute) pass ``limit_bytes`` by off them."""
     slack = 1.0 + stages.device.constants.allocator_slack
     kinds = stages.rows[sharding].kinds
-    if least_extra_seconds(kinds, groups, excess / slack) >= most_extra_seconds:
+    if any(m.freed_share <= 0.0 and m.total > limit_bytes for m in moments):
+        return None
+
+    def needed(working: float) -> float:
+        return max(
+            ((m.total - limit_bytes) / slack + (working if m.has_working else 0.0)) / m.freed_share
+            for m in moments
+            if m.freed_share > 0.0
+        )
+
+    if least_extra_seconds(kinds, groups, needed(0.0)) >= most_extra_seconds:
         return None
     blocks = sorted({g.kind for g in groups if g.is_block and g.count})
     best: Choice | None = None
     for working in _working_sets(kinds, blocks):
-        need = excess / slack + working
-        found = _cheapest(kinds, groups, blocks, working, need)
+        found = _cheapest(kinds, groups, blocks, working, needed(working))
         if found is not None:
             extra, _, counts = found
             if best is None or extra < best.extra_seconds:
