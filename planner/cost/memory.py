@@ -36,13 +36,14 @@ class Item:
 class Moment:
     """Bytes by category at one moment, ``total`` included.
 
-    freed_share: how much of the bytes that recompute takes off the saved tensors is off at this moment;
+    freed_share: how much of the bytes that recompute takes off the saved tensors is off at this moment, None
+    where it does not follow from their number;
     has_working: whether a layer that recomputes has its tensors back beside them.
     """
 
     name: str
     bytes: dict[str, float]
-    freed_share: float = 1.0
+    freed_share: float | None = 1.0
     has_working: bool = True
 
     @property
@@ -72,7 +73,7 @@ class RankMemory:
         static: tuple[float, float, float],
         activations: float,
         buffers: float,
-        share: float = 1.0,
+        share: float | None = 1.0,
         has_working: bool = True,
     ) -> Moment:
         """Bytes of (parameters, gradients, optimizer), tensors and buffers as a moment, reserve added."""

@@ -174,19 +174,31 @@ class _Walk:
             present = head_gradients + self.total("block", self.gradients) * done / blocks
             is_early = done <= 1 and done < blocks - 1
             if is_early:
-                least = min(self.saved(item) for item in self.by_role["block"])
-                tensors = start - self.total("head", self.saved) - done * least
+                tensors = start - self.total("head", self.saved) - done * self._saved_of_one(max, min)
                 tensors += self.largest("block", lambda item: self.kind(item).working_bytes[item.mode])
             else:
                 tensors = end + self.total("embedding", self.saved)
                 tensors += self.largest("block", lambda item: self.kind(item).saved_bytes[0])
-                tensors += (blocks - 1 - done) * self.largest("block", self.saved)
-            share = self.share(fewer if is_early else fewer + 1)
+                tensors += (blocks - 1 - done) * self._saved_of_one(min, max)
+            share: float | None = self.share(fewer) if is_early else self.share(fewer + 1)
+            if done == blocks - 2 and not is_early:
+                share = None  # what is left is one block's: it follows from no count of bytes freed
             yield rank.moment(f"block {done}", static(present), tensors, buffers, share, is_early)
         if self.by_role["embedding"]:
             present = gradients - self.total("embedding", self.gradients)
             buffers = self._table_buffers() + first_gradient
             yield rank.moment("table", static(present), end, buffers, self.share(fewer + 1), False)
+
+    def _saved_of_one(self, of_modes: Callable[..., float], of_kinds: Callable[..., float]) -> float:
+        """Saved bytes of one block: the most or least its kind saves in a mode in use, over kinds.
+
+        The most recomputed blocks come first in the chain: the last block saves the most, the first the
+        least.
+        """
+        by_kind: dict[int, list[float]] = {}
+        for item in self.by_role["block"]:
+            by_kind.setdefault(item.kind, []).append(self.saved(item))
+        return of_kinds(of_modes(values) for values in by_kind.values())
 
     def _block_buffers(self, done: int, blocks: int) -> float:
         """Weights, reductions and short-lived tensors while the block behind ``done`` others runs."""

@@ -12,37 +12,42 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stack:
-    """Bytes per element, what overlaps, and what a framework keeps, gathers and repeats.
+    """What a framework stores, saves, moves and repeats.
 
-    parameter_bytes: the weights compute reads. gradient_bytes: the gradient buffer. master_bytes: the fp32
-    copy the optimizer updates. gradient_reduce_bytes: width of the gradient reduction. logit_saved_bytes
-    and logit_transient_bytes: per logit, kept and short-lived. hides_gradient_reduction and
-    hides_parameter_gather: overlap with the last backward and the next forward. bucket_parameters: elements
-    per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers: sharded layers gathered at once.
+    Bytes per element. parameter_bytes: the weights compute reads. gradient_bytes: the gradient buffer.
+    master_bytes: the fp32 weights the optimizer updates. gradient_reduce_bytes: width of the gradient
+    reduction. keeps_master_apart: compute weights are kept beside the fp32 ones; False where those are the
+    only ones kept, sharded in every mode, and parameter_bytes exist while gathered (FSDP2's
+    MixedPrecisionPolicy). vocabulary_multiple: the vocabulary is padded to a multiple of this times tp.
 
-    gathers_input_again: under a split sequence a layer keeps its own part of the norm's output and gathers
-    it again in backward (Megatron-LM's LinearWithGradAccumulationAndAsyncCommunication, Korthikanti et al.,
-    arXiv 2205.05198, section 4.2.2); False where the gathered tensor is kept (DTensor's redistribute).
-    recomputed_product_period: 0 where selective recompute repeats the attention core (Megatron-Core); n
-    where it keeps the outputs of matrix products, attention and reduce-scatters but repeats every n-th
-    product (torchtitan's operator list). stops_recompute_early: full recompute ends once the last tensor
-    backward needs is there, so neither the block's last product nor its reduce-scatter is repeated
-    (torch.utils.checkpoint, use_reentrant=False). gathers_each_microbatch: weights gathered whole for
-    gradients sharding are freed by every backward (FSDP2, reshard_after_forward=False).
-    regathers_head: backward gathers the head's weights again under sharded parameters.
-    vocabulary_multiple: the vocabulary is padded to a multiple of this times tp. fuses_gate: activation
-    and product with the gate are one kernel that keeps its two inputs alone (Megatron-Core's fused SwiGLU).
-    holds_pipeline_gradients: whatever the sharding, a pipeline stage keeps whole gradients until its last
-    microbatch (torch.distributed.pipelining, stage.py: backward without gradient sync).
-    makes_buffers_when_needed: gradients and gathered weights live only while needed, so the peak is the
-    fullest of several moments (memory.py); False where they are allocated once. keeps_master_apart: compute
-    weights are kept beside the fp32 copy; False where the fp32 weights are the only ones kept, always
-    sharded, and parameter_bytes exist while gathered (FSDP2's MixedPrecisionPolicy).
-    has_whole_table_gradient: the embedding's gradient has the whole vocabulary on every tp rank (DTensor: a
-    row-wise embedding's backward replicates, then slices). norm_saved_bytes: per token and norm, beside input and output (the
-    fp32 statistic of PyTorch's fused kernel). logit_backward_bytes and split_logit_backward_bytes: per logit
-    in the loss's backward, whole or split over tp (fp32 gradients of loss, softmax and, in loss_parallel,
-    one more). pipeline_logit_bytes: per logit, outputs a pipeline's last stage keeps through the loss.
+    Overlap. hides_gradient_reduction and hides_parameter_gather: with the last backward and the next forward.
+    bucket_parameters: elements per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers:
+    sharded layers gathered at once.
+
+    Gathers and reductions. gathers_input_again: under a split sequence a layer keeps its own part of the
+    norm's output and gathers it again in backward (Megatron-LM's asynchronous linear layer, Korthikanti et
+    al., arXiv 2205.05198, section 4.2.2); False where the gathered tensor is kept (DTensor's redistribute).
+    gathers_each_microbatch: weights gathered whole for gradients sharding are freed by every backward
+    (FSDP2, reshard_after_forward=False). regathers_head: backward gathers the head's weights again under
+    sharded parameters. holds_pipeline_gradients: whatever the sharding, a pipeline stage keeps whole
+    gradients until its last microbatch (torch.distributed.pipelining, stage.py). reduces_norms_in_backward:
+    norm weights' partial gradients are summed over tp in every backward, not once per step (DTensor).
+
+    Recompute. recomputed_product_period: 0 where selective recompute repeats the attention core
+    (Megatron-Core); n where it keeps the outputs of attention, reduce-scatters and matrix products but
+    repeats every n-th product (torchtitan's operator list). stops_recompute_early: full recompute ends once
+    the last tensor backward needs is there, so neither the block's last product nor its reduce-scatter is
+    repeated (torch.utils.checkpoint, use_reentrant=False).
+
+    Tensors. fuses_gate: activation and product with the gate are one kernel that keeps its two inputs alone
+    (Megatron-Core's fused SwiGLU). norm_saved_bytes: per token and norm, beside input and output (the fp32
+    statistic of PyTorch's fused kernel). logit_saved_bytes and logit_transient_bytes: per logit, kept and
+    short-lived. makes_buffers_when_needed: gradients and gathered weights live only while needed, so the
+    peak is the fullest of several moments (moments.py). For those: logit_backward_bytes and
+    split_logit_backward_bytes, per logit in the loss's backward, whole or split over tp (fp32 gradients of
+    loss and softmax, loss_parallel one more); pipeline_logit_bytes, outputs a last stage keeps through the
+    loss; has_whole_table_gradient, the embedding's gradient has the whole vocabulary on every tp rank
+    (DTensor: a row-wise embedding's backward replicates, then slices).
     """
 
     name: str

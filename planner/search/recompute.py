@@ -76,24 +76,59 @@ def choose_recompute(
 
     None when even full recompute of all does not fit, or when every way to fit costs at least
     ``most_extra_seconds`` per microbatch. Where a stack has several moments that may be the fullest, the
-    bytes to free follow from each, and the choice is checked against all; it may then be one that frees a
-    layer more than it must.
+    bytes to free follow from those that tell, every choice is checked against all, and one mode for all
+    layers is tried too: such a choice may free a layer more than it must. (Stacks of that kind take one
+    mode for all layers, so this choice is not what their plans are made of.)
     """
     none = tuple((0, 0) for _ in groups)
     warm = tuple(replace(group, alive=group.alive[:1]) for group in groups)
     moments = stages.moments(plain_items(warm, sharding))
     if max(moment.total for moment in moments) <= limit_bytes:
         return Choice(0.0, none)
+    if len(moments) == 1:
+        return _cheapest_choice(stages, groups, moments, limit_bytes, sharding, most_extra_seconds)
+    return _checked_choice(stages, warm, moments, limit_bytes, sharding, most_extra_seconds)
+
+
+def _checked_choice(
+    stages: StageModel,
+    groups: tuple[Group, ...],
+    moments: list[Moment],
+    limit_bytes: float,
+    sharding: int,
+    most_extra_seconds: float,
+) -> Choice | None:
+    """The cheapest of: modes by the bytes to free (limit lowered by what they are over), one mode for all."""
+    kinds = stages.rows[sharding].kinds
+    found: list[Choice] = []
+    for mode in MODES:
+        counts = tuple(
+            ((g.count, 0) if mode == RECOMPUTE_SELECTIVE else (0, g.count)) if g.is_block else (0, 0)
+            for g in groups
+        )
+        extra = sum(
+            g.count * (kinds[g.kind].backward_seconds[mode] - kinds[g.kind].backward_seconds[0])
+            for g in groups
+            if g.is_block
+        )
+        found.append(Choice(extra, counts))
+
+    def over(choice: Choice) -> float:
+        return stages.memory(choice.items(groups, sharding))["total"] - limit_bytes
+
+    found = [choice for choice in found if over(choice) <= 0.0]
     limit = limit_bytes
-    for _ in range(LIMIT_TRIES if len(moments) > 1 else 1):
+    for _ in range(LIMIT_TRIES):
         best = _cheapest_choice(stages, groups, moments, limit, sharding, most_extra_seconds)
-        if best is None or len(moments) == 1:
-            return best
-        over = stages.memory(best.items(warm, sharding))["total"] - limit_bytes
-        if over <= 0.0:
-            return best
-        limit -= over
-    return None
+        if best is None:
+            break
+        excess = over(best)
+        if excess <= 0.0:
+            found.append(best)
+            break
+        limit -= excess
+    fitting = min(found, key=lambda choice: choice.extra_seconds, default=None)
+    return fitting if fitting is not None and fitting.extra_seconds < most_extra_seconds else None
 
 
 def _cheapest_choice(
@@ -107,15 +142,17 @@ def _cheapest_choice(
     """The cheapest modes that take what ``moments`` (without recompute) pass ``limit_bytes`` by off them."""
     slack = 1.0 + stages.device.constants.allocator_slack
     kinds = stages.rows[sharding].kinds
-    if any(m.freed_share <= 0.0 and m.total > limit_bytes for m in moments):
+    if any(m.freed_share == 0.0 and m.total > limit_bytes for m in moments):
         return None
+    # At least a byte: a moment that tells no number may still need one layer recomputed.
+    told = [m for m in moments if m.freed_share]
 
     def needed(working: float) -> float:
-        return max(
-            ((m.total - limit_bytes) / slack + (working if m.has_working else 0.0)) / m.freed_share
-            for m in moments
-            if m.freed_share > 0.0
-        )
+        needs = [
+            ((m.total - limit_bytes) / slack + (working if m.has_working else 0.0)) / (m.freed_share or 1.0)
+            for m in told
+        ]
+        return max([1.0, *needs])
 
     if least_extra_seconds(kinds, groups, needed(0.0)) >= most_extra_seconds:
         return None
