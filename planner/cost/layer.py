@@ -319,6 +319,8 @@ class LayerPricer:
         c, is_tied = self.candidates, self.problem.model.head.tied
         # A tied table is one unit with the head.
         stays = kind.role == "head" or (kind.role == "embedding" and is_tied)
+        if kind.role == "head" and is_tied:
+            dense = np.where(c.pp > 1, dense, 0.0)  # its norm rides with the table
         return layer_moves(self.stack, c.sharding, c.pp > 1, dense, expert, stays=stays)
 
     def norm_move(self, kind: LayerKind, *, is_step: bool) -> Move:

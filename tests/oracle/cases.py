@@ -68,6 +68,7 @@ def _pipeline_cases() -> list[Case]:
         Case("70b-pp4-middle", "llama-3.1-70b", 12, "full", **stage, tp=8, rank=1, microbatches=8),
         Case("70b-pp4-last", "llama-3.1-70b", 12, "full", **stage, tp=8, rank=3, microbatches=8),
         Case("405b-pp16-first", "llama-3.1-405b", 32, "full", "optimizer", 8, 8, 16, 0, 8192, 1, 16),
+        Case("7b-pp4-few", "llama-2-7b", 8, "selective", **stage, microbatches=4),
         Case("7b-pp4-first", "llama-2-7b", 12, "none", **stage, microbatches=6),
         Case("7b-pp4-last", "llama-2-7b", 12, "none", **stage, rank=3, microbatches=6),
         Case("8b-pp2-selective", "llama-3.1-8b", 8, "selective", "optimizer", 4, 2, 2, 0, microbatches=4),

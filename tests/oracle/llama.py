@@ -170,9 +170,7 @@ def split_tensors(stage: Stage, mesh) -> None:
     if stage.head is not None:
         style = ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False)
         parallelize_module(stage, mesh, {"norm": SequenceParallel(), "head": style})
-    whole = PrepareModuleInput(
-        input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None)
-    )
+    whole = PrepareModuleInput(input_layouts=(Shard(1), None), desired_input_layouts=(Replicate(), None))
     plan = {
         "attention_norm": SequenceParallel(),
         "ffn_norm": SequenceParallel(),

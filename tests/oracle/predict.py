@@ -29,6 +29,11 @@ class Predicted:
     moments: dict[str, float]
 
 
+def chunk_of(case: Case) -> tuple[int, int]:
+    """The blocks [first, end) of the case's rank."""
+    return balanced_chunks(case.layers, case.pp)[case.rank]
+
+
 def decision_of(case: Case) -> Decision:
     return Decision(
         degrees=Degrees(dp=case.dp, tp=case.tp, pp=case.pp),
@@ -46,9 +51,7 @@ def decision_of(case: Case) -> Decision:
 
 def cost_model(build, case: Case, constants) -> CostModel:
     sizes = SIZES[case.model]
-    block = build.block(
-        hidden=sizes.hidden, heads=sizes.heads, kv_heads=sizes.kv_heads, ffn=sizes.ffn
-    )
+    block = build.block(hidden=sizes.hidden, heads=sizes.heads, kv_heads=sizes.kv_heads, ffn=sizes.ffn)
     model = build.model(
         case.layers, {"block": block}, hidden=sizes.hidden, vocab=sizes.vocab, tied=sizes.tied
     )
