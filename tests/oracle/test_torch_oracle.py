@@ -83,7 +83,6 @@ def test_a_rank_keeps_sends_and_computes_what_pytorch_does(case, build, table):
     moved = {
         key: predicted.collectives[key][1] / total - 1 for key, (_, total) in measured.collectives.items()
     }
-    counts = {key: total[0] for key, total in measured.collectives.items()}
     off["collective_bytes"] = max(moved.values(), key=abs)
     gib = 1024**3
     order = ("peak_bytes", *COLUMNS)
