@@ -317,10 +317,9 @@ class LayerPricer:
     ) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
         """(forward, backward) gathers and reductions of sharded weights, per microbatch."""
         c, is_tied = self.candidates, self.problem.model.head.tied
-        # A tied table is one unit with the head.
-        stays = kind.role == "head" or (kind.role == "embedding" and is_tied)
+        stays = kind.role == "head" and not is_tied
         if kind.role == "head" and is_tied:
-            dense = np.where(c.pp > 1, dense, 0.0)  # its norm rides with the table
+            dense = np.where(c.pp > 1, dense, 0.0)  # one unit with the table: its norm rides with that
         return layer_moves(self.stack, c.sharding, c.pp > 1, dense, expert, stays=stays)
 
     def norm_move(self, kind: LayerKind, *, is_step: bool) -> Move:

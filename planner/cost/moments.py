@@ -108,17 +108,24 @@ class _Walk:
 
     @cached_property
     def is_tied(self) -> bool:
-        """The table is one unit with the head: gathered through backward, with its first gradient."""
+        """The table is one unit with the head, on one rank."""
         return self.rank.row.is_tied and not self.has_pipeline and bool(self.by_role["embedding"])
 
     @cached_property
     def constant(self) -> float:
-        """Buffers there at every moment: receive buffers of all microbatches, a tied table."""
-        row, total = self.rank.row, 0.0
-        if self.has_pipeline:
-            sides = (not self.by_role["embedding"]) + (not self.by_role["head"])
-            total = sides * row.microbatches * row.virtual_stages * row.boundary_bytes
-        return total + (self.largest("embedding", self.window) if self.is_tied else 0.0)
+        """Buffers there at every moment: the receive buffers of all microbatches."""
+        if not self.has_pipeline:
+            return 0.0
+        row = self.rank.row
+        sides = (not self.by_role["embedding"]) + (not self.by_role["head"])
+        return sides * row.microbatches * row.virtual_stages * row.boundary_bytes
+
+    @cached_property
+    def tied_table(self) -> float:
+        """From the head's backward on: a tied table, gathered once more, and its gradient as a head."""
+        if not self.is_tied:
+            return 0.0
+        return self.largest("embedding", self.window) + self.largest("embedding", self.weights)
 
     @cached_property
     def all_staying(self) -> float:
@@ -163,14 +170,14 @@ class _Walk:
             return parameters, gradients if is_later else done, optimizer
 
         start, end = self.held(fewer), self.held(fewer + 1)
-        first_gradient = self.largest("embedding", self.weights) if self.is_tied else 0.0
         if self.by_role["head"]:
+            # A tied table's unit began forward, and is freed behind it like any other.
             window = 0.0 if self.is_tied else self.largest("head", self.window)
             buffers = self.all_staying + window + self.largest("head", self.extra) + self.constant
             yield rank.moment("loss", static(0.0), start, buffers, self.share(fewer), False)
         head_gradients = self.total("head", self.gradients)
         for done in sorted({0, 1, blocks - 2, blocks - 1} & set(range(blocks))):
-            buffers = self._block_buffers(done, blocks) + first_gradient
+            buffers = self._block_buffers(done, blocks) + self.tied_table
             present = head_gradients + self.total("block", self.gradients) * done / blocks
             is_early = done <= 1 and done < blocks - 1
             if is_early:
@@ -186,7 +193,7 @@ class _Walk:
             yield rank.moment(f"block {done}", static(present), tensors, buffers, share, is_early)
         if self.by_role["embedding"]:
             present = gradients - self.total("embedding", self.gradients)
-            buffers = self._table_buffers() + first_gradient
+            buffers = self._table_buffers()
             yield rank.moment("table", static(present), end, buffers, self.share(fewer + 1), False)
 
     def _saved_of_one(self, of_modes: Callable[..., float], of_kinds: Callable[..., float]) -> float:
@@ -211,11 +218,16 @@ class _Walk:
         return staying + window + prefetched + reducing + self.largest("block", self.extra) + self.constant
 
     def _table_buffers(self) -> float:
-        """The same for the embedding: its gradient is made, then turned into the reduction's input."""
+        """The same for the embedding: its gradient is made, then turned into the reduction's input.
+
+        A tied table's second gradient is added to its first in a third tensor; its weights are freed before
+        the reduction.
+        """
         table = "embedding"
         staying = self.all_staying if self.has_pipeline else self.total(table, self.staying)
         window = 0.0 if self.is_tied else self.largest(table, self.window)
         made = staying + window + self.largest("block", self.reduction) + self.largest(table, self.extra)
+        made += self.tied_table + (self.largest(table, self.weights) if self.is_tied else 0.0)
         reduced = self.largest(table, self.reduction) + self.largest(table, self.weights)
         return max(made, reduced) + self.constant
 

@@ -224,7 +224,7 @@ def shard_weights(stage: Stage, mesh, *, frees_weights: bool) -> None:
     ends = [m for m in (stage.embedding, stage.norm, stage.head) if m is not None]
     if stage.shape.tied:
         if ends:
-            fully_shard(ends, reshard_after_forward=False, **config)
+            fully_shard(ends, reshard_after_forward=frees_weights, **config)
     else:
         if stage.embedding is not None:
             fully_shard(stage.embedding, reshard_after_forward=frees_weights, **config)

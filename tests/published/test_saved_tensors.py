@@ -1,6 +1,6 @@
 """Megatron's saved tensors against the formulas printed in Korthikanti et al. (arXiv 2205.05198).
 
-The paper's layer has a plain MLP of width 4h, unfused attention and dropout; its table 2 gives bytes per layer.
+The paper's layer has a plain MLP of width 4h, unfused attention and dropout; table 2 gives bytes per layer.
 """
 
 from __future__ import annotations
