@@ -283,7 +283,7 @@ class LayerPricer:
         is_block = kind.role == "block"
         boundary = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size / s.norm_split
         full_saved = boundary if is_block else part.saved_bytes
-        selective = {"recompute": part.selective_recompute + zero, "tp": part.selective_tp + zero}
+        selective = {"recompute": part.selective_recompute * slowdown + zero, "tp": part.selective_tp + zero}
         again = np.maximum(forward_kernels - part.spared_compute * slowdown, host - forward_wire)
         full = {
             "recompute": again,

@@ -3,6 +3,10 @@
 A stack is not a branch in a formula; it is the numbers the formulas ask for. ``megatron`` follows
 Megatron-Core with its distributed optimizer (bf16 weights, fp32 gradient buffer, fp32 master copy) and is
 what plans without a target are priced on.
+
+What each stack's memory rests on: ``megatron`` on Korthikanti et al. (tests/published/test_saved_tensors.py)
+and allocated memory of published runs; ``torchtitan`` on PyTorch 2.13 itself, dense models, tensor by tensor
+(tests/oracle); the others on Megatron's layers with their own widths, unchecked but for published runs.
 """
 
 from __future__ import annotations
