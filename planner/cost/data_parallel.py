@@ -39,7 +39,10 @@ def moves_seconds(groups: Groups, moves: tuple[Move, ...]) -> Number:
     }
     total: Number = 0.0
     for move in moves:
-        seconds = SECONDS[move.operation](by_axis[move.axis], move.whole_bytes)
+        group = by_axis[move.axis]
+        if isinstance(group.size, float) and group.size <= 1.0:
+            continue  # one rank alone: nothing moves
+        seconds = SECONDS[move.operation](group, move.whole_bytes)
         total = total + np.where(move.whole_bytes > 0, move.count * seconds, 0.0)
     return total
 
@@ -62,6 +65,8 @@ def layer_moves(
     reduces = (is_parameters + is_gradients) * (1.0 - is_held)
     forward, backward = [], []
     for axis, elements in (("dp", dense), ("expert_dp", expert)):
+        if not np.any(elements):
+            continue
         forward.append(Move(axis, "all_gather", gathers, elements * stack.parameter_bytes))
         backward.append(Move(axis, "all_gather", again, elements * stack.parameter_bytes))
         backward.append(Move(axis, "reduce_scatter", reduces, elements * stack.gradient_reduce_bytes))
