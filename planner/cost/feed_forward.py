@@ -12,51 +12,99 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
-from planner.cost.attention import tensor_parallel_collectives, tensor_parallel_seconds
 from planner.cost.collectives import all_gather_seconds, all_to_all_seconds
 from planner.cost.compute import ELEMENT_BYTES, TILE
-from planner.cost.part import Part, Setting
+from planner.cost.part import Move, Part, Setting
+from planner.cost.tensor_parallel import tensor_parallel_part
 from planner.model.spec import FeedForward, MixtureOfExperts
 
 
-def feed_forward_part(ff: FeedForward | MixtureOfExperts, hidden_size: int, setting: Setting) -> Part:
-    """Seconds and bytes of one feed-forward sub-layer for one microbatch on one rank."""
+def feed_forward_part(
+    ff: FeedForward | MixtureOfExperts, hidden_size: int, setting: Setting, products_before: int = 0
+) -> Part:
+    """Seconds and bytes of one feed-forward sub-layer for one microbatch on one rank.
+
+    products_before: the matrix products of the block ahead of it, for stacks that repeat every n-th.
+    """
     if isinstance(ff, FeedForward):
+        width = ff.ffn_size / setting.tp
         part, input_gradient, weight_gradient = _dense(
-            setting, setting.tokens, hidden_size, ff.ffn_size / setting.tp, ff.gated
+            setting, setting.tokens, hidden_size, width, ff.gated, products_before
         )
         gathered = ELEMENT_BYTES * setting.tokens * hidden_size
-        forward, backward = tensor_parallel_seconds(setting, gathered, input_gradient, weight_gradient)
-        return part + Part(
-            forward_tp=forward,
-            backward_tp=backward,
-            transient_bytes=gathered,
-            collectives=tensor_parallel_collectives(setting),
-        )
+        parallel = tensor_parallel_part(setting, gathered, input_gradient, weight_gradient, is_last=True)
+        backward = _backward_bytes(setting, hidden_size, width, ff.gated)
+        return part + parallel + Part(transient_bytes=gathered, backward_bytes=backward)
     return _experts(ff, hidden_size, setting)
 
 
-def _dense(s: Setting, tokens: Number, h: int, width: Number, gated: bool) -> tuple[Part, Number, Number]:
+def _backward_bytes(s: Setting, h: int, width: Number, gated: bool) -> Number:
+    """Short-lived bytes beside all saved tensors at the fullest of two operators of autograd's backward.
+
+    Either the gradient of the activated product becomes those of its factors (beside the output gradient,
+    gathered and the rank's own, and the last product's weight gradient), or the last input gradient is made:
+    all weight gradients and an input gradient per product are there, the tensors saved inside are gone.
+    """
+    inside, hidden = ELEMENT_BYTES * s.tokens * width, ELEMENT_BYTES * s.tokens * h
+    own = np.where(s.norm_split > 1, hidden / s.norm_split, 0.0)
+    weight = ELEMENT_BYTES * h * width
+    factors = 2.0 if gated else 1.0
+    freed = inside * ((factors + 1.0) + (1.0 if gated and not s.stack.fuses_gate else 0.0))
+    split = factors * inside + hidden + weight
+    ending = inside - freed + factors * hidden + (factors + 1.0) * weight
+    return np.maximum(split, ending) + own
+
+
+def _dense(
+    s: Setting, tokens: Number, h: int, width: Number, gated: bool, products_before: int = 0
+) -> tuple[Part, Number, Number]:
     """The two (three when gated) products and the activation between them."""
-    device = s.device
+    device, stack = s.device, s.stack
     inner = (2.0 if gated else 1.0) * width
     input_gradient = device.matmul_seconds(tokens, h, inner)
     weight_gradient = device.matmul_seconds(inner, h, tokens)
-    forward = device.matmul_seconds(tokens, inner, h) + device.matmul_seconds(tokens, h, width)
+    into, out = device.matmul_seconds(tokens, inner, h), device.matmul_seconds(tokens, h, width)
     output_weights = device.matmul_seconds(width, h, tokens)
     backward = input_gradient + weight_gradient + device.matmul_seconds(tokens, width, h) + output_weights
     activation = ELEMENT_BYTES * tokens * (inner + width)
-    saved = activation
+    passes = device.pass_seconds(activation)
+    # Activation and product with the gate as two kernels keep the activation's own output as well.
+    saved = activation + (ELEMENT_BYTES * tokens * width if gated and not stack.fuses_gate else 0.0)
+    listed = Part(selective_bytes=saved)
+    if stack.recomputed_product_period:
+        listed = _selective(s, tokens, h, width, into, gated, products_before)
+        listed = listed + Part(selective_recompute=passes)
     part = Part(
-        forward_compute=forward + device.pass_seconds(activation),
+        forward_compute=into + out + passes,
         backward_compute=backward + device.pass_seconds(activation + ELEMENT_BYTES * tokens * inner),
+        spared_compute=out if stack.stops_recompute_early else 0.0,
         saved_bytes=saved,
-        selective_bytes=saved,
         transient_bytes=saved,
         kernels=3.0,
         weight_compute=weight_gradient + output_weights,
     )
-    return part, input_gradient, weight_gradient
+    return part + listed, input_gradient, weight_gradient
+
+
+def _selective(
+    s: Setting, tokens: Number, h: int, width: Number, into: Number, gated: bool, products_before: int
+) -> Part:
+    """Bytes kept and product seconds repeated under an operator list.
+
+    The last product is never repeated: where its output is not kept, recompute has already stopped. Where
+    it is kept, it is h wide on every tp rank, and its reduce-scattered share is kept beside it.
+    """
+    first = products_before + 1
+    up = range(first, first + (2 if gated else 1))
+    is_kept = [s.stack.is_product_kept(ordinal) for ordinal in up]
+    extra = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
+    if s.stack.is_product_kept(up.stop):
+        extra = extra + ELEMENT_BYTES * tokens * h
+    return Part(
+        selective_recompute=into * (1.0 - sum(is_kept) / len(is_kept)),
+        selective_bytes=extra + ELEMENT_BYTES * tokens * width * sum(is_kept),
+        selective_extra_bytes=extra,
+    )
 
 
 def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
@@ -69,12 +117,16 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
     width = moe.expert_ffn_size / s.expert_tp
     products = _grouped_products(s, rows, local_experts, h, width, moe.gated)
 
-    dispatch = all_to_all_seconds(s.ep_group, ELEMENT_BYTES * routed * moe.experts_per_token * h)
-    exchange = np.where(s.ep > 1, 2.0 * dispatch, 0.0)
-    gather = 2.0 * all_gather_seconds(s.expert_tp_group, ELEMENT_BYTES * rows * h)
-    expert_gather = np.where(s.expert_tp > 1, gather, 0.0)
-    permute = device.pass_seconds(4.0 * ELEMENT_BYTES * rows * h)  # permute and unpermute, read and write
+    sent = ELEMENT_BYTES * routed * moe.experts_per_token * h
     dispatched = ELEMENT_BYTES * rows * h
+    exchanges, gathers = np.where(s.ep > 1, 2.0, 0.0), np.where(s.expert_tp > 1, 1.0, 0.0)
+    exchange = exchanges * all_to_all_seconds(s.ep_group, sent)
+    expert_gather = 2.0 * gathers * all_gather_seconds(s.expert_tp_group, dispatched)
+    moved = [Move("ep", "all_to_all", exchanges, sent, again) for again in ((False, True), (False, False))]
+    for operation in ("all_gather", "reduce_scatter"):
+        moved.append(Move("expert_tp", operation, gathers, dispatched, (False, True)))
+        moved.append(Move("expert_tp", operation, gathers, dispatched))
+    permute = device.pass_seconds(4.0 * ELEMENT_BYTES * rows * h)  # permute and unpermute, read and write
     total = products + Part(
         forward_compute=router + permute,
         backward_compute=2.0 * router + permute,
@@ -86,18 +138,14 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
         selective_bytes=dispatched,
         transient_bytes=2.0 * dispatched,
         kernels=12.0,
-        collectives=np.where(s.ep > 1, 2.0, 0.0) + np.where(s.expert_tp > 1, 2.0, 0.0),
+        collectives=exchanges + 2.0 * gathers,
+        moved=tuple(moved),
     )
     if not moe.shared_ffn_size:
         return total
     shared, input_gradient, weight_gradient = _dense(s, s.tokens, h, moe.shared_ffn_size / s.tp, moe.gated)
     gathered = ELEMENT_BYTES * s.tokens * h
-    forward, backward = tensor_parallel_seconds(s, gathered, input_gradient, weight_gradient)
-    return (
-        total
-        + shared
-        + Part(forward_tp=forward, backward_tp=backward, collectives=tensor_parallel_collectives(s))
-    )
+    return total + shared + tensor_parallel_part(s, gathered, input_gradient, weight_gradient)
 
 
 def _grouped_products(

@@ -12,30 +12,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
-from planner.cost.attention import attention_part, tensor_parallel_seconds
-from planner.cost.collectives import (
-    GroupCosts,
-    all_gather_seconds,
-    exposed_seconds,
-    group_costs_arrays,
-    reduce_scatter_seconds,
-)
+from planner.cost.attention import NUM_PRODUCTS, attention_part
+from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import ELEMENT_BYTES, Device
-from planner.cost.constants import Constants
+from planner.cost.data_parallel import layer_moves, moves_seconds, norm_move
 from planner.cost.feed_forward import feed_forward_part
-from planner.cost.part import Part, Setting
+from planner.cost.groups import Groups, rank_groups
+from planner.cost.part import Move, Part, Setting
 from planner.cost.stack import Stack
+from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
 from planner.model.chain import LayerChain, LayerKind, kind_parameters
-from planner.model.parameters import block_parameters, expert_parameters
+from planner.model.parameters import (
+    block_parameters,
+    expert_parameters,
+    final_norm_parameters,
+    norm_parameters,
+)
 from planner.model.spec import MixtureOfExperts
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import (
-    GROUP_ISLAND,
-    SHARDING_GRADIENTS,
-    SHARDING_PARAMETERS,
-)
+from planner.strategy.decision import SHARDING_PARAMETERS
 
-VOCABULARY_MULTIPLE = 128
 RECOMPUTE_MODES = 3
 
 
@@ -45,8 +41,9 @@ class LayerCost:
 
     forward and backward hold seconds by cause in the order of CAUSES. recompute[mode] the extra backward
     seconds by cause. saved_bytes[mode] kept per microbatch in flight, working_bytes[mode] needed again
-    while the layer is recomputed. weight_seconds: the part of backward that is weight gradients.
-    dense_parameters and expert_parameters: elements on this rank.
+    while the layer is recomputed, transient_bytes and backward_bytes as in Part. dense_parameters and
+    expert_parameters: elements on this rank, norm_parameters those of them that are whole on every tp rank.
+    weight_seconds: the part of backward that is weight gradients.
     """
 
     forward: dict[str, Number]
@@ -55,9 +52,11 @@ class LayerCost:
     saved_bytes: tuple[Number, ...]
     working_bytes: tuple[Number, ...]
     transient_bytes: Number
+    backward_bytes: Number
     dense_parameters: Number
     expert_parameters: Number
     weight_seconds: Number
+    norm_parameters: Number
 
     def forward_seconds(self) -> Number:
         """All of forward, exposed communication included."""
@@ -66,53 +65,6 @@ class LayerCost:
     def backward_seconds(self, mode: int) -> Number:
         """All of backward with ``mode``'s recomputation."""
         return sum(self.backward.values()) + sum(self.recompute[mode].values())
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Coefficients of the rank groups of every candidate."""
-
-    tp: GroupCosts
-    cp: GroupCosts
-    ep: GroupCosts
-    expert_tp: GroupCosts
-    data: GroupCosts
-    expert_data: GroupCosts
-    data_outer: GroupCosts
-    expert_data_outer: GroupCosts
-    shard_size: Number
-    expert_shard_size: Number
-
-
-def rank_groups(problem: Problem, constants: Constants, c: Candidates) -> Groups:
-    """The groups each candidate communicates in, from the rank order tp-cp-dp-pp.
-
-    ``data`` is the group parameters or gradients are sharded over (the whole dp cp group, or its part
-    inside one island), ``data_outer`` the group of its replicas.
-    """
-    cluster = problem.cluster
-
-    def costs(stride: Number, size: Number) -> GroupCosts:
-        return group_costs_arrays(cluster, constants, stride, size)
-
-    ones = np.ones_like(c.tp)
-    is_island = c.sharding_group == GROUP_ISLAND
-    data, expert_data = c.data_ranks(), c.expert_data_ranks()
-    inner = np.where(is_island, c.island_shard_size(cluster), data)
-    expert_inner = np.where(is_island, c.island_expert_shard_size(cluster), expert_data)
-    expert_stride = c.ep * c.expert_tp
-    return Groups(
-        tp=costs(ones, c.tp),
-        cp=costs(c.tp, c.cp),
-        ep=costs(c.expert_tp, c.ep),
-        expert_tp=costs(ones, c.expert_tp),
-        data=costs(c.tp, inner),
-        expert_data=costs(expert_stride, expert_inner),
-        data_outer=costs(c.tp * inner, data // inner),
-        expert_data_outer=costs(expert_stride * expert_inner, expert_data // expert_inner),
-        shard_size=inner.astype(np.float64),
-        expert_shard_size=expert_inner.astype(np.float64),
-    )
 
 
 @dataclass(frozen=True)
@@ -127,22 +79,23 @@ class LayerPricer:
 
     def price(self, kind: LayerKind) -> LayerCost:
         """The cost row of ``kind`` for every candidate."""
-        setting = self._setting(kind)
-        dense, expert = self._parameters(kind)
-        if kind.role == "block":
-            part = self._block(kind, setting)
-        elif kind.role == "embedding":
-            part = self._embedding(kind, setting)
-        else:
-            part = self._head(kind, setting)
-        return self._finish(kind, part, setting, dense, expert)
+        setting = self.setting(kind)
+        return self._finish(kind, self.part(kind, setting), setting, *self.parameters(kind))
 
-    def _setting(self, kind: LayerKind) -> Setting:
+    def part(self, kind: LayerKind, setting: Setting) -> Part:
+        """Kernels, tensors and collectives of one layer, before sharded parameters and host launches."""
+        if kind.role == "block":
+            return self._block(kind, setting)
+        return self._embedding(kind, setting) if kind.role == "embedding" else self._head(kind, setting)
+
+    def setting(self, kind: LayerKind) -> Setting:
+        """Degrees, sizes and groups the layer runs with."""
         c, g = self.candidates, self.groups
         tp = c.tp.astype(np.float64)
         split = np.where((c.sequence_parallel == 1) & (c.tp > 1), tp, 1.0)
         return Setting(
             device=self.device,
+            stack=self.stack,
             batch=c.microbatch_size.astype(np.float64),
             sequence=self.problem.workload.sequence_length * kind.stack.sequence_scale,
             tp=tp,
@@ -157,24 +110,34 @@ class LayerPricer:
             is_flash=self.problem.workload.attention == "flash",
         )
 
-    def _parameters(self, kind: LayerKind) -> tuple[Number, Number]:
-        """Elements of the layer on one rank: (dense, experts). Vocabulary is padded to 128 tp."""
+    def parameters(self, kind: LayerKind) -> tuple[Number, Number]:
+        """Elements of the layer on one rank: (dense, experts). The vocabulary is padded."""
         c, model = self.candidates, self.problem.model
         tp = c.tp.astype(np.float64)
         if kind.block is None:
-            padded = ceil_div(model.vocab_size, VOCABULARY_MULTIPLE * tp) * VOCABULARY_MULTIPLE * tp
+            multiple = self.stack.vocabulary_multiple * tp
+            padded = ceil_div(model.vocab_size, multiple) * multiple
             scale = padded / model.vocab_size if model.vocab_size else 1.0
             elements = kind_parameters(model, kind) * np.ones(len(c))
             if kind.role == "head" and model.head.tied:
                 # With a pipeline the last stage keeps its own copy of the tied table.
                 elements = elements + np.where(c.pp > 1, model.vocab_size * model.hidden_size, 0)
-            return elements * scale / tp, np.zeros(len(c))
+            whole = self.norm_elements(kind)
+            return (elements - whole) * scale / tp + whole, np.zeros(len(c))
         total = float(block_parameters(kind.block, model.hidden_size))
+        whole = self.norm_elements(kind)
         ff = kind.block.feed_forward
         experts = 0.0
         if isinstance(ff, MixtureOfExperts):
             experts = float(ff.num_experts * expert_parameters(ff, model.hidden_size))
-        return (total - experts) / tp, experts / (c.ep * c.expert_tp)
+        return (total - experts - whole) / tp + whole, experts / (c.ep * c.expert_tp)
+
+    def norm_elements(self, kind: LayerKind) -> float:
+        """Weights of the norms around the layer's matrices, whole on every tp rank."""
+        model = self.problem.model
+        if kind.block is not None:
+            return float(kind.block.num_norms * norm_parameters(kind.block.norm, model.hidden_size))
+        return float(final_norm_parameters(model, kind.stack)) if kind.role != "embedding" else 0.0
 
     def _block(self, kind: LayerKind, s: Setting) -> Part:
         block, h = kind.block, self.problem.model.hidden_size
@@ -184,14 +147,19 @@ class LayerPricer:
         if block.cross_attention is not None:
             keys = self._cross_keys(kind)
             part = part + attention_part(block.cross_attention, h, s, dropout=block.dropout, keys=keys)
-        part = part + feed_forward_part(block.feed_forward, h, s)
+        part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS)
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
         norms = float(1 if block.parallel else block.num_norms)
         norm_seconds = self.device.pass_seconds(3.0 * hidden * norms)
         masks = 2.0 * hidden / ELEMENT_BYTES if block.dropout else 0.0
-        # Each norm keeps its input and its output; selective recompute drops outputs when attention is fused.
-        kept = 2.0 * hidden * norms + masks
-        dropped = hidden * norms if s.is_flash else 0.0
+        # Each norm keeps its input and its output (gathered where the stack keeps it so). Selective recompute
+        # drops the outputs when attention is fused; an operator list drops all but the block's input.
+        output = hidden if self.stack.gathers_input_again else ELEMENT_BYTES * s.tokens * h
+        statistic = self.stack.norm_saved_bytes * s.tokens / s.norm_split
+        kept = (hidden + output + statistic) * norms + masks
+        dropped = (output + statistic) * norms if s.is_flash else 0.0
+        if self.stack.recomputed_product_period:
+            dropped = kept - hidden
         return part + Part(
             forward_compute=norm_seconds,
             backward_compute=1.5 * norm_seconds,
@@ -214,18 +182,23 @@ class LayerPricer:
         compute = self.device.pass_seconds(2.0 * hidden)
         if e.kind == "patches":
             compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features)
-        forward, _ = tensor_parallel_seconds(s, hidden, 0.0, 0.0)
         saved = s.tokens * 8.0 + (hidden / s.norm_split / ELEMENT_BYTES if self._has_dropout() else 0.0)
-        return Part(
+        return tensor_parallel_part(s, hidden, enters=False) + Part(
             forward_compute=compute,
             backward_compute=2.0 * compute,
-            forward_tp=forward / 2.0,
-            backward_tp=forward / 2.0,
             saved_bytes=saved,
             selective_bytes=saved,
             transient_bytes=2.0 * hidden,
+            backward_bytes=self._table_gradient_bytes(kind, s, hidden),
             kernels=2.0,
         )
+
+    def _table_gradient_bytes(self, kind: LayerKind, s: Setting, hidden: Number) -> Number:
+        """The embedding's gradient beside the output gradient, or beside its own share once sliced."""
+        share = ELEMENT_BYTES * self.parameters(kind)[0]
+        whole = share * (s.tp if self.stack.has_whole_table_gradient else 1.0)
+        has_pipeline = self.candidates.pp > 1
+        return whole + np.where((s.tp > 1) & ~has_pipeline, np.maximum(share, hidden), hidden)
 
     def _has_dropout(self) -> bool:
         return any(block.dropout for block in self.problem.model.block_kinds.values())
@@ -235,11 +208,13 @@ class LayerPricer:
         h, head = model.hidden_size, model.head
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
         norm = device.pass_seconds(3.0 * hidden)
+        output = hidden if self.stack.gathers_input_again else ELEMENT_BYTES * s.tokens * h
+        kept = hidden + output + self.stack.norm_saved_bytes * s.tokens / s.norm_split
         part = Part(
             forward_compute=norm,
             backward_compute=1.5 * norm,
-            saved_bytes=2.0 * hidden,
-            selective_bytes=2.0 * hidden,
+            saved_bytes=kept,
+            selective_bytes=kept,
             kernels=2.0,
         )
         if kind.role == "norm" or head.kind == "classifier":
@@ -253,18 +228,21 @@ class LayerPricer:
         weight_gradient = device.matmul_seconds(outputs, width, s.tokens)
         # Cross entropy in fp32: cast, maximum, exponent and sum, then the gradient in place.
         loss = device.pass_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
-        forward, backward = tensor_parallel_seconds(
-            s, ELEMENT_BYTES * s.tokens * h, input_gradient, weight_gradient
-        )
-        saved = logits * self.stack.logit_saved_bytes
+        gathered = ELEMENT_BYTES * s.tokens * h
+        part = part + tensor_parallel_part(s, gathered, input_gradient, weight_gradient, leaves=False)
+        part = part + parallel_loss_part(s)
+        stack = self.stack
+        saved = logits * stack.logit_saved_bytes
+        is_split = s.tp > 1
+        in_backward = np.where(is_split, stack.split_logit_backward_bytes, stack.logit_backward_bytes)
+        in_pipeline = np.where(self.candidates.pp > 1, stack.pipeline_logit_bytes, 0.0)
         return part + Part(
             forward_compute=product + extra + loss,
             backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss / 2.0,
-            forward_tp=forward / 2.0,
-            backward_tp=backward,
             saved_bytes=saved,
             selective_bytes=saved,
-            transient_bytes=logits * self.stack.logit_transient_bytes,
+            transient_bytes=logits * stack.logit_transient_bytes,
+            backward_bytes=logits * (in_backward + in_pipeline),
             kernels=8.0,
             weight_compute=weight_gradient + extra,
         )
@@ -273,13 +251,21 @@ class LayerPricer:
         launch = self.device.constants.launch_seconds
         slowdown = self.device.constants.kernel_slowdown
         forward_kernels, backward_kernels = part.forward_compute * slowdown, part.backward_compute * slowdown
-        dp_forward, dp_backward = self._sharded_seconds(dense, expert, forward_kernels, backward_kernels)
+        theft = self.device.constants.overlap_theft
+        moves = self.data_moves(kind, dense, expert)
+        # Gathers and reductions of a layer hide under its neighbour's compute: the same, where layers are.
+        dp_forward = exposed_seconds(moves_seconds(self.groups, moves[0]), forward_kernels, theft)
+        dp_backward = exposed_seconds(moves_seconds(self.groups, moves[1]), backward_kernels, theft)
         gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, 1.0, 0.0)
         each = self.device.constants.collective_overhead_seconds
+        norms = 0.0
+        if self.stack.reduces_norms_in_backward:
+            norms = moves_seconds(self.groups, (self.norm_move(kind, is_step=False),))
+        backward_tp = part.backward_tp + norms
         host = part.kernels * launch + (part.collectives + gathers) * each
         # The host launches kernels and collectives in one queue: a pass is never shorter than that queue.
         forward_wire = part.forward_tp + part.forward_cp + part.forward_ep + dp_forward
-        backward_wire = part.backward_tp + part.backward_cp + part.backward_ep + dp_backward
+        backward_wire = backward_tp + part.backward_cp + part.backward_ep + dp_backward
         forward_compute = np.maximum(forward_kernels, host - forward_wire)
         backward_compute = np.maximum(backward_kernels, 2.0 * host - backward_wire)
         zero = np.zeros(len(self.candidates))
@@ -292,7 +278,7 @@ class LayerPricer:
         }
         backward = {
             "compute": backward_compute,
-            "tp": part.backward_tp + zero,
+            "tp": backward_tp + zero,
             "cp": part.backward_cp + zero,
             "ep": part.backward_ep + zero,
             "dp": dp_backward,
@@ -300,56 +286,52 @@ class LayerPricer:
         is_block = kind.role == "block"
         boundary = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size / s.norm_split
         full_saved = boundary if is_block else part.saved_bytes
-        selective = {"recompute": part.selective_recompute + zero}
+        selective = {"recompute": part.selective_recompute * slowdown + zero, "tp": part.selective_tp + zero}
+        again = np.maximum(forward_kernels - part.spared_compute * slowdown, host - forward_wire)
         full = {
-            "recompute": forward_compute,
-            "tp": forward["tp"],
+            "recompute": again,
+            "tp": forward["tp"] - part.spared_tp,
             "cp": forward["cp"],
             "ep": forward["ep"],
         }
         saved = (part.saved_bytes + zero, part.selective_bytes + zero, full_saved + zero)
+        needed = (saved[0], saved[1] - part.selective_extra_bytes, saved[2])
+        backward_bytes = part.backward_bytes + zero
+        if is_block:
+            # By its end a block's backward holds all its weight gradients, and a few hidden states.
+            hidden = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size
+            ending = (dense + expert) * self.stack.parameter_bytes + 3.0 * hidden + 2.0 * boundary
+            backward_bytes = np.maximum(backward_bytes, ending - saved[0])
         return LayerCost(
             forward=forward,
             backward=backward,
             recompute=({}, selective, full) if is_block else ({}, {}, {}),
             saved_bytes=saved if is_block else (saved[0],) * RECOMPUTE_MODES,
-            working_bytes=tuple(np.maximum(0.0, saved[0] - row) if is_block else zero for row in saved),
+            working_bytes=tuple(np.maximum(0.0, saved[0] - row) if is_block else zero for row in needed),
             transient_bytes=part.transient_bytes + zero,
+            backward_bytes=backward_bytes,
             dense_parameters=dense + zero,
             expert_parameters=expert + zero,
             weight_seconds=np.minimum(part.weight_compute * slowdown, backward_compute) + zero,
+            norm_parameters=self.norm_elements(kind) + zero,
         )
 
-    def _sharded_seconds(
-        self, dense: Number, expert: Number, forward: Number, backward: Number
-    ) -> tuple[Number, Number]:
-        """Exposed (forward, backward) traffic of sharded parameters or gradients, per microbatch.
+    def data_moves(
+        self, kind: LayerKind, dense: Number, expert: Number
+    ) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
+        """(forward, backward) gathers and reductions of sharded weights, per microbatch."""
+        c, is_tied = self.candidates, self.problem.model.head.tied
+        stays = kind.role == "head" and not is_tied
+        if kind.role == "head" and is_tied:
+            dense = np.where(c.pp > 1, dense, 0.0)  # one unit with the table: its norm rides with that
+        return layer_moves(self.stack, c.sharding, c.pp > 1, dense, expert, stays=stays)
 
-        parameters: all-gather before forward and before backward, reduce-scatter behind backward, each
-        hidden under the neighbouring layer's compute. gradients: the reduce-scatter alone.
-        """
-        c, g, stack = self.candidates, self.groups, self.stack
-        theft = self.device.constants.overlap_theft
-
-        def both(dense_op: Number, expert_op: Number) -> Number:
-            return np.where(dense > 0, dense_op, 0.0) + np.where(expert > 0, expert_op, 0.0)
-
-        gather = both(
-            all_gather_seconds(g.data, dense * stack.parameter_bytes),
-            all_gather_seconds(g.expert_data, expert * stack.parameter_bytes),
-        )
-        scatter = both(
-            reduce_scatter_seconds(g.data, dense * stack.gradient_reduce_bytes),
-            reduce_scatter_seconds(g.expert_data, expert * stack.gradient_reduce_bytes),
-        )
-        is_parameters = c.sharding == SHARDING_PARAMETERS
-        is_gradients = c.sharding == SHARDING_GRADIENTS
-        forward_moved = np.where(is_parameters, gather, 0.0)
-        backward_moved = np.where(is_parameters, gather + scatter, np.where(is_gradients, scatter, 0.0))
-        return (
-            exposed_seconds(forward_moved, forward, theft),
-            exposed_seconds(backward_moved, backward, theft),
-        )
+    def norm_move(self, kind: LayerKind, *, is_step: bool) -> Move:
+        """The reduction of the layer's norm weights over tp, in a backward or at the end of the step."""
+        c, h = self.candidates, self.problem.model.hidden_size
+        is_sequence = np.where((c.sequence_parallel == 1) & (c.tp > 1), 1.0, 0.0)
+        elements = self.norm_elements(kind)
+        return norm_move(self.stack, elements, h, is_sequence, c.pp > 1, is_step=is_step)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from planner.cost.arrays import Number
 from planner.cost.collectives import GroupCosts
 from planner.cost.constants import Constants
-from planner.cost.layer import RECOMPUTE_MODES, CostTable, Groups
+from planner.cost.groups import Groups
+from planner.cost.layer import RECOMPUTE_MODES, CostTable
 from planner.cost.stack import Stack
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import (
@@ -27,8 +30,9 @@ from planner.strategy.decision import (
 
 @dataclass(frozen=True)
 class KindCost:
-    """One layer kind on one rank, floats; fields as in LayerCost."""
+    """One layer kind on one rank, floats; role as in LayerKind, the other fields as in LayerCost."""
 
+    role: str
     forward: dict[str, float]
     backward: dict[str, float]
     recompute: tuple[dict[str, float], ...]
@@ -37,8 +41,10 @@ class KindCost:
     saved_bytes: tuple[float, ...]
     working_bytes: tuple[float, ...]
     transient_bytes: float
+    backward_bytes: float
     dense_parameters: float
     expert_parameters: float
+    norm_parameters: float
     state_bytes: tuple[float, float, float]
     gathered_bytes: float
     weight_seconds: float
@@ -65,6 +71,8 @@ class CandidateRow:
     groups: Groups
     boundary_bytes: float
     num_communicators: int
+    hidden_size: int
+    is_tied: bool
 
     @property
     def is_island(self) -> bool:
@@ -72,21 +80,27 @@ class CandidateRow:
 
 
 def state_bytes_per_parameter(
-    problem: Problem, stack: Stack, sharding: int, shard_size: Number
+    problem: Problem, stack: Stack, sharding: int, shard_size: Number, has_pipeline: Number
 ) -> tuple[Number, Number, Number]:
     """(parameters, gradients, optimizer) bytes one rank keeps per element it computes with.
 
     ZeRO (Rajbhandari et al., arXiv 1910.02054): optimizer divides the states by the group, gradients also
-    the gradients, parameters also the weights. fp8 keeps a cast copy of the weights and its transpose.
+    the gradients, parameters also the weights. fp8 keeps a cast copy of the weights and its transpose. A
+    stack without weights beside its fp32 ones keeps those, sharded in every mode; one that holds whole
+    gradients under a pipeline divides none of them there.
     """
+    states_group = shard_size if sharding >= SHARDING_OPTIMIZER else 1.0
+    moments = problem.workload.moment_bytes_per_parameter
+    is_whole = has_pipeline if stack.holds_pipeline_gradients else False
+    group = np.where(is_whole, 1.0, shard_size if sharding >= SHARDING_GRADIENTS else 1.0)
+    gradients = stack.gradient_bytes / group
+    if not stack.keeps_master_apart:
+        return stack.master_bytes / states_group, gradients, moments / states_group
     weights = stack.parameter_bytes
     if problem.workload.precision == "fp8":
         weights += stack.fp8_weight_bytes
     parameters = weights / (shard_size if sharding >= SHARDING_PARAMETERS else 1.0)
-    gradients = stack.gradient_bytes / (shard_size if sharding >= SHARDING_GRADIENTS else 1.0)
-    states = stack.master_bytes + problem.workload.moment_bytes_per_parameter
-    optimizer = states / (shard_size if sharding >= SHARDING_OPTIMIZER else 1.0)
-    return parameters, gradients, optimizer
+    return parameters, gradients, (stack.master_bytes + moments) / states_group
 
 
 def candidate_row(
@@ -104,17 +118,24 @@ def candidate_row(
     )
     sharding = int(c.sharding[index])
     groups = _groups_at(table.groups, index)
-    dense_state = state_bytes_per_parameter(problem, stack, sharding, groups.shard_size)
-    expert_state = state_bytes_per_parameter(problem, stack, sharding, groups.expert_shard_size)
+    has_pipeline = degrees.pp > 1
+    states = [
+        tuple(map(float, state_bytes_per_parameter(problem, stack, sharding, size, has_pipeline)))
+        for size in (groups.shard_size, groups.expert_shard_size)
+    ]
     kinds = []
-    for row in table.rows:
+    for kind, row in zip(table.chain.kinds, table.rows, strict=True):
         forward = {name: float(value[index]) for name, value in row.forward.items()}
         backward = {name: float(value[index]) for name, value in row.backward.items()}
         recompute = tuple({name: float(v[index]) for name, v in mode.items()} for mode in row.recompute)
         dense, expert = float(row.dense_parameters[index]), float(row.expert_parameters[index])
         base = sum(backward.values())
+        kept = [dense * one + expert * two for one, two in zip(*states, strict=True)]
+        if kind.role == "embedding" and has_pipeline and stack.has_whole_table_gradient:
+            kept[1] *= degrees.tp
         kinds.append(
             KindCost(
+                role=kind.role,
                 forward=forward,
                 backward=backward,
                 recompute=recompute,
@@ -123,13 +144,11 @@ def candidate_row(
                 saved_bytes=tuple(float(row.saved_bytes[mode][index]) for mode in range(RECOMPUTE_MODES)),
                 working_bytes=tuple(float(row.working_bytes[mode][index]) for mode in range(RECOMPUTE_MODES)),
                 transient_bytes=float(row.transient_bytes[index]),
+                backward_bytes=float(row.backward_bytes[index]),
                 dense_parameters=dense,
                 expert_parameters=expert,
-                state_bytes=(
-                    dense * dense_state[0] + expert * expert_state[0],
-                    dense * dense_state[1] + expert * expert_state[1],
-                    dense * dense_state[2] + expert * expert_state[2],
-                ),
+                norm_parameters=float(row.norm_parameters[index]),
+                state_bytes=(kept[0], kept[1], kept[2]),
                 gathered_bytes=_gathered_bytes(stack, sharding, dense + expert),
                 weight_seconds=float(row.weight_seconds[index]),
             )
@@ -147,6 +166,8 @@ def candidate_row(
         groups=groups,
         boundary_bytes=boundary_bytes(problem, c, index),
         num_communicators=num_communicators(degrees),
+        hidden_size=problem.model.hidden_size,
+        is_tied=problem.model.head.tied,
     )
 
 

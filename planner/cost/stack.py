@@ -3,6 +3,10 @@
 A stack is not a branch in a formula; it is the numbers the formulas ask for. ``megatron`` follows
 Megatron-Core with its distributed optimizer (bf16 weights, fp32 gradient buffer, fp32 master copy) and is
 what plans without a target are priced on.
+
+What each stack's memory rests on: ``megatron`` on Korthikanti et al. (tests/published/test_saved_tensors.py)
+and allocated memory of published runs; ``torchtitan`` on PyTorch 2.13 itself, dense models, tensor by tensor
+(tests/oracle); the others on Megatron's layers with their own widths, unchecked but for published runs.
 """
 
 from __future__ import annotations
@@ -12,13 +16,42 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stack:
-    """Bytes per element and what overlaps.
+    """What a framework stores, saves, moves and repeats.
 
-    parameter_bytes: the weights compute reads. gradient_bytes: the gradient buffer. master_bytes: the fp32
-    copy the optimizer updates. gradient_reduce_bytes: width of the gradient reduction. logit_saved_bytes
-    and logit_transient_bytes: per logit, kept and short-lived. hides_gradient_reduction and
-    hides_parameter_gather: overlap with the last backward and the next forward. bucket_parameters: elements
-    per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers: sharded layers gathered at once.
+    Bytes per element. parameter_bytes: the weights compute reads. gradient_bytes: the gradient buffer.
+    master_bytes: the fp32 weights the optimizer updates. gradient_reduce_bytes: width of the gradient
+    reduction. keeps_master_apart: compute weights are kept beside the fp32 ones; False where those are the
+    only ones kept, sharded in every mode, and parameter_bytes exist while gathered (FSDP2's
+    MixedPrecisionPolicy). vocabulary_multiple: the vocabulary is padded to a multiple of this times tp.
+
+    Overlap. hides_gradient_reduction and hides_parameter_gather: with the last backward and the next forward.
+    bucket_parameters: elements per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers:
+    sharded layers gathered at once.
+
+    Gathers and reductions. gathers_input_again: under a split sequence a layer keeps its own part of the
+    norm's output and gathers it again in backward (Megatron-LM's asynchronous linear layer, Korthikanti et
+    al., arXiv 2205.05198, section 4.2.2); False where the gathered tensor is kept (DTensor's redistribute).
+    gathers_each_microbatch: weights gathered whole for gradients sharding are freed by every backward
+    (FSDP2, reshard_after_forward=False). regathers_head: backward gathers the head's weights again under
+    sharded parameters. holds_pipeline_gradients: whatever the sharding, a pipeline stage keeps whole
+    gradients until its last microbatch (torch.distributed.pipelining, stage.py). reduces_norms_in_backward:
+    norm weights' partial gradients are summed over tp in every backward, not once per step (DTensor).
+
+    Recompute. recomputed_product_period: 0 where selective recompute repeats the attention core
+    (Megatron-Core); n where it keeps the outputs of attention, reduce-scatters and matrix products but
+    repeats every n-th product (torchtitan's operator list). stops_recompute_early: full recompute ends once
+    the last tensor backward needs is there, so neither the block's last product nor its reduce-scatter is
+    repeated (torch.utils.checkpoint, use_reentrant=False).
+
+    Tensors. fuses_gate: activation and product with the gate are one kernel that keeps its two inputs alone
+    (Megatron-Core's fused SwiGLU). norm_saved_bytes: per token and norm, beside input and output (the fp32
+    statistic of PyTorch's fused kernel). logit_saved_bytes and logit_transient_bytes: per logit, kept and
+    short-lived. makes_buffers_when_needed: gradients and gathered weights live only while needed, so the
+    peak is the fullest of several moments (moments.py). For those: logit_backward_bytes and
+    split_logit_backward_bytes, per logit in the loss's backward, whole or split over tp (fp32 gradients of
+    loss and softmax, loss_parallel one more); pipeline_logit_bytes, outputs a last stage keeps through the
+    loss; has_whole_table_gradient, the embedding's gradient has the whole vocabulary on every tp rank
+    (DTensor: a row-wise embedding's backward replicates, then slices).
     """
 
     name: str
@@ -34,6 +67,26 @@ class Stack:
     bucket_parameters_per_rank: float = 1e6
     prefetch_layers: float = 2.0
     fp8_weight_bytes: float = 2.0
+    gathers_input_again: bool = True
+    recomputed_product_period: int = 0
+    stops_recompute_early: bool = False
+    gathers_each_microbatch: bool = False
+    regathers_head: bool = True
+    reduces_norms_in_backward: bool = False
+    vocabulary_multiple: int = 128
+    fuses_gate: bool = True
+    holds_pipeline_gradients: bool = False
+    makes_buffers_when_needed: bool = False
+    keeps_master_apart: bool = True
+    has_whole_table_gradient: bool = False
+    norm_saved_bytes: float = 0.0
+    logit_backward_bytes: float = 4.0
+    split_logit_backward_bytes: float = 4.0
+    pipeline_logit_bytes: float = 0.0
+
+    def is_product_kept(self, ordinal: int) -> bool:
+        """Whether selective recompute keeps the output of a block's ``ordinal``-th product, from 1."""
+        return self.recomputed_product_period > 0 and ordinal % self.recomputed_product_period != 0
 
 
 STACKS: dict[str, Stack] = {
@@ -48,7 +101,27 @@ STACKS: dict[str, Stack] = {
     ),
     # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
     "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),
-    "torchtitan": Stack("torchtitan"),
+    # FSDP2 over fp32 weights, DTensor tensor parallelism, torch.utils.checkpoint: PyTorch 2.13's own code.
+    "torchtitan": Stack(
+        "torchtitan",
+        gathers_input_again=False,
+        recomputed_product_period=2,
+        stops_recompute_early=True,
+        gathers_each_microbatch=True,
+        regathers_head=False,
+        reduces_norms_in_backward=True,
+        vocabulary_multiple=1,
+        fuses_gate=False,
+        holds_pipeline_gradients=True,
+        makes_buffers_when_needed=True,
+        keeps_master_apart=False,
+        has_whole_table_gradient=True,
+        norm_saved_bytes=4.0,
+        logit_saved_bytes=4.0,
+        logit_backward_bytes=8.0,
+        split_logit_backward_bytes=12.0,
+        pipeline_logit_bytes=2.0,
+    ),
     "internevo": Stack("internevo", gradient_reduce_bytes=2.0),
     "mist": Stack("mist", gradient_bytes=2.0, gradient_reduce_bytes=2.0),
 }

@@ -7,30 +7,18 @@ microbatches in flight. Everything a rank costs is a sum (or, for short-lived bu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
 
 from planner.cost.compute import Device
-from planner.cost.row import CandidateRow, KindCost, reserve_bytes
+from planner.cost.data_parallel import moves_seconds, norm_move
+from planner.cost.memory import Item, Moment, RankMemory
+from planner.cost.moments import walked
+from planner.cost.part import Move
+from planner.cost.row import CandidateRow, KindCost
 from planner.cost.stack import Stack
 from planner.cost.tail import Sync, Tail, exposed_tail, sync
 
 CAUSES = ("compute", "recompute", "tp", "cp", "ep", "dp")
-MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buffers", "reserve")
-
-
-@dataclass(frozen=True)
-class Item:
-    """``count`` layers of one kind: recompute ``mode``, ``sharding`` code, microbatches ``alive``.
-
-    ``alive`` has one entry per moment that may be the rank's fullest (``schedule.orders.alive_states``).
-    """
-
-    kind: int
-    count: int
-    mode: int
-    sharding: int
-    alive: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,35 +61,15 @@ class StageModel:
                     total[cause] += item.count * value
         return total
 
+    def moments(self, items: Iterable[Item]) -> list[Moment]:
+        """The moments that may be the rank's fullest, bytes by category."""
+        held = [item for item in items if item.count]
+        memory = RankMemory(self.rows, self.stack, self.device.constants, held)
+        return walked(memory) if self.stack.makes_buffers_when_needed else [memory.kept()]
+
     def memory(self, items: Iterable[Item]) -> dict[str, float]:
         """Bytes at the fullest moment by category, and their total."""
-        parameters = gradients = optimizer = working = transient = gathered = 0.0
-        saved: list[float] = []
-        for item in items:
-            if not item.count:
-                continue
-            kind = self.kind(item)
-            parameters += item.count * kind.state_bytes[0]
-            gradients += item.count * kind.state_bytes[1]
-            optimizer += item.count * kind.state_bytes[2]
-            kept = item.count * kind.saved_bytes[item.mode]
-            saved = [kept * n + before for n, before in zip_longest(item.alive, saved, fillvalue=0.0)]
-            working = max(working, kind.working_bytes[item.mode])
-            transient = max(transient, kind.transient_bytes)
-            gathered = max(gathered, kind.gathered_bytes)
-        row, c = self.row, self.device.constants
-        boundary = 2.0 * row.boundary_bytes if row.degrees.pp > 1 else 0.0
-        slack = 1.0 + c.allocator_slack
-        result = {
-            "parameters": parameters,
-            "gradients": gradients,
-            "optimizer": optimizer,
-            "activations": (max(saved, default=0.0) + working) * slack,
-            "buffers": (transient + gathered + boundary) * slack,
-            "reserve": reserve_bytes(c, row.num_communicators),
-        }
-        result["total"] = sum(result.values())
-        return result
+        return max(self.moments(items), key=lambda moment: moment.total).bytes
 
     def tail(self, items: Iterable[Item], forward: float, backward: float) -> Tail:
         """Gradient reduction, optimizer and parameter gather of one rank, once per step.
@@ -120,18 +88,37 @@ class StageModel:
                     kind = self.kind(item)
                     dense += item.count * kind.dense_parameters
                     expert += item.count * kind.expert_parameters
-            groups = row.groups
-            pairs = (
-                (dense, groups.data, groups.data_outer, groups.shard_size),
-                (expert, groups.expert_data, groups.expert_data_outer, groups.expert_shard_size),
-            )
-            for elements, inner, outer, size in pairs:
+            groups, has_pipeline = row.groups, row.degrees.pp > 1
+            args = (self.stack, sharding, has_pipeline, groups, self.moment_bytes)
+            for axis, elements in (("dp", dense), ("expert_dp", expert)):
                 if elements:
-                    total += sync(self.stack, sharding, elements, inner, outer, size, self.moment_bytes)
-        return Sync(*(float(value) for value in vars(total).values()))
+                    total += sync(*args, axis, elements)
+        norms = self._norm_seconds(items)
+        return Sync(*(float(value) for value in vars(total + Sync(reduce=norms)).values()))
 
     def exposed(self, total: Sync, forward: float, backward: float) -> Tail:
         """The tail of a rank that synchronises ``total`` and hides it behind one microbatch's seconds."""
         data_ranks = self.row.degrees.dp * self.row.degrees.cp
         tail = exposed_tail(self.device, self.stack, data_ranks, total, forward, backward)
         return Tail(float(tail.reduce), float(tail.optimizer), float(tail.gather))
+
+    def norm_moves(self, items: Iterable[Item]) -> tuple[Move, ...]:
+        """Reductions of norm weights over tp that wait for the end of the step, by item."""
+        row = self.row
+        is_sequence = float(row.sequence_parallel and row.degrees.tp > 1)
+        found = []
+        for item in items:
+            elements = item.count * self.kind(item).norm_parameters
+            move = norm_move(
+                self.stack, elements, row.hidden_size, is_sequence, row.degrees.pp > 1, is_step=True
+            )
+            found.append(move)
+        return tuple(found)
+
+    def _norm_seconds(self, items: Iterable[Item]) -> float:
+        """All of them as one all-reduce: they are small and follow each other."""
+        moves = self.norm_moves(items)
+        whole_bytes = sum(float(move.count) * move.whole_bytes for move in moves)
+        if not whole_bytes:
+            return 0.0
+        return float(moves_seconds(self.row.groups, (replace(moves[0], count=1.0, whole_bytes=whole_bytes),)))

@@ -13,9 +13,10 @@ from planner.cost.collectives import all_reduce_seconds, group_costs, send_secon
 from planner.cost.compute import Device
 from planner.cost.constants import Constants
 from planner.cost.layer import cost_table
+from planner.cost.memory import Item
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.stack import STACKS, Stack
-from planner.cost.stage import CAUSES, Item, StageModel
+from planner.cost.stage import CAUSES, StageModel
 from planner.cost.tail import Tail
 from planner.errors import UnknownName
 from planner.model.chain import LayerChain, layer_chain

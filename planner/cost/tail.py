@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.arrays import Number
-from planner.cost.collectives import GroupCosts, all_gather_seconds, all_reduce_seconds, exposed_seconds
+from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import Device
+from planner.cost.data_parallel import moves_seconds, step_moves
+from planner.cost.groups import Groups
 from planner.cost.stack import Stack
-from planner.strategy.decision import SHARDING_GRADIENTS, SHARDING_NONE, SHARDING_OPTIMIZER
+from planner.strategy.decision import SHARDING_OPTIMIZER
 
 
 @dataclass(frozen=True)
@@ -54,39 +56,28 @@ class Sync:
 def sync(
     stack: Stack,
     sharding: int,
-    elements: Number,
-    inner: GroupCosts,
-    outer: GroupCosts,
-    shard_size: Number,
+    has_pipeline: Number,
+    groups: Groups,
     moment_bytes: float,
+    axis: str,
+    elements: Number,
 ) -> Sync:
-    """Once-per-step synchronisation of ``elements`` > 0 of one rank under a sharding code.
-
-    none: all-reduce over all replicas (inner, then outer of the inner's share). optimizer: reduce-scatter
-    and all-gather. gradients and parameters reduce inside the microbatches; hybrid sharding adds an
-    all-reduce of each shard across the islands (ZeRO, arXiv 1910.02054; PyTorch HSDP).
-    """
-    reduce_bytes = elements * stack.gradient_reduce_bytes
-    weight_bytes = elements * stack.parameter_bytes
-    has_outer = outer.size > 1
-    across: Number = 0.0
-    if np.any(has_outer):
-        across = np.where(has_outer, all_reduce_seconds(outer, reduce_bytes / inner.size), 0.0)
-    kept = elements / (shard_size if sharding >= SHARDING_OPTIMIZER else 1.0)
-    traffic = kept * update_bytes(stack, moment_bytes)
-    if sharding == SHARDING_NONE:
-        return Sync(all_reduce_seconds(inner, reduce_bytes) + across, 0.0, traffic, elements)
-    gather = all_gather_seconds(inner, weight_bytes)
-    if sharding == SHARDING_OPTIMIZER:
-        return Sync(all_gather_seconds(inner, reduce_bytes) + across, gather, traffic, elements)
-    if sharding == SHARDING_GRADIENTS:
-        return Sync(across, gather, traffic, elements)
-    return Sync(across, 0.0, traffic, elements)
+    """Once-per-step synchronisation of ``elements`` of one rank on ``axis`` dp or expert_dp."""
+    size = groups.shard_size if axis == "dp" else groups.expert_shard_size
+    reductions, gathers = step_moves(stack, sharding, has_pipeline, axis, elements, size)
+    kept = elements / (size if sharding >= SHARDING_OPTIMIZER else 1.0)
+    return Sync(
+        moves_seconds(groups, reductions),
+        moves_seconds(groups, gathers),
+        kept * update_bytes(stack, moment_bytes),
+        elements,
+    )
 
 
 def update_bytes(stack: Stack, moment_bytes: float) -> float:
     """HBM traffic of one update per element: gradient for the norm and the step, states both ways."""
-    return 2.0 * stack.gradient_bytes + 2.0 * (stack.master_bytes + moment_bytes) + stack.parameter_bytes
+    update = 2.0 * stack.gradient_bytes + 2.0 * (stack.master_bytes + moment_bytes)
+    return update + (stack.parameter_bytes if stack.keeps_master_apart else 0.0)
 
 
 def exposed_tail(

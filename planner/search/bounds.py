@@ -15,20 +15,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.arrays import Array, IntArray, Number
-from planner.cost.collectives import (
-    GroupCosts,
-    all_gather_seconds,
-    exposed_seconds,
-    reduce_scatter_seconds,
-)
-from planner.cost.layer import CostTable, Groups, rank_groups
+from planner.cost.collectives import GroupCosts, exposed_seconds
+from planner.cost.data_parallel import layer_moves, moves_seconds
+from planner.cost.groups import Groups, rank_groups
+from planner.cost.layer import CostTable
 from planner.cost.row import reserve_bytes
 from planner.cost.step import CostModel
 from planner.cost.tail import Sync, Tail, exposed_tail, sync
 from planner.schedule.orders import ZERO_BUBBLE, in_flight, virtual_stage
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.memory_bounds import layer_counts, static_bytes
-from planner.strategy.candidates import Candidates
+from planner.strategy.candidates import BoolArray, Candidates
 from planner.strategy.decision import (
     GROUP_GLOBAL,
     SCHEDULES,
@@ -55,12 +52,14 @@ class _Totals:
     backward_compute: Array
     dense: Array
     expert: Array
+    block_dense: Array
 
     @staticmethod
     def of(table: CostTable) -> _Totals:
         """Sums over the chain; ``slow_backward`` with everything recomputed in full."""
-        columns = [np.zeros(len(table.candidates)) for _ in range(7)]
-        for count, row in zip(layer_counts(table), table.rows, strict=True):
+        columns = [np.zeros(len(table.candidates)) for _ in range(8)]
+        blocks = [1.0 if kind.role == "block" else 0.0 for kind in table.chain.kinds]
+        for count, row, is_block in zip(layer_counts(table), table.rows, blocks, strict=True):
             forward, backward = row.forward_seconds(), row.backward_seconds(0)
             slowest = np.maximum(np.maximum(backward, row.backward_seconds(1)), row.backward_seconds(2))
             values = (
@@ -71,6 +70,7 @@ class _Totals:
                 row.backward["compute"],
                 row.dense_parameters,
                 row.expert_parameters,
+                row.dense_parameters * is_block,
             )
             for column, value in zip(columns, values, strict=True):
                 column += count * value
@@ -100,7 +100,7 @@ def base_lower_bound(model: CostModel, table: CostTable, codes: list[int], limit
             group = SHARDING_GROUPS.index(name)
             if group not in known:
                 known[group] = _groups(model, table, group)
-            exposed = _sharded_seconds(model, known[group], code, total)
+            exposed = _sharded_seconds(model, known[group], code, total, c)
             seconds = _spread_seconds(model, known[group], code, total, c, total.work + exposed, share)
             if code > SHARDING_OPTIMIZER and not limits.parameter_sharding_with_pipeline:
                 seconds = np.where(c.pp > 1, np.inf, seconds)
@@ -145,41 +145,33 @@ def _groups(model: CostModel, table: CostTable, group: int) -> Groups:
     return rank_groups(model.problem, model.constants, c.replace(sharding_group=c.sharding_group * 0 + group))
 
 
-def _sharded_seconds(model: CostModel, groups: Groups, code: int, total: _Totals) -> Number:
-    """At least what sharded parameters or gradients expose per microbatch, over the whole chain."""
+def _sharded_seconds(model: CostModel, groups: Groups, code: int, total: _Totals, c: Candidates) -> Number:
+    """At least what sharded weights of the blocks expose per microbatch, beside the compute of all layers."""
     if code not in (SHARDING_GRADIENTS, SHARDING_PARAMETERS):
         return 0.0
-    stack, theft = model.stack, model.constants.overlap_theft
-    gather: Number = 0.0
-    scatter: Number = 0.0
-    for elements, group in ((total.dense, groups.data), (total.expert, groups.expert_data)):
-        is_there = elements > 0
-        gather = gather + np.where(is_there, all_gather_seconds(group, elements * stack.parameter_bytes), 0.0)
-        reduced = reduce_scatter_seconds(group, elements * stack.gradient_reduce_bytes)
-        scatter = scatter + np.where(is_there, reduced, 0.0)
-    if code == SHARDING_GRADIENTS:
-        return exposed_seconds(scatter, total.backward_compute, theft)
-    forward = exposed_seconds(gather, total.forward_compute, theft)
-    return forward + exposed_seconds(gather + scatter, total.backward_compute, theft)
+    dense, expert = total.block_dense, total.expert
+    forward, backward = layer_moves(model.stack, code, c.pp > 1, dense, expert, stays=False)
+    theft = model.constants.overlap_theft
+    return exposed_seconds(moves_seconds(groups, forward), total.forward_compute, theft) + exposed_seconds(
+        moves_seconds(groups, backward), total.backward_compute, theft
+    )
 
 
 def _mean_tail(model: CostModel, groups: Groups, code: int, total: _Totals, c: Candidates) -> Tail:
     """At least the mean over ranks of the tail: its parts are subadditive in elements and windows."""
-    whole = _synchronised(model, groups, code, total.dense, total.expert)
+    whole = _synchronised(model, groups, code, c.pp > 1, total.dense, total.expert)
     one_bucket = Sync(whole.reduce, whole.gather, whole.traffic, np.inf)
     tail = exposed_tail(model.device, model.stack, 1.0, one_bucket, total.forward, total.slow_backward)
     return Tail(tail.reduce / c.pp, tail.optimizer / c.pp, tail.gather / c.pp)
 
 
-def _synchronised(model: CostModel, groups: Groups, code: int, dense: Number, expert: Number) -> Sync:
-    """What ranks with these elements synchronise; nothing for experts where there are none."""
+def _synchronised(
+    model: CostModel, groups: Groups, code: int, has_pipeline: Number, dense: Number, expert: Number
+) -> Sync:
+    """What ranks with these elements synchronise, norm weights over tp aside."""
     moments = model.problem.workload.moment_bytes_per_parameter
-    args = (model.stack, code)
-    total = sync(*args, dense, groups.data, groups.data_outer, groups.shard_size, moments)
-    outer, size = groups.expert_data_outer, groups.expert_shard_size
-    experts = sync(*args, expert, groups.expert_data, outer, size, moments)
-    has_experts = expert > 0
-    return total + Sync(*(np.where(has_experts, value, 0.0) for value in vars(experts).values()))
+    args = (model.stack, code, has_pipeline, groups, moments)
+    return sync(*args, "dp", dense) + sync(*args, "expert_dp", expert)
 
 
 def schedule_lower_bound(
@@ -363,6 +355,7 @@ class _KindValues:
     groups: Groups
     sharding: IntArray
     data_ranks: IntArray
+    has_pipeline: BoolArray
 
     @staticmethod
     def of(model: CostModel, table: CostTable, chosen: IntArray) -> _KindValues:
@@ -403,6 +396,7 @@ class _KindValues:
             groups=_taken(table.groups, chosen),
             sharding=c.sharding[chosen],
             data_ranks=c.data_ranks()[chosen],
+            has_pipeline=c.pp[chosen] > 1,
         )
 
     def taken(self, chosen: IntArray) -> _KindValues:
@@ -414,6 +408,7 @@ class _KindValues:
             groups=_taken(self.groups, chosen),
             sharding=self.sharding[chosen],
             data_ranks=self.data_ranks[chosen],
+            has_pipeline=self.has_pipeline[chosen],
         )
 
     def work(self, mine: IntArray, counts: Array, flight: Array, m: Array, fill: Array) -> Array:
@@ -443,7 +438,9 @@ class _KindValues:
         parts = [np.zeros(dense.shape) for _ in range(3)]
         for code, where in _by_code(self.sharding[mine]):
             groups = _taken(self.groups, mine[where])
-            total = _synchronised(model, groups, code, dense[:, where], expert[:, where])
+            total = _synchronised(
+                model, groups, code, self.has_pipeline[mine[where]], dense[:, where], expert[:, where]
+            )
             ranks = self.data_ranks[mine[where]]
             tail = exposed_tail(
                 model.device, model.stack, ranks, total, forward[:, where], backward[:, where]

@@ -36,7 +36,7 @@ from planner.cost.layer import cost_table
 from planner.cost.row import CandidateRow, KindCost, candidate_row
 from planner.cost.stage import StageModel
 from planner.cost.step import CostModel, Prediction, decision_candidates, price, rank_items
-from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_PARAMETERS, Decision
+from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_PARAMETERS, Decision, rank_of_stage
 from planner.units import GIB, MILLI
 
 TIME_LIMIT_SECONDS = 5.0
@@ -256,7 +256,7 @@ class _Program:
                     found += [(s, r)] * round(self.x[index, s, r].value() or 0)
                 picks[group.rank, group.chunk, group.kind] = found
         for stage, (first, end) in enumerate(old.chunks):
-            chunk, rank = divmod(stage, old.degrees.pp)
+            chunk, rank = stage // old.degrees.pp, rank_of_stage(old.schedule, stage, old.degrees.pp)
             for block in range(first, end):
                 kind = chain.layers[chain.block_layers[block]]
                 sharding[block], recompute[block] = picks[rank, chunk, kind].pop(0)

@@ -98,13 +98,19 @@ def static_bytes(model: CostModel, table: CostTable, row: LayerCost) -> Array:
 
 
 def _static(model: CostModel, table: CostTable, row: LayerCost, code: int) -> Array:
-    total = np.zeros(len(table.candidates))
-    groups = table.groups
+    c, groups = table.candidates, table.groups
+    total = np.zeros(len(c))
+    # Gradients made in backward may never be there beside all saved tensors.
+    is_late = np.zeros(len(c), dtype=bool)
+    if model.stack.makes_buffers_when_needed:
+        is_late = c.microbatches(model.problem.workload.global_batch) <= c.pp
     pairs = (
         (row.dense_parameters, groups.shard_size),
         (row.expert_parameters, groups.expert_shard_size),
     )
     for elements, size in pairs:
-        for part in state_bytes_per_parameter(model.problem, model.stack, code, size):
-            total = total + elements * part
+        weights, gradients, states = state_bytes_per_parameter(
+            model.problem, model.stack, code, size, c.pp > 1
+        )
+        total = total + elements * (weights + np.where(is_late, 0.0, gradients) + states)
     return total

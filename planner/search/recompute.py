@@ -11,14 +11,17 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from planner.cost.memory import Item, Moment
 from planner.cost.row import KindCost
-from planner.cost.stage import Item, StageModel
+from planner.cost.stage import StageModel
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE
 
 Point = tuple[float, float, tuple[tuple[int, int], ...]]
 TOLERANCE = 1.0 - 1e-12
+LIMIT_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -77,24 +80,93 @@ def choose_recompute(
     """The cheapest modes that fit ``limit_bytes`` at the end of the warm-up.
 
     None when even full recompute of all does not fit, or when every way to fit costs at least
-    ``most_extra_seconds`` per microbatch.
+    ``most_extra_seconds`` per microbatch. Where a stack has several moments that may be the fullest, the
+    bytes to free follow from those that tell, every choice is checked against all, and one mode for all
+    layers is tried too: such a choice may free a layer more than it must. (Stacks of that kind take one
+    mode for all layers, so this choice is not what their plans are made of.)
     """
     none = tuple((0, 0) for _ in groups)
     warm = tuple(replace(group, alive=group.alive[:1]) for group in groups)
-    excess = stages.memory(plain_items(warm, sharding))["total"] - limit_bytes
-    if excess <= 0.0:
+    moments = stages.moments(plain_items(warm, sharding))
+    if max(moment.total for moment in moments) <= limit_bytes:
         return Choice(0.0, none)
+    if len(moments) == 1:
+        return _cheapest_choice(stages, groups, moments, limit_bytes, sharding, most_extra_seconds)
+    return _checked_choice(stages, warm, moments, limit_bytes, sharding, most_extra_seconds)
+
+
+def _checked_choice(
+    stages: StageModel,
+    groups: tuple[Group, ...],
+    moments: list[Moment],
+    limit_bytes: float,
+    sharding: int,
+    most_extra_seconds: float,
+) -> Choice | None:
+    """The cheapest of: modes by the bytes to free (limit lowered by what they are over), one mode for all."""
+    kinds = stages.rows[sharding].kinds
+    found: list[Choice] = []
+    for mode in MODES:
+        counts = tuple(
+            ((g.count, 0) if mode == RECOMPUTE_SELECTIVE else (0, g.count)) if g.is_block else (0, 0)
+            for g in groups
+        )
+        extra = sum(
+            g.count * (kinds[g.kind].backward_seconds[mode] - kinds[g.kind].backward_seconds[0])
+            for g in groups
+            if g.is_block
+        )
+        found.append(Choice(extra, counts))
+
+    def over(choice: Choice) -> float:
+        return stages.memory(choice.items(groups, sharding))["total"] - limit_bytes
+
+    found = [choice for choice in found if over(choice) <= 0.0]
+    limit = limit_bytes
+    for _ in range(LIMIT_TRIES):
+        best = _cheapest_choice(stages, groups, moments, limit, sharding, most_extra_seconds)
+        if best is None:
+            break
+        excess = over(best)
+        if excess <= 0.0:
+            found.append(best)
+            break
+        limit -= excess
+    fitting = min(found, key=lambda choice: choice.extra_seconds, default=None)
+    return fitting if fitting is not None and fitting.extra_seconds < most_extra_seconds else None
+
+
+def _cheapest_choice(
+    stages: StageModel,
+    groups: tuple[Group, ...],
+    moments: list[Moment],
+    limit_bytes: float,
+    sharding: int,
+    most_extra_seconds: float,
+) -> Choice | None:
+    """The cheapest modes that take what ``moments`` (without recompute) pass ``limit_bytes`` by off them."""
     slack = 1.0 + stages.device.constants.allocator_slack
     kinds = stages.rows[sharding].kinds
-    if least_extra_seconds(kinds, groups, excess / slack) >= most_extra_seconds:
+    if any(m.freed_share == 0.0 and m.total > limit_bytes for m in moments):
+        return None
+    # At least a byte: a moment that tells no number may still need one layer recomputed.
+    told = [m for m in moments if m.freed_share]
+
+    def needed(working: float) -> float:
+        needs = [
+            ((m.total - limit_bytes) / slack + (working if m.has_working else 0.0)) / (m.freed_share or 1.0)
+            for m in told
+        ]
+        return max([1.0, *needs])
+
+    if least_extra_seconds(kinds, groups, needed(0.0)) >= most_extra_seconds:
         return None
     blocks = sorted({g.kind for g in groups if g.is_block and g.count})
     if len(blocks) > EXACT_KINDS:
-        return _by_efficiency(kinds, groups, excess / slack)
+        return _by_efficiency(kinds, groups, needed)
     best: Choice | None = None
     for working in _working_sets(kinds, blocks):
-        need = excess / slack + working
-        found = _cheapest(kinds, groups, blocks, working, need)
+        found = _cheapest(kinds, groups, blocks, working, needed(working))
         if found is not None:
             extra, _, counts = found
             if best is None or extra < best.extra_seconds:
@@ -106,12 +178,14 @@ MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
 EXACT_KINDS = 4
 
 
-def _by_efficiency(kinds: tuple[KindCost, ...], groups: tuple[Group, ...], need: float) -> Choice | None:
+def _by_efficiency(
+    kinds: tuple[KindCost, ...], groups: tuple[Group, ...], needed: Callable[[float], float]
+) -> Choice | None:
     """Many kinds of layers: the linear relaxation of the knapsack rounded up, and how far it may be off.
 
     Each layer's modes form a convex chain of steps (bytes freed, seconds); steps are taken by seconds per
-    byte until ``need`` and the largest working set are free. The relaxation without working sets is the
-    bound (Dantzig 1957; multiple-choice knapsack, Sinha and Zoltners 1979).
+    byte until what is ``needed`` beside the largest working set is free. The relaxation without working
+    sets is the bound (Dantzig 1957; multiple-choice knapsack, Sinha and Zoltners 1979).
     """
     steps = sorted(
         (seconds / freed, index, step, freed, seconds)
@@ -121,16 +195,17 @@ def _by_efficiency(kinds: tuple[KindCost, ...], groups: tuple[Group, ...], need:
         for _ in range(group.count)
     )
     working = max((max(kinds[g.kind].working_bytes) for g in groups if g.is_block and g.count), default=0.0)
+    need, need_all = needed(0.0), needed(working)
     least = extra = freed = 0.0
     taken: dict[int, list[int]] = {}
     for rate, index, step, bytes_freed, seconds in steps:
-        if freed >= need + working:
+        if freed >= need_all:
             break
         if freed < need:
             least += rate * min(bytes_freed, need - freed)
         freed, extra = freed + bytes_freed, extra + seconds
         taken.setdefault(index, [0, 0])[step] += 1
-    if freed < (need + working) * TOLERANCE:
+    if freed < need_all * TOLERANCE:
         return None
     counts = []
     for index, group in enumerate(groups):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planner.cost.stage import MEMORY_CATEGORIES
+from planner.cost.memory import MEMORY_CATEGORIES
 from planner.cost.step import BREAKDOWN, price, rank_items
 from planner.search.layout import balanced_chunks
 from planner.strategy.decision import Decision, Degrees
