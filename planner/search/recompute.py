@@ -19,6 +19,7 @@ from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_
 
 Point = tuple[float, float, tuple[tuple[int, int], ...]]
 TOLERANCE = 1.0 - 1e-12
+MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def choose_recompute(
     limit_bytes: float,
     sharding: int,
     most_extra_seconds: float = math.inf,
+    offered: tuple[int, ...] = MODES,
 ) -> Choice | None:
-    """The cheapest modes that fit ``limit_bytes`` at the end of the warm-up.
+    """The cheapest of the ``offered`` recompute modes that fit ``limit_bytes`` at the end of the warm-up.
 
     None when even full recompute of all does not fit, or when every way to fit costs at least
     ``most_extra_seconds`` per microbatch.
@@ -86,9 +88,9 @@ def choose_recompute(
         return None
     blocks = sorted({g.kind for g in groups if g.is_block and g.count})
     best: Choice | None = None
-    for working in _working_sets(kinds, blocks):
+    for working in _working_sets(kinds, blocks, offered):
         need = excess / slack + working
-        found = _cheapest(kinds, groups, blocks, working, need)
+        found = _cheapest(kinds, groups, blocks, working, need, offered)
         if found is not None:
             extra, _, counts = found
             if best is None or extra < best.extra_seconds:
@@ -96,16 +98,18 @@ def choose_recompute(
     return best
 
 
-MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
-
-
 def _cheapest(
-    kinds: tuple[KindCost, ...], groups: tuple[Group, ...], blocks: list[int], working: float, need: float
+    kinds: tuple[KindCost, ...],
+    groups: tuple[Group, ...],
+    blocks: list[int],
+    working: float,
+    need: float,
+    offered: tuple[int, ...],
 ) -> Point | None:
     """The point of least extra seconds that frees ``need`` bytes with working sets up to ``working``."""
 
     def modes(kind: int) -> list[int]:
-        return [mode for mode in MODES if kinds[kind].working_bytes[mode] <= working]
+        return [mode for mode in offered if kinds[kind].working_bytes[mode] <= working]
 
     if len(blocks) == 1:
         kind = blocks[0]
@@ -170,9 +174,9 @@ def _single_kind(kind: KindCost, in_flight: list[int], modes: list[int], need: f
     return best
 
 
-def _working_sets(kinds: tuple[KindCost, ...], blocks: list[int]) -> list[float]:
+def _working_sets(kinds: tuple[KindCost, ...], blocks: list[int], offered: tuple[int, ...]) -> list[float]:
     """The working sets that may be the largest in use: one per kind and mode, ascending."""
-    return sorted({kinds[kind].working_bytes[mode] for kind in blocks for mode in MODES})
+    return sorted({kinds[kind].working_bytes[mode] for kind in blocks for mode in offered})
 
 
 def least_extra_seconds(kinds: tuple[KindCost, ...], groups: tuple[Group, ...], need: float) -> float:
