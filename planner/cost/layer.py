@@ -322,7 +322,8 @@ class LayerPricer:
         """Exposed (forward, backward) traffic of sharded parameters or gradients, per microbatch.
 
         parameters: all-gather before forward and before backward, reduce-scatter behind backward, each
-        hidden under the neighbouring layer's compute. gradients: the reduce-scatter alone.
+        hidden under the neighbouring layer's compute. gradients: the reduce-scatter, and before forward the
+        gathers of a stack that drops weights behind each backward.
         """
         c, g, stack = self.candidates, self.groups, self.stack
         theft = self.device.constants.overlap_theft
@@ -340,7 +341,9 @@ class LayerPricer:
         )
         is_parameters = c.sharding == SHARDING_PARAMETERS
         is_gradients = c.sharding == SHARDING_GRADIENTS
-        forward_moved = np.where(is_parameters, gather, 0.0)
+        forward_moved = np.where(
+            is_parameters, gather, np.where(is_gradients, stack.gradients_gathers * gather, 0.0)
+        )
         backward_moved = np.where(is_parameters, gather + scatter, np.where(is_gradients, scatter, 0.0))
         return (
             exposed_seconds(forward_moved, forward, theft),

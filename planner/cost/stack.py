@@ -19,6 +19,9 @@ class Stack:
     and logit_transient_bytes: per logit, kept and short-lived. hides_gradient_reduction and
     hides_parameter_gather: overlap with the last backward and the next forward. bucket_parameters: elements
     per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers: sharded layers gathered at once.
+    gradients_gathers: weight gathers per microbatch when gradients are sharded: 0 keeps gathered weights
+    until the update (one gather a step), 1 drops them behind every backward (FSDP's SHARD_GRAD_OP, FSDP2
+    with reshard_after_forward False).
     """
 
     name: str
@@ -34,6 +37,7 @@ class Stack:
     bucket_parameters_per_rank: float = 1e6
     prefetch_layers: float = 2.0
     fp8_weight_bytes: float = 2.0
+    gradients_gathers: float = 0.0
 
 
 STACKS: dict[str, Stack] = {
@@ -48,7 +52,11 @@ STACKS: dict[str, Stack] = {
     ),
     # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
     "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),
-    "torchtitan": Stack("torchtitan"),
+    "torchtitan": Stack("torchtitan", gradients_gathers=1.0),
+    # Accelerate with FSDP2: its mixed precision policy reduces in the precision of the products.
+    "accelerate": Stack("accelerate", gradient_reduce_bytes=2.0, gradients_gathers=1.0),
+    # Hetu-Galvatron: FSDP1 per layer, reduce_in_fp32.
+    "galvatron": Stack("galvatron", gradients_gathers=1.0),
     "internevo": Stack("internevo", gradient_reduce_bytes=2.0),
     "mist": Stack("mist", gradient_bytes=2.0, gradient_reduce_bytes=2.0),
 }

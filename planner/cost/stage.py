@@ -190,5 +190,5 @@ class StageModel:
         if sharding == SHARDING_OPTIMIZER:
             return float(all_gather_seconds(inner, reduce_bytes)) + across, gather
         if sharding == SHARDING_GRADIENTS:
-            return across, gather
+            return across, gather * (1.0 - self.stack.gradients_gathers)
         return across, 0.0

@@ -30,6 +30,7 @@ TORCHTITAN_LIMITS = Limits(
     has_layer_sharding=False,
     parameter_sharding_with_pipeline=False,
     kv_heads_by_tp=True,
+    stack="torchtitan",
     rules=(*SEARCH_RULES, TIED_SEARCH),
 )
 WRITTEN_FOR = "torchtitan 0.3.0 and main of August 2026"
@@ -162,7 +163,7 @@ def notes(plan: Plan) -> list[str]:
             found.append(
                 f"Gradients are reduced after each of {q.microbatches} microbatches, not once a step."
             )
-        if q.sharding == "gradients":
+        if q.sharding == "gradients" and plan.inputs.options.stack != TORCHTITAN_LIMITS.stack:
             found.append(f"Weights are gathered for each of {q.microbatches} microbatches, not once a step.")
     if q.recompute == "selective":
         found.append(

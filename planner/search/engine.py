@@ -101,16 +101,16 @@ def search(
     table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
     memory = memory_lower_bound(model, table)
     limit = model.problem.memory_limit_bytes
-    space = _Space.of(model, table, memory <= limit, limits, pins, funnel)
+    space = CandidateSpace.of(model, table, memory <= limit, limits, pins, funnel)
     policies = recompute_policies(model.chain, limits, pins.recompute)
-    run = _Run(model, table, space, limit, policies, top, reporter)
+    run = BestFirst(model, table, space, limit, policies, top, reporter)
     is_complete = run.over(started + time_budget_seconds)
     order = space.order
     if not run.found:
         if len(order):
             funnel.add("memory", 0, "no stage split and recompute choice fits the memory limit", len(order))
         raise nothing_fits(model, funnel, table, memory)
-    ranked, solver = _refined(model, limits, pins, run.ranked(), reporter)
+    ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
     lower = min([*run.solved_bounds, *run.open_bounds] or [best.seconds])
@@ -133,7 +133,7 @@ def search(
     )
 
 
-def _refined(
+def refined(
     model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution], reporter: Reporter
 ) -> tuple[list[Solution], dict[str, object]]:
     """The ranked solutions, the best one refined by the integer program when its memory binds."""
@@ -151,7 +151,7 @@ def _refined(
 
 
 @dataclass(frozen=True)
-class _Space:
+class CandidateSpace:
     """Candidates with their schedules: what each was priced by (origin), its bound, and the order."""
 
     candidates: Candidates
@@ -167,7 +167,7 @@ class _Space:
         limits: Limits,
         pins: Pins,
         funnel: Funnel,
-    ) -> _Space:
+    ) -> CandidateSpace:
         kept = np.flatnonzero(fits)
         cut = len(table.candidates) - len(kept)
         funnel.add("memory-bound", len(kept), "mean memory with full recompute passes the limit", cut)
@@ -182,20 +182,21 @@ class _Space:
         if len(finite) < len(order):
             reason = "balanced chunks do not fit the limit with full recompute"
             funnel.add("chunk-memory", len(finite), reason, len(order) - len(finite))
-        return _Space(expanded, origin, bounds, finite)
+        return CandidateSpace(expanded, origin, bounds, finite)
 
 
 @dataclass
-class _Run:
-    """State of the best-first loop."""
+class BestFirst:
+    """State of the best-first loop. Only plans faster than ``incumbent_seconds`` are looked for."""
 
     model: CostModel
     table: CostTable
-    space: _Space
+    space: CandidateSpace
     limit: float
     policies: tuple[RecomputePolicy, ...]
     top: int
     reporter: Reporter
+    incumbent_seconds: float = math.inf
     found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
     solved_bounds: list[float] = field(default_factory=list)
     open_bounds: list[float] = field(default_factory=list)
@@ -269,12 +270,12 @@ class _Run:
         return tuple(int(column[index]) for column in (c.tp, c.cp, c.pp, c.dp, c.ep))
 
     def _best(self) -> float:
-        return min((s.seconds for s in self.found.values()), default=math.inf)
+        return min((s.seconds for s in self.found.values()), default=self.incumbent_seconds)
 
     def _threshold(self) -> float:
         """Seconds a new mesh must beat to be reported: the worst of the ``top`` best meshes."""
         times = sorted(s.seconds for s in self.found.values())
-        return times[self.top - 1] if len(times) >= self.top else math.inf
+        return times[self.top - 1] if len(times) >= self.top else self.incumbent_seconds
 
     def ranked(self) -> list[Solution]:
         """Solutions by seconds; ties by less memory, then by label."""
@@ -300,9 +301,7 @@ def describe_space(limits: Limits, pins: Pins) -> str:
         "stage": f"one recompute of {'/'.join(limits.recomputes)}, or full on the first layers of each stage",
         "uniform": f"one recompute of {'/'.join(limits.recomputes)} for all layers",
     }[limits.recompute_granularity]
-    text = (
-        f"all ({axes}) of all GPUs, microbatch sizes, {schedule}, one sharding of {sharding}, {recompute}"
-    )
+    text = f"all ({axes}) of all GPUs, microbatch sizes, {schedule}, one sharding of {sharding}, {recompute}"
     pinned = ", ".join(f"{name}={value}" for name, value in pins.items().items())
     return f"{text}; pinned: {pinned}" if pinned else text
 

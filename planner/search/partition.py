@@ -11,7 +11,6 @@ last.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from planner.cost.stage import StageModel

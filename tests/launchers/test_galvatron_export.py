@@ -29,6 +29,7 @@ Planned = Callable[..., Plan]
 CASES = {
     "zero2": ("llama-2-7b", "dgx-a100", 8, 4096, 64),
     "pipeline": ("llama-2-70b", "dgx-a100", 32, 4096, 64),
+    "context": ("llama-2-70b", "dgx-a100", 32, 4096, 64, (("cp", 2),)),
     "uneven": ("llama-2-70b", "dgx-a100", 32, 4096, 64, (("pp", 8), ("cp", 1))),
     "zero3": ("llama-2-70b", "dgx-a100", 32, 4096, 64, (("pp", 1), ("tp", 1), ("sharding", "parameters"))),
     "experts": ("mixtral-8x7b", "dgx-h100", 16, 4096, 64),
@@ -141,7 +142,7 @@ def test_golden(planned: Planned) -> None:
 
 
 def test_notes_warn_of_releases_that_ignore_a_degree(planned: Planned) -> None:
-    for case, is_warned in (("pipeline", True), ("experts", True), ("ddp", False)):
+    for case, is_warned in (("context", True), ("experts", True), ("ddp", False)):
         notes = json.loads(GALVATRON.export(planned("galvatron", *CASES[case]))["summary.json"])["notes"]
         assert any("2.4.0 ignores" in note for note in notes) is is_warned
 
