@@ -202,13 +202,14 @@ class Builders:
         limit: float = AMPLE_BYTES,
         attention: str = "flash",
         constants: Constants | None = None,
+        stack: str = "megatron",
     ) -> CostModel:
         """A cost model with the default constants and, unless told otherwise, memory without end."""
         workload = Workload.model_validate(
             {"sequence_length": sequence, "global_batch": batch, "attention": attention}
         )
         problem = Problem(model or self.model(), cluster or self.cluster(), workload, limit)
-        return CostModel.of(problem, constants or Constants())
+        return CostModel.of(problem, constants or Constants(), stack)
 
     def with_limit(self, model: CostModel, limit: float) -> CostModel:
         """The same cost model under another memory limit."""

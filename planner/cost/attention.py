@@ -13,13 +13,15 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.arrays import Number
-from planner.cost.collectives import all_gather_seconds, all_reduce_seconds, exposed_seconds
+from planner.cost.collectives import all_gather_seconds, exposed_seconds
 from planner.cost.compute import ELEMENT_BYTES
-from planner.cost.part import Part, Setting
+from planner.cost.part import Move, Part, Setting
+from planner.cost.tensor_parallel import tensor_parallel_part
 from planner.model.flop import mean_context
 from planner.model.spec import Attention, LatentAttention
 
 FLASH_BACKWARD_FLOP_FACTOR = 2.5
+NUM_PRODUCTS = 4  # query, key, value and output projection
 # Passes over the score matrix of unfused attention: forward writes scores, reads and writes softmax, reads
 # it for the value product; backward mirrors that with two gradients.
 UNFUSED_FORWARD_PASSES = 5.0
@@ -30,40 +32,6 @@ DROPOUT_PASSES = 2.0
 def local_kv_heads(num_kv_heads: int, tp: Number) -> Number:
     """Key/value heads on one tp rank: k / t, and never below one (heads are duplicated past that)."""
     return np.maximum(num_kv_heads / tp, 1.0)
-
-
-def tensor_parallel_seconds(
-    setting: Setting, whole_bytes: Number, hide_gather: Number, hide_scatter: Number
-) -> tuple[Number, Number]:
-    """(forward, backward) exposed collectives of one tensor-parallel sub-layer.
-
-    Under sequence parallelism forward is one all-gather and one reduce-scatter of ``whole_bytes``.
-    Backward gathers the output gradient (exposed), gathers the input again under the input-gradient
-    product (``hide_gather`` seconds) and reduce-scatters under the weight-gradient product
-    (``hide_scatter``): Megatron-LM's asynchronous linear layer. Without it: one all-reduce each way, the
-    backward one hidden under the weight-gradient product.
-    """
-    c = setting.device.constants
-    theft = c.overlap_theft
-    group = setting.tp_group
-    one_pass = all_gather_seconds(group, whole_bytes)
-    both = all_reduce_seconds(group, whole_bytes)
-    has_sequence_parallel = setting.norm_split > 1
-    forward = np.where(has_sequence_parallel, 2.0 * one_pass, both)
-    backward = np.where(
-        has_sequence_parallel,
-        one_pass
-        + exposed_seconds(one_pass, hide_gather, theft)
-        + exposed_seconds(one_pass, hide_scatter, theft),
-        exposed_seconds(both, hide_scatter, theft),
-    )
-    is_split = setting.tp > 1
-    return np.where(is_split, forward, 0.0), np.where(is_split, backward, 0.0)
-
-
-def tensor_parallel_collectives(setting: Setting) -> Number:
-    """Collectives a tensor-parallel sub-layer launches in forward: two with a split sequence, else one."""
-    return np.where(setting.tp > 1, np.where(setting.norm_split > 1, 2.0, 1.0), 0.0)
 
 
 def attention_part(
@@ -90,7 +58,8 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
         into = [(tokens, q + 2 * kv, h)]
     else:
         into = [(tokens, q, h), (key_tokens, 2 * kv, h)]
-    forward = device.matmul_seconds(tokens, h, q)
+    out = device.matmul_seconds(tokens, h, q)
+    forward = out
     input_gradient = weight_gradient = 0.0 * tokens
     for m, n, k in into:
         forward = forward + device.matmul_seconds(m, n, k)
@@ -103,27 +72,59 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
     head_norm = 2.0 if attention.qk_norm else 1.0
     forward = forward + device.pass_seconds(positions * head_norm)
     backward = backward + device.pass_seconds(positions * head_norm)
+    selective, again = _selective(s, forward, out, tokens, key_tokens, h, q, kv)
     context = mean_context(attention, s.sequence, keys)
     core = _core(s, heads, attention.head_dim, attention.head_dim, q, kv, context, key_tokens, dropout)
     saved = ELEMENT_BYTES * (tokens * q + 2.0 * key_tokens * kv)
     if attention.qk_norm:
         saved = saved + ELEMENT_BYTES * (tokens * q + key_tokens * kv)
     gathered = ELEMENT_BYTES * tokens * h
-    tp_forward, tp_backward = tensor_parallel_seconds(s, gathered, input_gradient, weight_gradient)
-    cp_forward, cp_backward = _ring_seconds(s, kv, core.forward_compute, core.backward_compute)
-    return core + Part(
-        forward_compute=forward,
-        backward_compute=backward,
-        forward_tp=tp_forward,
-        backward_tp=tp_backward,
-        forward_cp=cp_forward,
-        backward_cp=cp_backward,
-        saved_bytes=saved,
-        selective_bytes=saved,
-        transient_bytes=gathered + 2.0 * saved,
-        kernels=5.0,
-        collectives=tensor_parallel_collectives(s) + s.cp - 1.0,
+    parallel = tensor_parallel_part(s, gathered, input_gradient, weight_gradient)
+    ring = _ring_part(s, kv, core.forward_compute, core.backward_compute)
+    return (
+        core
+        + parallel
+        + ring
+        + Part(
+            forward_compute=forward,
+            backward_compute=backward,
+            selective_recompute=again,
+            saved_bytes=saved,
+            selective_bytes=saved if selective is None else selective,
+            transient_bytes=gathered + 2.0 * saved,
+            kernels=5.0,
+        )
     )
+
+
+def _selective(
+    s: Setting,
+    forward: Number,
+    out: Number,
+    tokens: Number,
+    key_tokens: Number,
+    h: int,
+    q: Number,
+    kv: Number,
+) -> tuple[Number | None, Number]:
+    """(bytes kept, seconds repeated) under an operator list, of the products query, key, value, output.
+
+    (None, 0) on a stack whose selective recompute is the attention core. A kept product's output is the
+    whole local result: the output projection's is h wide on every tp rank, a partial sum.
+    """
+    if not s.stack.recomputed_product_period:
+        return None, 0.0
+    outputs = ((tokens, q), (key_tokens, kv), (key_tokens, kv), (tokens, h))
+    kept, spared = 0.0 * tokens, 0.0 * tokens
+    whole = s.device.matmul_seconds(tokens, q + 2 * kv, h) if key_tokens is tokens else forward - out
+    width = q + 2 * kv
+    for ordinal, (m, n) in enumerate(outputs, start=1):
+        if s.stack.is_product_kept(ordinal):
+            kept = kept + ELEMENT_BYTES * m * n
+            # The three projections of the input are priced as one product: each repeats its share.
+            spared = spared + (out if ordinal == NUM_PRODUCTS else whole * n / width)
+    summed = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
+    return kept + summed, forward - spared
 
 
 def _core(
@@ -177,20 +178,28 @@ def _core(
     )
 
 
-def _ring_seconds(
-    s: Setting, kv: Number, core_forward: Number, core_backward: Number
-) -> tuple[Number, Number]:
+def _ring_part(s: Setting, kv: Number, core_forward: Number, core_backward: Number) -> Part:
     """Exposed ring exchange of keys and values over cp, hidden under the attention kernel.
 
     Forward passes K and V around once; backward passes K, V and their gradients.
     """
-    one_way = all_gather_seconds(s.cp_group, 2.0 * ELEMENT_BYTES * s.tokens * s.cp * kv)
+    whole_bytes = 2.0 * ELEMENT_BYTES * s.tokens * s.cp * kv
+    one_way = all_gather_seconds(s.cp_group, whole_bytes)
     theft = s.device.constants.overlap_theft
     beside = (s.cp - 1.0) / s.cp  # the first piece is local: nothing is in flight beside the last kernel
     forward = exposed_seconds(one_way, core_forward * beside, theft)
     backward = exposed_seconds(2.0 * one_way, core_backward * beside, theft)
     is_split = s.cp > 1
-    return np.where(is_split, forward, 0.0), np.where(is_split, backward, 0.0)
+    rings = np.where(is_split, 1.0, 0.0)
+    return Part(
+        forward_cp=np.where(is_split, forward, 0.0),
+        backward_cp=np.where(is_split, backward, 0.0),
+        collectives=s.cp - 1.0,
+        moved=(
+            Move("cp", "all_gather", rings, whole_bytes, (False, True)),
+            Move("cp", "all_gather", 2.0 * rings, whole_bytes),
+        ),
+    )
 
 
 def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) -> Part:
@@ -238,20 +247,18 @@ def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) ->
     latents = ELEMENT_BYTES * split * (q_latent + down) * 2.0  # before and after the latent norms
     projected = ELEMENT_BYTES * tokens * heads * (2.0 * qk + attention.v_head_dim)
     gathered = ELEMENT_BYTES * tokens * h
-    tp_forward, tp_backward = tensor_parallel_seconds(s, gathered, input_gradient, weight_gradient)
     kv_width = heads * (qk + attention.v_head_dim) / 2.0
-    cp_forward, cp_backward = _ring_seconds(s, kv_width, core.forward_compute, core.backward_compute)
-    return core + Part(
-        forward_compute=forward,
-        backward_compute=backward,
-        forward_tp=tp_forward,
-        backward_tp=tp_backward,
-        forward_cp=cp_forward,
-        backward_cp=cp_backward,
-        selective_recompute=up_forward,
-        saved_bytes=latents + projected,
-        selective_bytes=latents,
-        transient_bytes=gathered + 2.0 * projected,
-        kernels=9.0,
-        collectives=tensor_parallel_collectives(s) + s.cp - 1.0,
+    return (
+        core
+        + tensor_parallel_part(s, gathered, input_gradient, weight_gradient)
+        + _ring_part(s, kv_width, core.forward_compute, core.backward_compute)
+        + Part(
+            forward_compute=forward,
+            backward_compute=backward,
+            selective_recompute=up_forward,
+            saved_bytes=latents + projected,
+            selective_bytes=latents,
+            transient_bytes=gathered + 2.0 * projected,
+            kernels=9.0,
+        )
     )

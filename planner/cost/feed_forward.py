@@ -12,50 +12,79 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
-from planner.cost.attention import tensor_parallel_collectives, tensor_parallel_seconds
 from planner.cost.collectives import all_gather_seconds, all_to_all_seconds
 from planner.cost.compute import ELEMENT_BYTES, TILE
-from planner.cost.part import Part, Setting
+from planner.cost.part import Move, Part, Setting
+from planner.cost.tensor_parallel import tensor_parallel_part
 from planner.model.spec import FeedForward, MixtureOfExperts
 
 
-def feed_forward_part(ff: FeedForward | MixtureOfExperts, hidden_size: int, setting: Setting) -> Part:
-    """Seconds and bytes of one feed-forward sub-layer for one microbatch on one rank."""
+def feed_forward_part(
+    ff: FeedForward | MixtureOfExperts, hidden_size: int, setting: Setting, products_before: int = 0
+) -> Part:
+    """Seconds and bytes of one feed-forward sub-layer for one microbatch on one rank.
+
+    products_before: the matrix products of the block ahead of it, for stacks that repeat every n-th.
+    """
     if isinstance(ff, FeedForward):
+        width = ff.ffn_size / setting.tp
         part, input_gradient, weight_gradient = _dense(
-            setting, setting.tokens, hidden_size, ff.ffn_size / setting.tp, ff.gated
+            setting, setting.tokens, hidden_size, width, ff.gated, products_before
         )
         gathered = ELEMENT_BYTES * setting.tokens * hidden_size
-        forward, backward = tensor_parallel_seconds(setting, gathered, input_gradient, weight_gradient)
-        return part + Part(
-            forward_tp=forward,
-            backward_tp=backward,
-            transient_bytes=gathered,
-            collectives=tensor_parallel_collectives(setting),
-        )
+        parallel = tensor_parallel_part(setting, gathered, input_gradient, weight_gradient, is_last=True)
+        return part + parallel + Part(transient_bytes=gathered)
     return _experts(ff, hidden_size, setting)
 
 
-def _dense(s: Setting, tokens: Number, h: int, width: Number, gated: bool) -> tuple[Part, Number, Number]:
+def _dense(
+    s: Setting, tokens: Number, h: int, width: Number, gated: bool, products_before: int = 0
+) -> tuple[Part, Number, Number]:
     """The two (three when gated) products and the activation between them."""
-    device = s.device
+    device, stack = s.device, s.stack
     inner = (2.0 if gated else 1.0) * width
     input_gradient = device.matmul_seconds(tokens, h, inner)
     weight_gradient = device.matmul_seconds(inner, h, tokens)
-    forward = device.matmul_seconds(tokens, inner, h) + device.matmul_seconds(tokens, h, width)
+    into, out = device.matmul_seconds(tokens, inner, h), device.matmul_seconds(tokens, h, width)
     backward = input_gradient + weight_gradient
     backward = backward + device.matmul_seconds(tokens, width, h) + device.matmul_seconds(width, h, tokens)
     activation = ELEMENT_BYTES * tokens * (inner + width)
-    saved = activation
+    passes = device.pass_seconds(activation)
+    # Activation and product with the gate as two kernels keep the activation's own output as well.
+    saved = activation + (ELEMENT_BYTES * tokens * width if gated and not stack.fuses_gate else 0.0)
+    selective, again = saved, 0.0
+    if stack.recomputed_product_period:
+        selective, again = _selective(s, tokens, h, width, into, gated, products_before)
+        again = again + passes
     part = Part(
-        forward_compute=forward + device.pass_seconds(activation),
+        forward_compute=into + out + passes,
         backward_compute=backward + device.pass_seconds(activation + ELEMENT_BYTES * tokens * inner),
+        selective_recompute=again,
+        spared_compute=out if stack.stops_recompute_early else 0.0,
         saved_bytes=saved,
-        selective_bytes=saved,
+        selective_bytes=selective,
         transient_bytes=saved,
         kernels=3.0,
     )
     return part, input_gradient, weight_gradient
+
+
+def _selective(
+    s: Setting, tokens: Number, h: int, width: Number, into: Number, gated: bool, products_before: int
+) -> tuple[Number, Number]:
+    """(bytes kept, product seconds repeated) under an operator list.
+
+    The last product is never repeated: where its output is not kept, recompute has already stopped. Where
+    it is kept, it is h wide on every tp rank, and so is its reduce-scattered share.
+    """
+    first = products_before + 1
+    up = range(first, first + (2 if gated else 1))
+    is_kept = [s.stack.is_product_kept(ordinal) for ordinal in up]
+    kept = ELEMENT_BYTES * tokens * width * sum(is_kept)
+    if s.stack.is_product_kept(up.stop):
+        kept = kept + ELEMENT_BYTES * tokens * h
+    summed = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
+    return kept + summed, into * (1.0 - sum(is_kept) / len(is_kept))
 
 
 def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
@@ -68,12 +97,16 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
     width = moe.expert_ffn_size / s.expert_tp
     products = _grouped_products(s, rows, local_experts, h, width, moe.gated)
 
-    dispatch = all_to_all_seconds(s.ep_group, ELEMENT_BYTES * routed * moe.experts_per_token * h)
-    exchange = np.where(s.ep > 1, 2.0 * dispatch, 0.0)
-    gather = 2.0 * all_gather_seconds(s.expert_tp_group, ELEMENT_BYTES * rows * h)
-    expert_gather = np.where(s.expert_tp > 1, gather, 0.0)
-    permute = device.pass_seconds(4.0 * ELEMENT_BYTES * rows * h)  # permute and unpermute, read and write
+    sent = ELEMENT_BYTES * routed * moe.experts_per_token * h
     dispatched = ELEMENT_BYTES * rows * h
+    exchanges, gathers = np.where(s.ep > 1, 2.0, 0.0), np.where(s.expert_tp > 1, 1.0, 0.0)
+    exchange = exchanges * all_to_all_seconds(s.ep_group, sent)
+    expert_gather = 2.0 * gathers * all_gather_seconds(s.expert_tp_group, dispatched)
+    moved = [Move("ep", "all_to_all", exchanges, sent, again) for again in ((False, True), (False, False))]
+    for operation in ("all_gather", "reduce_scatter"):
+        moved.append(Move("expert_tp", operation, gathers, dispatched, (False, True)))
+        moved.append(Move("expert_tp", operation, gathers, dispatched))
+    permute = device.pass_seconds(4.0 * ELEMENT_BYTES * rows * h)  # permute and unpermute, read and write
     total = products + Part(
         forward_compute=router + permute,
         backward_compute=2.0 * router + permute,
@@ -85,18 +118,14 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
         selective_bytes=dispatched,
         transient_bytes=2.0 * dispatched,
         kernels=12.0,
-        collectives=np.where(s.ep > 1, 2.0, 0.0) + np.where(s.expert_tp > 1, 2.0, 0.0),
+        collectives=exchanges + 2.0 * gathers,
+        moved=tuple(moved),
     )
     if not moe.shared_ffn_size:
         return total
     shared, input_gradient, weight_gradient = _dense(s, s.tokens, h, moe.shared_ffn_size / s.tp, moe.gated)
     gathered = ELEMENT_BYTES * s.tokens * h
-    forward, backward = tensor_parallel_seconds(s, gathered, input_gradient, weight_gradient)
-    return (
-        total
-        + shared
-        + Part(forward_tp=forward, backward_tp=backward, collectives=tensor_parallel_collectives(s))
-    )
+    return total + shared + tensor_parallel_part(s, gathered, input_gradient, weight_gradient)
 
 
 def _grouped_products(

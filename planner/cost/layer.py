@@ -12,30 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
-from planner.cost.attention import attention_part, tensor_parallel_seconds
-from planner.cost.collectives import (
-    GroupCosts,
-    all_gather_seconds,
-    exposed_seconds,
-    group_costs_arrays,
-    reduce_scatter_seconds,
-)
+from planner.cost.attention import NUM_PRODUCTS, attention_part
+from planner.cost.collectives import GroupCosts, exposed_seconds, group_costs_arrays
 from planner.cost.compute import ELEMENT_BYTES, Device
 from planner.cost.constants import Constants
+from planner.cost.data_parallel import layer_moves, moves_seconds
 from planner.cost.feed_forward import feed_forward_part
-from planner.cost.part import Part, Setting
+from planner.cost.part import Move, Part, Setting
 from planner.cost.stack import Stack
+from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
 from planner.model.chain import LayerChain, LayerKind, kind_parameters
 from planner.model.parameters import block_parameters, expert_parameters
 from planner.model.spec import MixtureOfExperts
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import (
-    GROUP_ISLAND,
-    SHARDING_GRADIENTS,
-    SHARDING_PARAMETERS,
-)
+from planner.strategy.decision import GROUP_ISLAND, SHARDING_PARAMETERS
 
-VOCABULARY_MULTIPLE = 128
 RECOMPUTE_MODES = 3
 
 
@@ -125,22 +116,23 @@ class LayerPricer:
 
     def price(self, kind: LayerKind) -> LayerCost:
         """The cost row of ``kind`` for every candidate."""
-        setting = self._setting(kind)
-        dense, expert = self._parameters(kind)
-        if kind.role == "block":
-            part = self._block(kind, setting)
-        elif kind.role == "embedding":
-            part = self._embedding(kind, setting)
-        else:
-            part = self._head(kind, setting)
-        return self._finish(kind, part, setting, dense, expert)
+        setting = self.setting(kind)
+        return self._finish(kind, self.part(kind, setting), setting, *self.parameters(kind))
 
-    def _setting(self, kind: LayerKind) -> Setting:
+    def part(self, kind: LayerKind, setting: Setting) -> Part:
+        """Kernels, tensors and collectives of one layer, before sharded parameters and host launches."""
+        if kind.role == "block":
+            return self._block(kind, setting)
+        return self._embedding(kind, setting) if kind.role == "embedding" else self._head(kind, setting)
+
+    def setting(self, kind: LayerKind) -> Setting:
+        """Degrees, sizes and groups the layer runs with."""
         c, g = self.candidates, self.groups
         tp = c.tp.astype(np.float64)
         split = np.where((c.sequence_parallel == 1) & (c.tp > 1), tp, 1.0)
         return Setting(
             device=self.device,
+            stack=self.stack,
             batch=c.microbatch_size.astype(np.float64),
             sequence=self.problem.workload.sequence_length * kind.stack.sequence_scale,
             tp=tp,
@@ -155,12 +147,13 @@ class LayerPricer:
             is_flash=self.problem.workload.attention == "flash",
         )
 
-    def _parameters(self, kind: LayerKind) -> tuple[Number, Number]:
-        """Elements of the layer on one rank: (dense, experts). Vocabulary is padded to 128 tp."""
+    def parameters(self, kind: LayerKind) -> tuple[Number, Number]:
+        """Elements of the layer on one rank: (dense, experts). The vocabulary is padded."""
         c, model = self.candidates, self.problem.model
         tp = c.tp.astype(np.float64)
         if kind.block is None:
-            padded = ceil_div(model.vocab_size, VOCABULARY_MULTIPLE * tp) * VOCABULARY_MULTIPLE * tp
+            multiple = self.stack.vocabulary_multiple * tp
+            padded = ceil_div(model.vocab_size, multiple) * multiple
             scale = padded / model.vocab_size if model.vocab_size else 1.0
             elements = kind_parameters(model, kind) * np.ones(len(c))
             if kind.role == "head" and model.head.tied:
@@ -182,7 +175,7 @@ class LayerPricer:
         if block.cross_attention is not None:
             keys = self._cross_keys(kind)
             part = part + attention_part(block.cross_attention, h, s, dropout=block.dropout, keys=keys)
-        part = part + feed_forward_part(block.feed_forward, h, s)
+        part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS)
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
         norms = float(1 if block.parallel else block.num_norms)
         norm_seconds = self.device.pass_seconds(3.0 * hidden * norms)
@@ -212,13 +205,10 @@ class LayerPricer:
         compute = self.device.pass_seconds(2.0 * hidden)
         if e.kind == "patches":
             compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features)
-        forward, _ = tensor_parallel_seconds(s, hidden, 0.0, 0.0)
         saved = s.tokens * 8.0 + (hidden / s.norm_split / ELEMENT_BYTES if self._has_dropout() else 0.0)
-        return Part(
+        return tensor_parallel_part(s, hidden, enters=False) + Part(
             forward_compute=compute,
             backward_compute=2.0 * compute,
-            forward_tp=forward / 2.0,
-            backward_tp=forward / 2.0,
             saved_bytes=saved,
             selective_bytes=saved,
             transient_bytes=2.0 * hidden,
@@ -251,15 +241,13 @@ class LayerPricer:
         weight_gradient = device.matmul_seconds(outputs, width, s.tokens)
         # Cross entropy in fp32: cast, maximum, exponent and sum, then the gradient in place.
         loss = device.pass_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
-        forward, backward = tensor_parallel_seconds(
-            s, ELEMENT_BYTES * s.tokens * h, input_gradient, weight_gradient
-        )
+        gathered = ELEMENT_BYTES * s.tokens * h
+        part = part + tensor_parallel_part(s, gathered, input_gradient, weight_gradient, leaves=False)
+        part = part + parallel_loss_part(s)
         saved = logits * self.stack.logit_saved_bytes
         return part + Part(
             forward_compute=product + extra + loss,
             backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss / 2.0,
-            forward_tp=forward / 2.0,
-            backward_tp=backward,
             saved_bytes=saved,
             selective_bytes=saved,
             transient_bytes=logits * self.stack.logit_transient_bytes,
@@ -270,7 +258,11 @@ class LayerPricer:
         launch = self.device.constants.launch_seconds
         slowdown = self.device.constants.kernel_slowdown
         forward_kernels, backward_kernels = part.forward_compute * slowdown, part.backward_compute * slowdown
-        dp_forward, dp_backward = self._sharded_seconds(dense, expert, forward_kernels, backward_kernels)
+        theft = self.device.constants.overlap_theft
+        moves = self.data_moves(kind, dense, expert)
+        # Gathers and reductions of a layer hide under its neighbour's compute: the same, where layers are.
+        dp_forward = exposed_seconds(moves_seconds(self.groups, moves[0]), forward_kernels, theft)
+        dp_backward = exposed_seconds(moves_seconds(self.groups, moves[1]), backward_kernels, theft)
         gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, 1.0, 0.0)
         each = self.device.constants.collective_overhead_seconds
         host = part.kernels * launch + (part.collectives + gathers) * each
@@ -297,10 +289,11 @@ class LayerPricer:
         is_block = kind.role == "block"
         boundary = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size / s.norm_split
         full_saved = boundary if is_block else part.saved_bytes
-        selective = {"recompute": part.selective_recompute + zero}
+        selective = {"recompute": part.selective_recompute + zero, "tp": part.selective_tp + zero}
+        again = np.maximum(forward_kernels - part.spared_compute * slowdown, host - forward_wire)
         full = {
-            "recompute": forward_compute,
-            "tp": forward["tp"],
+            "recompute": again,
+            "tp": forward["tp"] - part.spared_tp,
             "cp": forward["cp"],
             "ep": forward["ep"],
         }
@@ -316,39 +309,12 @@ class LayerPricer:
             expert_parameters=expert + zero,
         )
 
-    def _sharded_seconds(
-        self, dense: Number, expert: Number, forward: Number, backward: Number
-    ) -> tuple[Number, Number]:
-        """Exposed (forward, backward) traffic of sharded parameters or gradients, per microbatch.
-
-        parameters: all-gather before forward and before backward, reduce-scatter behind backward, each
-        hidden under the neighbouring layer's compute. gradients: the reduce-scatter, and before forward the
-        gathers of a stack that drops weights behind each backward.
-        """
-        c, g, stack = self.candidates, self.groups, self.stack
-        theft = self.device.constants.overlap_theft
-
-        def both(dense_op: Number, expert_op: Number) -> Number:
-            return np.where(dense > 0, dense_op, 0.0) + np.where(expert > 0, expert_op, 0.0)
-
-        gather = both(
-            all_gather_seconds(g.data, dense * stack.parameter_bytes),
-            all_gather_seconds(g.expert_data, expert * stack.parameter_bytes),
-        )
-        scatter = both(
-            reduce_scatter_seconds(g.data, dense * stack.gradient_reduce_bytes),
-            reduce_scatter_seconds(g.expert_data, expert * stack.gradient_reduce_bytes),
-        )
-        is_parameters = c.sharding == SHARDING_PARAMETERS
-        is_gradients = c.sharding == SHARDING_GRADIENTS
-        forward_moved = np.where(
-            is_parameters, gather, np.where(is_gradients, stack.gradients_gathers * gather, 0.0)
-        )
-        backward_moved = np.where(is_parameters, gather + scatter, np.where(is_gradients, scatter, 0.0))
-        return (
-            exposed_seconds(forward_moved, forward, theft),
-            exposed_seconds(backward_moved, backward, theft),
-        )
+    def data_moves(
+        self, kind: LayerKind, dense: Number, expert: Number
+    ) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
+        """(forward, backward) gathers and reductions of sharded weights, per microbatch."""
+        c = self.candidates
+        return layer_moves(self.stack, c.sharding, c.pp > 1, dense, expert, is_head=kind.role == "head")
 
 
 @dataclass(frozen=True)

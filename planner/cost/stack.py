@@ -12,16 +12,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stack:
-    """Bytes per element and what overlaps.
+    """Bytes per element, what overlaps, and what a framework keeps, gathers and repeats.
 
     parameter_bytes: the weights compute reads. gradient_bytes: the gradient buffer. master_bytes: the fp32
     copy the optimizer updates. gradient_reduce_bytes: width of the gradient reduction. logit_saved_bytes
     and logit_transient_bytes: per logit, kept and short-lived. hides_gradient_reduction and
     hides_parameter_gather: overlap with the last backward and the next forward. bucket_parameters: elements
     per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers: sharded layers gathered at once.
-    gradients_gathers: weight gathers per microbatch when gradients are sharded: 0 keeps gathered weights
-    until the update (one gather a step), 1 drops them behind every backward (FSDP's SHARD_GRAD_OP, FSDP2
-    with reshard_after_forward False).
+
+    gathers_input_again: under a split sequence a layer keeps its own part of the norm's output and gathers
+    it again in backward (Megatron-LM's LinearWithGradAccumulationAndAsyncCommunication, Korthikanti et al.,
+    arXiv 2205.05198, section 4.2.2); False where the gathered tensor is kept (DTensor's redistribute).
+    recomputed_product_period: 0 where selective recompute repeats the attention core (Megatron-Core); n
+    where it keeps the outputs of matrix products, attention and reduce-scatters but repeats every n-th
+    product (torchtitan's operator list). stops_recompute_early: full recompute ends once the last tensor
+    backward needs is there, so neither the block's last product nor its reduce-scatter is repeated
+    (torch.utils.checkpoint, use_reentrant=False). gathers_each_microbatch: weights gathered whole for
+    gradients sharding are freed by every backward (FSDP2, reshard_after_forward=False).
+    regathers_head: backward gathers the head's weights again under sharded parameters.
+    vocabulary_multiple: the vocabulary is padded to a multiple of this times tp. fuses_gate: activation
+    and product with the gate are one kernel that keeps its two inputs alone (Megatron-Core's fused SwiGLU).
+    holds_pipeline_gradients: whatever the sharding, a pipeline stage keeps whole gradients until its last
+    microbatch (torch.distributed.pipelining, stage.py: backward without gradient sync).
     """
 
     name: str
@@ -37,7 +49,18 @@ class Stack:
     bucket_parameters_per_rank: float = 1e6
     prefetch_layers: float = 2.0
     fp8_weight_bytes: float = 2.0
-    gradients_gathers: float = 0.0
+    gathers_input_again: bool = True
+    recomputed_product_period: int = 0
+    stops_recompute_early: bool = False
+    gathers_each_microbatch: bool = False
+    regathers_head: bool = True
+    vocabulary_multiple: int = 128
+    fuses_gate: bool = True
+    holds_pipeline_gradients: bool = False
+
+    def is_product_kept(self, ordinal: int) -> bool:
+        """Whether selective recompute keeps the output of a block's ``ordinal``-th product, from 1."""
+        return self.recomputed_product_period > 0 and ordinal % self.recomputed_product_period != 0
 
 
 STACKS: dict[str, Stack] = {
@@ -52,11 +75,39 @@ STACKS: dict[str, Stack] = {
     ),
     # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
     "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),
-    "torchtitan": Stack("torchtitan", gradients_gathers=1.0),
+    # FSDP2 over fp32 weights, DTensor tensor parallelism, torch.utils.checkpoint: PyTorch 2.13's own code.
+    "torchtitan": Stack(
+        "torchtitan",
+        gathers_input_again=False,
+        recomputed_product_period=2,
+        stops_recompute_early=True,
+        gathers_each_microbatch=True,
+        regathers_head=False,
+        vocabulary_multiple=1,
+        fuses_gate=False,
+        holds_pipeline_gradients=True,
+    ),
+    # The exported PyTorch script: FSDP2 and DTensor, with gathered weights kept until the update and every
+    # group of weights gathered again in backward.
+    "pytorch": Stack(
+        "pytorch",
+        gathers_input_again=False,
+        stops_recompute_early=True,
+        vocabulary_multiple=1,
+        fuses_gate=False,
+    ),
     # Accelerate with FSDP2: its mixed precision policy reduces in the precision of the products.
-    "accelerate": Stack("accelerate", gradient_reduce_bytes=2.0, gradients_gathers=1.0),
-    # Hetu-Galvatron: FSDP1 per layer, reduce_in_fp32.
-    "galvatron": Stack("galvatron", gradients_gathers=1.0),
+    "accelerate": Stack(
+        "accelerate",
+        gradient_reduce_bytes=2.0,
+        gathers_input_again=False,
+        stops_recompute_early=True,
+        gathers_each_microbatch=True,
+        vocabulary_multiple=1,
+        fuses_gate=False,
+    ),
+    # Hetu-Galvatron: Megatron-LM's layers under FSDP1 (SHARD_GRAD_OP frees weights behind every backward).
+    "galvatron": Stack("galvatron", gathers_each_microbatch=True),
     "internevo": Stack("internevo", gradient_reduce_bytes=2.0),
     "mist": Stack("mist", gradient_bytes=2.0, gradient_reduce_bytes=2.0),
 }

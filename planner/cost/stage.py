@@ -10,16 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from planner.cost.collectives import (
-    GroupCosts,
-    all_gather_seconds,
-    all_reduce_seconds,
-    exposed_seconds,
-)
+from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import Device
+from planner.cost.data_parallel import moves_seconds, step_moves
 from planner.cost.row import CandidateRow, KindCost, reserve_bytes
 from planner.cost.stack import Stack
-from planner.strategy.decision import SHARDING_GRADIENTS, SHARDING_NONE, SHARDING_OPTIMIZER
+from planner.strategy.decision import SHARDING_OPTIMIZER
 
 CAUSES = ("compute", "recompute", "tp", "cp", "ep", "dp")
 MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buffers", "reserve")
@@ -139,16 +135,15 @@ class StageModel:
                     expert += item.count * kind.expert_parameters
             if dense + expert == 0.0:
                 continue
-            groups = row.groups
-            pairs = (
-                (dense, groups.data, groups.data_outer, groups.shard_size),
-                (expert, groups.expert_data, groups.expert_data_outer, groups.expert_shard_size),
-            )
-            for elements, inner, outer, size in pairs:
+            groups, has_pipeline = row.groups, row.degrees.pp > 1
+            for axis, elements, size in (
+                ("dp", dense, groups.shard_size),
+                ("expert_dp", expert, groups.expert_shard_size),
+            ):
                 if elements:
-                    one, two = self._sync(sharding, elements, inner, outer)
-                    reduce += one
-                    gather += two
+                    moves = step_moves(self.stack, sharding, has_pipeline, axis, elements, size)
+                    reduce += float(moves_seconds(groups, moves[0]))
+                    gather += float(moves_seconds(groups, moves[1]))
                     kept = elements / (size if sharding >= SHARDING_OPTIMIZER else 1.0)
                     traffic += kept * self._optimizer_bytes()
                     parameters += elements
@@ -171,24 +166,3 @@ class StageModel:
             + 2.0 * (stack.master_bytes + self.moment_bytes)
             + stack.parameter_bytes
         )
-
-    def _sync(
-        self, sharding: int, elements: float, inner: GroupCosts, outer: GroupCosts
-    ) -> tuple[float, float]:
-        """(reduction, gather) seconds of ``elements`` once per step, before hiding.
-
-        none: all-reduce over all replicas (inner, then outer of the inner's share). optimizer:
-        reduce-scatter and all-gather. gradients and parameters reduce inside the microbatches; hybrid
-        sharding adds an all-reduce of each shard across the islands.
-        """
-        reduce_bytes = elements * self.stack.gradient_reduce_bytes
-        weight_bytes = elements * self.stack.parameter_bytes
-        across = float(all_reduce_seconds(outer, reduce_bytes / inner.size)) if outer.size > 1 else 0.0
-        if sharding == SHARDING_NONE:
-            return float(all_reduce_seconds(inner, reduce_bytes)) + across, 0.0
-        gather = float(all_gather_seconds(inner, weight_bytes))
-        if sharding == SHARDING_OPTIMIZER:
-            return float(all_gather_seconds(inner, reduce_bytes)) + across, gather
-        if sharding == SHARDING_GRADIENTS:
-            return across, gather * (1.0 - self.stack.gradients_gathers)
-        return across, 0.0

@@ -34,6 +34,7 @@ PYTORCH_LIMITS = Limits(
     max_cp=1,
     max_ep=1,
     kv_heads_by_tp=True,
+    stack="pytorch",
     rules=(TIED_SEARCH,),
 )
 WRITTEN_FOR = "PyTorch 2.13"
