@@ -159,8 +159,6 @@ def notes(plan: Plan) -> list[str]:
         )
     if model.num_mtp_layers:
         found.append(f"The model's {model.num_mtp_layers} multi-token-prediction layers are not trained.")
-    if q.degrees.pp > 1 and q.sharding_group == "island" and q.sharding in ("gradients", "parameters"):
-        found.append("Islands are reduced after every microbatch under a pipeline, not once a step.")
     if q.virtual_stages > 3 and q.sharding == "optimizer":
         found.append("PyTorch keeps at most three virtual stages gathered a rank and gathers others again.")
     return found

@@ -51,8 +51,9 @@ def test_who_can_run_the_faster_plan_is_named(target: str) -> None:
     record = plan_request("llama-3.1-8b", target=target, **SMALL).search.restriction
     assert record is not None
     assert record.slower > 0.001
-    assert record.launchers == ["deepspeed", "megatron", "pytorch"]
-    assert "deepspeed and megatron and pytorch can run that" in restriction_words(record)
+    assert "megatron" in record.launchers
+    assert target not in record.launchers
+    assert f"{' and '.join(record.launchers)} can run that" in restriction_words(record)
 
 
 def test_no_cost_is_said_when_the_best_plan_of_all_is_within_the_limits() -> None:
@@ -117,7 +118,8 @@ def test_a_refused_export_names_the_nearest_plans_and_their_cost(unrestricted: P
     own = price(model, read_decision(unrestricted.decision)).step_seconds
     assert anywhere["step_seconds"] == pytest.approx(best.seconds)
     assert anywhere["slower"] == pytest.approx(best.seconds / own - 1.0)
-    assert f"{anywhere['slower'] * 100:.1f} % slower" in caught.value.message
+    word = "slower" if anywhere["slower"] >= 0 else "faster"
+    assert f"{abs(anywhere['slower']) * 100:.1f} % {word}" in caught.value.message
 
 
 def test_a_model_no_setting_helps_is_refused_without_a_nearest_plan() -> None:
