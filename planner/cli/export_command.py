@@ -19,7 +19,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="Launcher: megatron, torchtitan, deepspeed, accelerate, galvatron or pytorch."
+            "--to",
+            help="megatron, megatron-bridge, torchtitan, deepspeed, accelerate, galvatron or pytorch.",
         ),
     ],
     output: Annotated[str, typer.Option("-o", "--output", help="Directory for the files.")],

@@ -1,8 +1,8 @@
-"""Runs an exported train.py with every collective of its last step counted: ``count_collectives.py OUT train.py ...``
+"""Runs an exported train.py, counting the collectives of its last step: count_collectives.py OUT train.py ...
 
 Each rank writes OUT/<rank>.json: rows of axis, operation, count, bytes of the gathered side. A dispatch mode
-under DTensor sees what FSDP2, the tensor-parallel styles, the loss and the pipeline hand to c10d. Groups of one
-rank move nothing and are left out, as is what a script does behind the optimizer (the printed loss).
+under DTensor sees what FSDP2, the tensor-parallel styles, the loss and the pipeline hand to c10d. Groups of
+one rank move nothing and are left out, as is what a script does behind the optimizer (the printed loss).
 """
 
 from __future__ import annotations
