@@ -107,7 +107,7 @@ OTHERS = (
 )
 PRECISIONS = {
     "bf16": "bf16_mixed",
-    "fp16": "16-mixed",
+    "fp16": "fp16_mixed",
     "fp8": "bf16_with_fp8_current_scaling_mixed",  # tensorwise scaling, as the Megatron-LM flags
 }
 
@@ -185,7 +185,7 @@ def overrides(plan: Plan) -> Overrides:
 def _others(plan: Plan, flags: dict[str, list[str]]) -> Overrides:
     found: Overrides = {"mixed_precision": PRECISIONS[plan.inputs.workload.precision]}
     length = str(plan.inputs.workload.sequence_length)
-    found |= {"dataset.sequence_length": length, "model.seq_length": length}
+    found |= {"dataset.seq_length": length, "model.seq_length": length}
     if "--pipeline-model-parallel-layout" in flags:
         found["model.pipeline_model_parallel_layout"] = f"'{flags['--pipeline-model-parallel-layout'][0]}'"
     elif plan.decision.virtual_stages > 1:

@@ -23,7 +23,7 @@ from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.megatron_groups import data_ranks, islands
 from planner.launchers.pytorch_rules import PYTORCH_RULES, dense_blocks
 from planner.launchers.run_scripts import comments, header, run_job, run_script
-from planner.launchers.torch_rules import TIED_SEARCH
+from planner.launchers.torch_rules import FILLED_SEARCH, TIED_SEARCH
 from planner.model.spec import Attention, FeedForward
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
@@ -35,7 +35,7 @@ PYTORCH_LIMITS = Limits(
     max_ep=1,
     kv_heads_by_tp=True,
     stack="pytorch",
-    rules=(TIED_SEARCH,),
+    rules=(TIED_SEARCH, FILLED_SEARCH),
 )
 WRITTEN_FOR = "PyTorch 2.13"
 TEMPLATE = "pytorch_train.py.txt"

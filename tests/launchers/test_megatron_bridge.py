@@ -48,8 +48,8 @@ def test_every_flag_has_its_override(plans: Plans, case: str) -> None:
     assert switched <= set(found.items())
     rest = found.keys() - by_place.keys() - {place for place, _ in switched}
     q, length = plan.decision, str(plan.inputs.workload.sequence_length)
-    assert (found["dataset.sequence_length"], found["model.seq_length"]) == (length, length)
-    wanted = {"dataset.sequence_length", "model.seq_length", "mixed_precision"}
+    assert (found["dataset.seq_length"], found["model.seq_length"]) == (length, length)
+    wanted = {"dataset.seq_length", "model.seq_length", "mixed_precision"}
     for name, place in {
         "--pipeline-model-parallel-layout": "model.pipeline_model_parallel_layout",
         "--num-layers-per-virtual-pipeline-stage": "model.virtual_pipeline_model_parallel_size",

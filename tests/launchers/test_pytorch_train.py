@@ -77,6 +77,7 @@ RUNS = {
     "dp4 parameters": Run(dp=4, sharding="parameters"),
     "dp4 gradients, selective": Run(dp=4, sharding="gradients", recompute=SELECTIVE),
     "dp4 islands, optimizer": Run(dp=4, sharding="optimizer", group="island"),
+    "dp4 islands, parameters": Run(dp=4, sharding="parameters", group="island"),
     "tp2 dp2, sequence split, full": Run(
         tp=2, dp=2, sharding="parameters", recompute=FULL, sequence_parallel=True
     ),
