@@ -363,7 +363,10 @@ def test_torchtitan_accepts_the_module(
 
 
 def assert_stages(config: Any, plan: Plan) -> None:
-    """torchtitan's own split of the model on a process group of the plan's size, and its own schedule."""
+    """torchtitan's own split of the model on a process group of the plan's size, and its own schedule.
+
+    The first, a middle and the last pipeline rank: every stage is a copy of the whole model, cut down.
+    """
     torch, dist = importlib.import_module("torch"), importlib.import_module("torch.distributed")
     pipelines = importlib.import_module("torchtitan.distributed.pipeline_parallel")
     meshes = importlib.import_module("torch.distributed.device_mesh")
@@ -372,7 +375,8 @@ def assert_stages(config: Any, plan: Plan) -> None:
         model = config.model_spec.model.build()
     names = p.module_fqns_per_model_part
     gpus, seen = plan.inputs.cluster.gpus, {}
-    for rank in range(q.degrees.pp):
+    ranks = sorted({0, q.degrees.pp - 1} | ({q.degrees.pp // 2} if len(names) < 16 else set()))
+    for rank in ranks:
         dist.init_process_group("fake", rank=rank * (gpus // q.degrees.pp), world_size=gpus)
         try:
             shape = (q.degrees.pp, gpus // q.degrees.pp)
@@ -397,5 +401,6 @@ def assert_stages(config: Any, plan: Plan) -> None:
     wanted = {
         s.index: (s.rank, list(range(s.layers[0], s.layers[1] + 1)), (s.has_embedding, s.has_head))
         for s in q.stages
+        if s.rank in ranks
     }
     assert seen == wanted
