@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 from planner import __version__
 from planner.cost.step import CostModel, decision_candidates, price
-from planner.errors import InfeasibleError, InputError, UnsupportedByTarget
+from planner.errors import InfeasibleError, InputError
 from planner.pin_rules import check_names, check_pins
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
 from planner.plan_file.read import read_cost_model, read_decision, read_plan
@@ -21,18 +22,10 @@ from planner.search.reporter import Reporter
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
-from planner.strategy.limits import ANY, Limits
+from planner.strategy.limits import ANY
 from planner.strategy.rules import require_valid
+from planner.targets import limits_of, require_expressible, restriction_record
 from planner.units import format_bytes
-
-
-def limits_of(target: str) -> Limits:
-    """The limits of a launcher by name; "any" is the whole space. Raises UnknownName."""
-    if target == "any":
-        return ANY
-    from planner.launchers.registry import launcher
-
-    return launcher(target).limits
 
 
 def make_plan(
@@ -47,14 +40,17 @@ def make_plan(
 ) -> Plan:
     """The best plan for a request.
 
-    Raises InputError for a request or pin that breaks a rule, InfeasibleError with the nearest miss and
-    the cheapest changes that would fit (``suggest``) when nothing does.
+    A target's plan says what keeping to that launcher costs (``search.restriction``). ``suggest`` False
+    leaves that comparison out, and the changes that would fit when nothing does. Raises InputError for a
+    request or pin that breaks a rule, InfeasibleError with the nearest miss and the cheapest changes that
+    would fit when nothing does.
     """
+    started = time.process_time()
     pins = pins or Pins()
     limits = limits_of(target)
     resolved = resolve(request)
     check_pins(resolved, pins, limits)
-    model = CostModel.of(resolved.problem, resolved.constants)
+    model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
     try:
         result = search(
             model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
@@ -69,27 +65,11 @@ def make_plan(
         raise
     plan = _plan_of(model, resolved, result, pins, target, top)
     require_expressible(plan, target)
-    return plan
-
-
-def require_expressible(plan: Plan, target: str) -> None:
-    """Raises UnsupportedByTarget when the target's launcher refuses the plan found for it.
-
-    The limits steer the search; what they cannot say (an optimizer, a model family) is checked here.
-    """
-    if target == "any":
-        return
-    from planner.launchers.registry import launcher
-
-    reasons = launcher(target).reasons(plan)
-    if reasons:
-        raise UnsupportedByTarget(
-            f"{target} cannot run this: "
-            + "; ".join(f"{r.rule}: {r.statement} ({r.numbers})" for r in reasons),
-            hint="; ".join(f"{r.rule}: {r.nearest}" for r in reasons),
-            target=target,
-            reasons=[r.__dict__ for r in reasons],
-        )
+    if target == "any" or not suggest or result.status == "interrupted":
+        return plan
+    left = time_budget_seconds - (time.process_time() - started)
+    restriction = restriction_record(model, plan, pins, result.best, time_budget_seconds=left)
+    return plan.model_copy(update={"search": plan.search.model_copy(update={"restriction": restriction})})
 
 
 def _plan_of(
@@ -97,6 +77,7 @@ def _plan_of(
 ) -> Plan:
     options = Options(
         target=target,
+        stack=model.stack.name,
         memory_limit_bytes=resolved.problem.memory_limit_bytes,
         pins=pins.items(),
         top=top,
@@ -256,7 +237,7 @@ def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) 
             f"does not fit: stage {prediction.fullest_stage} needs {format_bytes(peak)}, "
             f"{format_bytes(peak - limit)} above the limit of {format_bytes(limit)}"
         )
-    options = Options(memory_limit_bytes=limit, assumptions=resolved.assumptions)
+    options = Options(stack=model.stack.name, memory_limit_bytes=limit, assumptions=resolved.assumptions)
     return Plan(
         planner_version=__version__,
         inputs=build_inputs(model, resolved.profile, resolved.device, options),

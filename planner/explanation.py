@@ -7,6 +7,7 @@ from typing import Any
 
 from planner.api import make_plan
 from planner.cost.step import decision_rows, price
+from planner.cost.traffic import Collective, rank_traffic
 from planner.errors import InfeasibleError, InputError
 from planner.plan_file.read import read_constants, read_cost_model, read_decision
 from planner.plan_file.schema import Plan
@@ -29,6 +30,27 @@ class KindTerms:
     backward_seconds: dict[str, float]
     saved_bytes: dict[str, float]
     parameters_per_rank: float
+
+
+@dataclass(frozen=True)
+class RankCollectives:
+    """What every rank of one pipeline stage sends in an optimizer step, by axis and operation."""
+
+    stage: int
+    collectives: tuple[Collective, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"stage": self.stage, "collectives": [one.__dict__ for one in self.collectives]}
+
+
+def rank_collectives(plan: Plan) -> list[RankCollectives]:
+    """The collectives a plan predicts, one entry a pipeline rank (``planner.cost.traffic``)."""
+    model, decision = read_cost_model(plan.inputs), read_decision(plan.decision)
+    return [
+        RankCollectives(rank, rank_traffic(model, decision, rank).collectives)
+        for rank in range(decision.degrees.pp)
+    ]
 
 
 @dataclass(frozen=True)

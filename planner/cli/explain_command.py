@@ -20,6 +20,10 @@ def explain(
     why_not: Annotated[
         list[str] | None, typer.Option("--why-not", help="A choice to force, such as tp=8; repeatable.")
     ] = None,
+    collectives: Annotated[
+        bool,
+        typer.Option("--collectives", help="What every rank sends in a step: operation, count, bytes, axis."),
+    ] = False,
     as_json: o.Json = False,
 ) -> None:
     """Print tables; ``--why-not`` searches again with that choice pinned and compares."""
@@ -28,6 +32,16 @@ def explain(
     from planner.plan_file.read import read_plan
 
     chosen = read_plan(plan)
+    if collectives:
+        from planner.explanation import rank_collectives
+        from planner.report.explanation_text import print_collectives
+
+        listed = rank_collectives(chosen)
+        if as_json:
+            print_json({"collectives": [one.as_dict() for one in listed]})
+        else:
+            print_collectives(console(), chosen, listed)
+        return
     explanation = explain_plan(chosen)
     answers = [forced_plan(chosen, _pin(text), reporter=ProgressLine()) for text in why_not or []]
     if as_json:

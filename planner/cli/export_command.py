@@ -19,7 +19,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="Launcher: megatron, torchtitan, deepspeed, accelerate, galvatron or pytorch."
+            "--to",
+            help="megatron, megatron-bridge, torchtitan, deepspeed, accelerate, galvatron or pytorch.",
         ),
     ],
     output: Annotated[str, typer.Option("-o", "--output", help="Directory for the files.")],
@@ -32,9 +33,10 @@ def export(
     from planner.cli.output import note, print_json
     from planner.launchers.registry import launcher
     from planner.plan_file.read import read_plan
+    from planner.targets import export_files
 
     chosen = launcher(to)
-    files = chosen.export(read_plan(plan))
+    files = export_files(read_plan(plan), to)
     save_directory(output, files)
     paths = [str(Path(output) / name) for name in files]
     if as_json:

@@ -122,6 +122,27 @@ STACKS: dict[str, Stack] = {
         split_logit_backward_bytes=12.0,
         pipeline_logit_bytes=2.0,
     ),
+    # The exported PyTorch script: FSDP2 and DTensor, with gathered weights kept until the update and every
+    # group of weights gathered again in backward.
+    "pytorch": Stack(
+        "pytorch",
+        gathers_input_again=False,
+        stops_recompute_early=True,
+        vocabulary_multiple=1,
+        fuses_gate=False,
+    ),
+    # Accelerate with FSDP2: its mixed precision policy reduces in the precision of the products.
+    "accelerate": Stack(
+        "accelerate",
+        gradient_reduce_bytes=2.0,
+        gathers_input_again=False,
+        stops_recompute_early=True,
+        gathers_each_microbatch=True,
+        vocabulary_multiple=1,
+        fuses_gate=False,
+    ),
+    # Hetu-Galvatron: Megatron-LM's layers under FSDP1 (SHARD_GRAD_OP frees weights behind every backward).
+    "galvatron": Stack("galvatron", gathers_each_microbatch=True),
     "internevo": Stack("internevo", gradient_reduce_bytes=2.0),
     "mist": Stack("mist", gradient_bytes=2.0, gradient_reduce_bytes=2.0),
 }

@@ -89,7 +89,18 @@ def rank_traffic(model: CostModel, decision: Decision, rank: int) -> RankTraffic
     ]
     matmul, again = _flop(model, decision, list(rows), items, counts_attention=False)
     attention, attention_again = _flop(model, decision, list(rows), items, counts_attention=True)
+    ranks = _group_sizes(next(iter(rows.values())))
+    found = [one for one in found if ranks[one.axis] > 1]
     return RankTraffic(_merged(found), matmul, attention, again, attention_again)
+
+
+def _group_sizes(row: CandidateRow) -> dict[str, float]:
+    """Ranks of the group behind every axis: one rank alone moves nothing."""
+    g = row.groups
+    sizes = {"tp": g.tp, "cp": g.cp, "ep": g.ep, "expert_tp": g.expert_tp}
+    sizes |= {"dp": g.data, "dp_outer": g.data_outer}
+    sizes |= {"expert_dp": g.expert_data, "expert_dp_outer": g.expert_data_outer}
+    return {"pp": float(row.degrees.pp)} | {axis: float(group.size) for axis, group in sizes.items()}
 
 
 def _pricers(

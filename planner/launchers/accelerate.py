@@ -39,6 +39,7 @@ ACCELERATE_LIMITS = Limits(
     max_ep=1,
     max_pp=1,
     kv_heads_by_tp=True,
+    stack="accelerate",
     recomputes=("none", "full"),
     rules=(NO_SEQUENCE_PARALLEL_SEARCH, SHARDED_SPLIT_SEARCH, HYBRID_SEARCH, CAUSAL_SPLIT_SEARCH),
 )
@@ -182,7 +183,8 @@ def notes(plan: Plan) -> list[str]:
         found.append("tp: load the model with tp_plan='auto'; it must have a plan for tensor parallelism.")
     if q.degrees.cp > 1:
         found.append("cp: the collator shifts the labels (shift_labels); attention masks are not supported.")
-    if q.sharding == "gradients" and q.microbatches > 1:
+    is_priced = plan.inputs.options.stack == ACCELERATE_LIMITS.stack
+    if q.sharding == "gradients" and q.microbatches > 1 and not is_priced:
         found.append(
             "FSDP2 gathers weights for every microbatch; the predicted time has one gather a step for "
             "sharded gradients."

@@ -39,9 +39,10 @@ GALVATRON_LIMITS = Limits(
     shardings=("none", "gradients", "parameters"),
     sharding_groups=("global",),
     schedules=("1f1b",),
-    recompute_granularity="uniform",
-    has_layer_sharding=False,
+    recompute_granularity="layer",
+    layer_sharding_bases=("gradients",),
     kv_heads_by_tp=True,
+    stack="galvatron",
     recomputes=("none", "full"),
     rules=(SEQUENCE_PARALLEL_SEARCH, POWER_OF_TWO_SEARCH, CAUSAL_SPLIT_SEARCH),
 )
@@ -203,7 +204,8 @@ def notes(plan: Plan) -> list[str]:
     found = ["Not in the plan, Galvatron's defaults apply: schedule, weight decay, clipping, checkpoints."]
     if workload.optimizer == "adam":
         found.append("Galvatron's Adam decouples weight decay (AdamW); equal to Adam at weight decay 0.")
-    if "gradients" in used and q.microbatches > 1:
+    is_priced = plan.inputs.options.stack == GALVATRON_LIMITS.stack
+    if "gradients" in used and q.microbatches > 1 and not is_priced:
         found.append(
             "zero2 (FSDP SHARD_GRAD_OP) gathers weights for every microbatch; the predicted time has one "
             "gather a step for sharded gradients."

@@ -32,7 +32,7 @@ MEGATRON_LIMITS = Limits(
     shardings=("none", "optimizer", "gradients", "parameters"),
     sharding_groups=("global", "island"),
     schedules=("1f1b", "interleaved"),
-    recompute_granularity="uniform",
+    recompute_granularity="stage",
     has_layer_sharding=False,
     parameter_sharding_with_pipeline=False,
 )

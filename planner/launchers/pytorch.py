@@ -23,7 +23,7 @@ from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.megatron_groups import data_ranks, islands
 from planner.launchers.pytorch_rules import PYTORCH_RULES, dense_blocks
 from planner.launchers.run_scripts import comments, header, run_job, run_script
-from planner.launchers.torch_rules import TIED_SEARCH
+from planner.launchers.torch_rules import FILLED_SEARCH, TIED_SEARCH
 from planner.model.spec import Attention, FeedForward
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
@@ -35,7 +35,8 @@ PYTORCH_LIMITS = Limits(
     max_cp=1,
     max_ep=1,
     kv_heads_by_tp=True,
-    rules=(TIED_SEARCH,),
+    stack="pytorch",
+    rules=(TIED_SEARCH, FILLED_SEARCH),
 )
 WRITTEN_FOR = "PyTorch 2.13"
 TEMPLATE = "pytorch_train.py.txt"
@@ -159,8 +160,6 @@ def notes(plan: Plan) -> list[str]:
         )
     if model.num_mtp_layers:
         found.append(f"The model's {model.num_mtp_layers} multi-token-prediction layers are not trained.")
-    if q.degrees.pp > 1 and q.sharding_group == "island" and q.sharding in ("gradients", "parameters"):
-        found.append("Islands are reduced after every microbatch under a pipeline, not once a step.")
     if q.virtual_stages > 3 and q.sharding == "optimizer":
         found.append("PyTorch keeps at most three virtual stages gathered a rank and gathers others again.")
     return found

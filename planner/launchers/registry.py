@@ -13,6 +13,7 @@ _LAUNCHERS = {
     "accelerate": ("planner.launchers.accelerate", "ACCELERATE"),
     "deepspeed": ("planner.launchers.deepspeed", "DEEPSPEED"),
     "galvatron": ("planner.launchers.galvatron", "GALVATRON"),
+    "megatron-bridge": ("planner.launchers.megatron_bridge", "MEGATRON_BRIDGE"),
     "megatron": ("planner.launchers.megatron", "MEGATRON"),
     "pytorch": ("planner.launchers.pytorch", "PYTORCH"),
     "torchtitan": ("planner.launchers.torchtitan", "TORCHTITAN"),

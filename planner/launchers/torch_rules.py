@@ -49,6 +49,8 @@ def _rank_order(plan: Plan) -> Break | None:
 def _schedule(plan: Plan) -> Break | None:
     q, pp = plan.decision, plan.decision.degrees.pp
     if q.schedule in ("1f1b", "gpipe"):
+        if q.schedule == "1f1b" and q.microbatches < pp:
+            return Break(f"1f1b with {q.microbatches} microbatches over pp {pp}", f"{pp} microbatches")
         if q.virtual_stages == 1:
             return None
         return Break(f"{q.schedule} with {q.virtual_stages} virtual stages", "schedule interleaved")
@@ -81,7 +83,8 @@ HEADS = PlanRule("heads-by-tp", "tp divides the query heads and the key/value he
 RANKS = PlanRule("rank-order", "tp fastest, then cp, dp, pp", _rank_order)
 SCHEDULES = PlanRule(
     "schedule",
-    "1F1B or GPipe with one stage a rank, or interleaved with pp > 1 and microbatches a multiple of pp",
+    "1F1B (at least pp microbatches) or GPipe with one stage a rank, or interleaved with pp > 1 and "
+    "microbatches a multiple of pp",
     _schedule,
 )
 TIED = PlanRule("tied-embedding", "a table shared by embedding and head stays on one rank", _tied)
@@ -91,5 +94,12 @@ TIED_SEARCH = Rule(
     "pp",
     _tied_holds,
     lambda c, p: f"a shared table with pp {int(c.pp[0])}",
+)
+FILLED_SEARCH = Rule(
+    "microbatches-by-stages",
+    "torch.distributed.pipelining's 1F1B needs at least pp microbatches",
+    "microbatch_size",
+    lambda c, p: c.microbatches(p.workload.global_batch) >= c.pp,
+    lambda c, p: f"{int(c.microbatches(p.workload.global_batch)[0])} microbatches over pp {int(c.pp[0])}",
 )
 PRECISION = PlanRule("precision", "bf16 products with fp32 weights, gradients and states", _precision)

@@ -18,7 +18,7 @@ from typing import Any
 
 from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.run_scripts import comments, header, run_job, run_script
-from planner.launchers.torch_rules import TIED_SEARCH
+from planner.launchers.torch_rules import FILLED_SEARCH, TIED_SEARCH
 from planner.launchers.torchtitan_models import Flavor, flavor_of
 from planner.launchers.torchtitan_rules import SEARCH_RULES, TORCHTITAN_RULES, data_mesh
 from planner.plan_file.schema import Plan
@@ -31,7 +31,8 @@ TORCHTITAN_LIMITS = Limits(
     has_layer_sharding=False,
     parameter_sharding_with_pipeline=False,
     kv_heads_by_tp=True,
-    rules=(*SEARCH_RULES, TIED_SEARCH),
+    stack="torchtitan",
+    rules=(*SEARCH_RULES, TIED_SEARCH, FILLED_SEARCH),
 )
 WRITTEN_FOR = "torchtitan 0.3.0 and main of August 2026"
 SCHEDULE_NAMES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "gpipe": "GPipe"}
@@ -163,7 +164,7 @@ def notes(plan: Plan) -> list[str]:
             found.append(
                 f"Gradients are reduced after each of {q.microbatches} microbatches, not once a step."
             )
-        if q.sharding == "gradients":
+        if q.sharding == "gradients" and plan.inputs.options.stack != TORCHTITAN_LIMITS.stack:
             found.append(f"Weights are gathered for each of {q.microbatches} microbatches, not once a step.")
     if q.recompute == "selective":
         found.append(

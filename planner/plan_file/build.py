@@ -49,8 +49,13 @@ def build_inputs(model: CostModel, profile: ClusterProfile, device: DeviceSpec, 
 
 
 def inputs_digest(inputs: Inputs) -> str:
-    """SHA-256 over the canonical JSON of the inputs without their digest."""
+    """SHA-256 over the canonical JSON of the inputs without their digest.
+
+    The training stack counts only when it is not the default: files written before it was stated keep theirs.
+    """
     data = inputs.model_dump(mode="json", exclude={"digest"})
+    if inputs.options.stack == Options.model_fields["stack"].default:
+        del data["options"]["stack"]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -67,7 +67,7 @@ def read_cost_model(inputs: Inputs) -> CostModel:
     """The cost model of a plan's own inputs: its machine, its constants, its workload."""
     cluster = resolve_cluster(inputs.cluster.profile, inputs.cluster.device, inputs.cluster.gpus)
     problem = Problem(inputs.model, cluster, inputs.workload, inputs.options.memory_limit_bytes)
-    return CostModel.of(problem, read_constants(inputs.constants))
+    return CostModel.of(problem, read_constants(inputs.constants), inputs.options.stack)
 
 
 def read_constants(values: dict[str, Any]) -> Constants:

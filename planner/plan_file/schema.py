@@ -32,9 +32,13 @@ class ClusterInput(_Record):
 
 
 class Options(_Record):
-    """Search options: launcher target, memory limit per device, pinned choices, alternatives asked for."""
+    """Search options: launcher target, memory limit per device, pinned choices, alternatives asked for.
+
+    ``stack`` names the training stack whose bytes and overlaps the plan is priced with.
+    """
 
     target: str = "any"
+    stack: str = "megatron"
     memory_limit_bytes: float = Field(gt=0)
     pins: dict[str, int | str] = {}
     top: int = 4
@@ -133,9 +137,27 @@ class PredictionRecord(_Record):
     stages: list[StagePredictionRecord]
 
 
+class RestrictionRecord(_Record):
+    """What keeping to one launcher costs, against the whole space priced on the same training stack.
+
+    ``slower`` is the plan's seconds over those of the fastest plan of any launcher, minus 1; 0 when no
+    faster plan was found. ``decision`` and ``step_seconds`` are the faster plan's, ``launchers`` those that
+    can run it. ``is_complete``: whether the wider search ran to its end.
+    """
+
+    target: str
+    slower: float = Field(ge=0)
+    step_seconds: float = Field(gt=0)
+    decision: DecisionRecord | None = None
+    label: str = ""
+    launchers: list[str] = []
+    is_complete: bool = True
+
+
 class SearchRecord(_Record):
     """How the plan was found and what is known about better ones.
 
+    ``restriction`` is null for plans without a target.
     ``cpu_seconds`` is null in files: the same input gives the same bytes; the terminal shows the time.
     """
 
@@ -146,6 +168,7 @@ class SearchRecord(_Record):
     cpu_seconds: float | None = None
     funnel: list[dict[str, Any]]
     solver: dict[str, Any] = {}
+    restriction: RestrictionRecord | None = None
 
 
 class Alternative(_Record):

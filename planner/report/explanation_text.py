@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from planner.explanation import Explanation, Forced
+from planner.explanation import Explanation, Forced, RankCollectives
 from planner.plan_file.schema import Plan
 from planner.report.terminal import decision_words
 from planner.units import GIB, format_bytes, format_count, format_rate, format_seconds, significant
@@ -23,6 +23,35 @@ def print_explanation(console: Console, plan: Plan, explanation: Explanation) ->
     _links(console, explanation)
     _funnel(console, plan)
     _constants(console, explanation)
+
+
+AXES = {"dp_outer": "dp, across islands", "expert_dp": "experts' dp"}
+
+
+def print_collectives(console: Console, plan: Plan, listed: list[RankCollectives]) -> None:
+    """What every rank sends in one optimizer step; stages that send the same are one row."""
+    for line in decision_words(plan.decision):
+        console.print(line)
+    _title(console, "Collectives of a rank in one step; bytes of the whole (gathered) tensors")
+    grid = _grid("stages", "axis", "operation", "count", "bytes")
+    for first, last, one in _equal_runs(listed):
+        stages = str(first) if first == last else f"{first}-{last}"
+        for row in one.collectives:
+            count, size = format_count(row.count), format_bytes(row.whole_bytes)
+            grid.add_row(stages, AXES.get(row.axis, row.axis), row.operation, count, size)
+            stages = ""
+    console.print(grid)
+
+
+def _equal_runs(listed: list[RankCollectives]) -> list[tuple[int, int, RankCollectives]]:
+    """(first stage, last stage, collectives) of neighbouring stages that send the same."""
+    runs: list[tuple[int, int, RankCollectives]] = []
+    for one in listed:
+        if runs and runs[-1][2].collectives == one.collectives:
+            runs[-1] = (runs[-1][0], one.stage, runs[-1][2])
+        else:
+            runs.append((one.stage, one.stage, one))
+    return runs
 
 
 def _title(console: Console, text: str) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from planner.plan_file.schema import DecisionRecord, Plan, PredictionRecord
+from planner.plan_file.schema import DecisionRecord, Plan, PredictionRecord, RestrictionRecord
 from planner.units import (
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
@@ -105,6 +105,26 @@ def _verdict(console: Console, plan: Plan) -> None:
             f"{format_count(tokens)} tokens: {significant(seconds / SECONDS_PER_DAY)} days, "
             f"{format_count(hours)} GPU-hours, without failures and restarts"
         )
+    if plan.search.restriction is not None:
+        console.print(restriction_words(plan.search.restriction))
+
+
+def restriction_words(record: RestrictionRecord) -> str:
+    """What the restriction costs, in one sentence."""
+    name = record.target
+    if record.decision is None:
+        found = "no faster plan of any launcher" if record.is_complete else "no faster plan found in time"
+        return f"Keeping to {name} costs nothing: {found}"
+    if record.launchers:
+        who = f"{' and '.join(record.launchers)} can run that"
+    else:
+        who = "no launcher here can run that as it is"
+    cost = format_share(record.slower) if record.slower >= 0.0005 else "less than 0.1 %"
+    more = "" if record.is_complete else "at least "
+    return (
+        f"Keeping to {name} costs {more}{cost}: the fastest plan of any launcher takes "
+        f"{format_seconds(record.step_seconds)} a step ({record.label}); {who}"
+    )
 
 
 def decision_words(d: DecisionRecord) -> list[str]:

@@ -11,7 +11,8 @@ from planner.cost.stage import StageModel
 from planner.cost.step import CostModel, blocks_sends, send_times, tied_embedding_seconds
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
 from planner.search.layout import Layout, balanced_chunks, end_weights
-from planner.search.partition import Partitioner, RecomputePolicy
+from planner.search.partition import Partitioner
+from planner.search.policy import RecomputePolicy
 from planner.search.recompute import Choice, Group, plain_items
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
 
@@ -43,7 +44,11 @@ class CandidateSolver:
         """
         best: Solved | None = None
         for policy in self.policies:
-            found = self._solve(row, policy, incumbent_seconds)
+            found = (
+                self._by_stage(row, policy, incumbent_seconds)
+                if policy.is_by_stage
+                else self._solve(row, policy, incumbent_seconds)
+            )
             if found is None:
                 continue
             if best is None:
@@ -52,6 +57,27 @@ class CandidateSolver:
                 bound = min(best.bound_seconds, found.bound_seconds)
                 best = Solved(best.decisions + found.decisions, bound)
         return best
+
+    def _by_stage(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
+        """One count of first layers for all ranks: that of the fullest rank when each has its own.
+
+        The relaxation gives the bound, the count and (solved again with it, and with one layer less) the
+        decisions. None when the count puts the candidate behind the incumbent.
+        """
+        relaxed = self._solve(row, policy, incumbent)
+        if relaxed is None:
+            return None
+        pp, decisions = row.degrees.pp, list[Decision]()
+        depths = [
+            max(sum(1 for mode in d.recompute[first:end] if mode) for first, end in d.chunks)
+            for d in relaxed.decisions
+        ]
+        if pp * row.virtual_stages == 1 or max(depths) == 0:
+            return relaxed
+        for count in sorted({max(0, min(depths) - 1), *depths}):
+            exact = self._solve(row, RecomputePolicy("block", count), incumbent)
+            decisions += exact.decisions if exact is not None else ()
+        return Solved(tuple(decisions), relaxed.bound_seconds) if decisions else None
 
     def _solve(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
         stages = self.model.stage_model({row.sharding: row})
@@ -102,7 +128,8 @@ class CandidateSolver:
             parts = [
                 self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
             ]
-            merged = merge_groups(parts)
+            flat = tuple(group for part in parts for group in part)
+            merged = flat if policy.is_by_stage else merge_groups(parts)
             plain = sum(stages.seconds(plain_items(merged, row.sharding)))
             room = ((incumbent - first_reduce - update) / factor - fill) / m - plain
             if room <= 0.0:
@@ -111,7 +138,7 @@ class CandidateSolver:
             choice = self._fitting(stages, merged, policy, row.sharding, room, least)
             if least is None or choice is None:
                 return None
-            split = split_choice(parts, merged, choice)
+            split = deal_choice(parts, choice) if policy.is_by_stage else split_choice(parts, merged, choice)
             chunk_items = [c.items(p, row.sharding) for c, p in zip(split, parts, strict=True)]
             items = [item for chunk in chunk_items for item in chunk]
             forward, backward = stages.seconds(items)
@@ -229,6 +256,12 @@ def merge_groups(parts: list[tuple[Group, ...]]) -> tuple[Group, ...]:
             key = (group.kind, group.alive, group.is_block)
             total[key] = total.get(key, 0) + group.count
     return tuple(Group(kind, n, alive, block) for (kind, alive, block), n in total.items())
+
+
+def deal_choice(parts: list[tuple[Group, ...]], choice: Choice) -> list[Choice]:
+    """A choice over the groups of all chunks, in order, cut into one choice a chunk."""
+    counts = iter(choice.counts)
+    return [Choice(0.0, tuple(next(counts) for _ in part)) for part in parts]
 
 
 def split_choice(parts: list[tuple[Group, ...]], merged: tuple[Group, ...], choice: Choice) -> list[Choice]:

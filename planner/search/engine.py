@@ -16,11 +16,11 @@ from planner.errors import InfeasibleError
 from planner.search.candidate import CandidateSolver
 from planner.search.integer_program import is_memory_bound, refine
 from planner.search.nearest_miss import nearest_miss
-from planner.search.partition import RecomputePolicy
+from planner.search.policy import RecomputePolicy, offered_modes, recompute_policies
 from planner.search.reporter import Reporter
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
-from planner.strategy.decision import Decision
+from planner.strategy.decision import SHARDINGS, Decision
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
 
@@ -65,15 +65,6 @@ class SearchResult:
         return max(0.0, 1.0 - self.lower_bound_seconds / self.best.seconds)
 
 
-def recompute_policies(limits: Limits, pinned: str | None) -> tuple[RecomputePolicy, ...]:
-    """Recompute settings the search may use: free per layer, one pinned mode, or one for all layers."""
-    if pinned is not None:
-        return (RecomputePolicy(pinned),)
-    if limits.recompute_granularity == "layer":
-        return (RecomputePolicy("free"),)
-    return tuple(RecomputePolicy(mode) for mode in limits.recomputes)
-
-
 def search(
     model: CostModel,
     limits: Limits,
@@ -96,13 +87,13 @@ def search(
         raise no_candidates(funnel, pins)
     reporter.enumerated(len(space))
     limit = model.problem.memory_limit_bytes
-    policies = recompute_policies(limits, pins.recompute)
-    run = _Run(model, space, limit, policies, top, reporter)
+    policies = recompute_policies(model.chain, limits, pins.recompute)
+    run = BestFirst(model, space, limit, policies, top, reporter)
     is_complete = run.over(started + time_budget_seconds)
     space.close(run.tried)
     if not run.found:
         raise nothing_fits(model, funnel, space)
-    ranked, solver = _refined(model, limits, pins, run.ranked(), reporter)
+    ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
     lower = min([*run.solved_bounds, run.open_bound])
@@ -125,16 +116,17 @@ def search(
     )
 
 
-def _refined(
+def refined(
     model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution], reporter: Reporter
 ) -> tuple[list[Solution], dict[str, object]]:
     """The ranked solutions, the best one refined by the integer program when its memory binds."""
     best = ranked[0]
     is_free = limits.has_layer_sharding and pins.recompute is None and pins.sharding is None
+    is_free &= SHARDINGS[best.decision.sharding] in limits.layer_sharding_bases
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
     reporter.refining(best.decision.label())
-    refinement = refine(model, best.decision, best.seconds)
+    refinement = refine(model, best.decision, best.seconds, offered_modes(limits))
     if refinement.decision is None or refinement.prediction is None:
         return ranked, refinement.solver
     better = Solution(refinement.decision, refinement.prediction, best.bound_seconds)
@@ -142,8 +134,8 @@ def _refined(
 
 
 @dataclass
-class _Run:
-    """State of the best-first loop."""
+class BestFirst:
+    """State of the best-first loop. Only plans faster than ``incumbent_seconds`` are looked for."""
 
     model: CostModel
     space: Space
@@ -151,6 +143,7 @@ class _Run:
     policies: tuple[RecomputePolicy, ...]
     top: int
     reporter: Reporter
+    incumbent_seconds: float = math.inf
     found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
     solved_bounds: list[float] = field(default_factory=list)
     open_bound: float = math.inf
@@ -214,12 +207,12 @@ class _Run:
             self.found[key] = solution
 
     def _best(self) -> float:
-        return min((s.seconds for s in self.found.values()), default=math.inf)
+        return min((s.seconds for s in self.found.values()), default=self.incumbent_seconds)
 
     def _threshold(self) -> float:
         """Seconds a new mesh must beat to be reported: the worst of the ``top`` best meshes."""
         times = sorted(s.seconds for s in self.found.values())
-        return times[self.top - 1] if len(times) >= self.top else math.inf
+        return times[self.top - 1] if len(times) >= self.top else self.incumbent_seconds
 
     def ranked(self) -> list[Solution]:
         """Solutions by seconds; ties by less memory, then by label."""
@@ -230,17 +223,22 @@ class _Run:
 
 
 def describe_space(limits: Limits, pins: Pins) -> str:
-    """The space searched, in words."""
-    recompute = (
-        "recompute mode per layer"
-        if limits.recompute_granularity == "layer"
-        else "one recompute mode for all layers"
-    )
-    text = (
-        "all (tp, cp, pp, dp, ep) of all GPUs, microbatch sizes, 1F1B with any stage split and interleaving "
-        f"with balanced chunks, one sharding of {'/'.join(limits.shardings)} global or inside an island, "
-        f"{recompute}"
-    )
+    """The space searched, in words: what ``limits`` leave of the whole, and the pins."""
+    degrees = [("tp", 2), ("cp", limits.max_cp), ("pp", limits.max_pp), ("dp", 2), ("ep", limits.max_ep)]
+    axes = ", ".join(name for name, most in degrees if most > 1)
+    schedule = "1F1B with any stage split" if limits.max_pp > 1 else "no pipeline"
+    if limits.max_pp > 1 and "interleaved" in limits.schedules:
+        schedule += " and interleaving with balanced chunks"
+    where = {"global": "global", "island": "inside an island"}
+    sharding = f"{'/'.join(limits.shardings)} {' or '.join(where[g] for g in limits.sharding_groups)}"
+    if limits.has_layer_sharding:
+        sharding += " (parameters of single layers where memory binds)"
+    recompute = {
+        "layer": f"recompute {'/'.join(limits.recomputes)} per layer",
+        "stage": f"one recompute of {'/'.join(limits.recomputes)}, or full on the first layers of each stage",
+        "uniform": f"one recompute of {'/'.join(limits.recomputes)} for all layers",
+    }[limits.recompute_granularity]
+    text = f"all ({axes}) of all GPUs, microbatch sizes, {schedule}, one sharding of {sharding}, {recompute}"
     pinned = ", ".join(f"{name}={value}" for name, value in pins.items().items())
     return f"{text}; pinned: {pinned}" if pinned else text
 

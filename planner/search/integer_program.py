@@ -36,7 +36,14 @@ from planner.cost.layer import cost_table
 from planner.cost.row import CandidateRow, KindCost, candidate_row
 from planner.cost.stage import StageModel
 from planner.cost.step import CostModel, Prediction, decision_candidates, price, rank_items
-from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_PARAMETERS, Decision, rank_of_stage
+from planner.search.recompute import MODES
+from planner.strategy.decision import (
+    RECOMPUTE_NONE,
+    SCHEDULES,
+    SHARDING_PARAMETERS,
+    Decision,
+    rank_of_stage,
+)
 from planner.units import GIB, MILLI
 
 TIME_LIMIT_SECONDS = 5.0
@@ -70,8 +77,10 @@ def is_memory_bound(decision: Decision) -> bool:
     return any(decision.recompute) or decision.sharding == SHARDING_PARAMETERS
 
 
-def refine(model: CostModel, decision: Decision, current_seconds: float) -> Refinement:
-    """Choose sharding and recompute per layer on the decision's stages.
+def refine(
+    model: CostModel, decision: Decision, current_seconds: float, offered: tuple[int, ...] = MODES
+) -> Refinement:
+    """Choose sharding and recompute (none or an ``offered`` mode) per layer on the decision's stages.
 
     A missing, failing or slow solver costs the refinement, never the answer: its status says so.
     """
@@ -82,7 +91,7 @@ def refine(model: CostModel, decision: Decision, current_seconds: float) -> Refi
     rows = _rows(model, decision)
     if len(rows) < 2:
         return Refinement(None, None, {"name": "none", "status": "nothing to choose: one sharding possible"})
-    program = _Program(pulp, model, decision, rows)
+    program = _Program(pulp, model, decision, rows, offered)
     solver = program.solve()
     if solver["status"] != "optimal" and solver["status"] != "feasible":
         return Refinement(None, None, solver)
@@ -116,11 +125,17 @@ class _Program:
     """The integer program of one decision."""
 
     def __init__(
-        self, pulp: Any, model: CostModel, decision: Decision, rows: dict[int, CandidateRow]
+        self,
+        pulp: Any,
+        model: CostModel,
+        decision: Decision,
+        rows: dict[int, CandidateRow],
+        offered: tuple[int, ...],
     ) -> None:
         self.pulp, self.model, self.old, self.rows = pulp, model, decision, rows
         self.stages: StageModel = model.stage_model(rows)
-        self.options = [(s, r) for s in rows for r in range(len(RECOMPUTES))]
+        self.offered = offered
+        self.options = [(s, r) for s in rows for r in (RECOMPUTE_NONE, *offered)]
         self.groups = list(self._groups())
         self.problem = pulp.LpProblem("layers", pulp.LpMinimize)
         self.step = pulp.LpVariable("T", lowBound=0)
@@ -167,13 +182,13 @@ class _Program:
     def _switches(self, rank: int) -> None:
         for s in self.rows:
             self.u[rank, s] = self.pulp.LpVariable(f"u_{rank}_{s}", cat="Binary")
-        for r in range(1, len(RECOMPUTES)):
+        for r in self.offered:
             self.w[rank, r] = self.pulp.LpVariable(f"w_{rank}_{r}", cat="Binary")
         for index, group in self._on(rank):
             for s in {s for s, _ in self._allowed(group)}:
                 with_s = [self.x[index, s, r] for t, r in self._allowed(group) if t == s]
                 self.problem += self.pulp.lpSum(with_s) <= group.count * self.u[rank, s]
-            for r in range(1, len(RECOMPUTES)):
+            for r in self.offered:
                 with_r = [self.x[index, s, r] for s, t in self._allowed(group) if t == r]
                 if with_r:
                     self.problem += self.pulp.lpSum(with_r) <= group.count * self.w[rank, r]

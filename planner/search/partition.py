@@ -22,7 +22,8 @@ from planner.cost.tail import Sync, Tail
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, warmup_operations
 from planner.search.bounds import plain_share, rank_lower_bound
 from planner.search.layout import Layout
-from planner.search.recompute import Choice, Group, choose_recompute, plain_items
+from planner.search.policy import RecomputePolicy
+from planner.search.recompute import Choice, Group
 
 SMALL = 1e-12
 PRICED_SPLITS = 4
@@ -92,8 +93,7 @@ START = _Label(0.0, 0.0, 0.0, 0.0, 0.0)
 class Partitioner:
     """Splits the chain for one candidate (non-interleaved schedules).
 
-    ``policy`` fixes the recompute mode of every layer ("none", "selective", "full") or leaves it to the
-    memory limit ("free"); ``full_layers`` recomputes exactly that many layers of each rank in full.
+    ``policy`` says which recompute modes the layers of a rank may have.
     """
 
     def __init__(
@@ -278,50 +278,6 @@ class Partitioner:
             self._synchronised[counts] = stages.synchronised(items)
         tail = stages.exposed(self._synchronised[counts], forward, backward)
         return _Priced(choice, forward, backward - choice.spared_seconds, tail)
-
-
-@dataclass(frozen=True)
-class RecomputePolicy:
-    """How layers are recomputed: ``mode`` "free" (each layer its own, as memory asks), a mode name for all
-    layers, or "block" (``full_layers`` layers of every virtual stage in full)."""
-
-    mode: str = "free"
-    full_layers: int = 0
-
-    def choose(
-        self,
-        stages: StageModel,
-        groups: tuple[Group, ...],
-        limit_bytes: float,
-        sharding: int,
-        most_extra_seconds: float = math.inf,
-    ) -> Choice | None:
-        """Modes for one rank, None when they do not fit ``limit_bytes`` or cost too much."""
-        if self.mode == "free":
-            return choose_recompute(stages, groups, limit_bytes, sharding, most_extra_seconds)
-        counts = self._counts(groups)
-        choice = Choice(0.0, counts)
-        items = choice.items(groups, sharding)
-        if stages.memory(items)["total"] > limit_bytes:
-            return None
-        extra = sum(stages.seconds(items)) - sum(stages.seconds(plain_items(groups, sharding)))
-        return Choice(extra, counts)
-
-    def _counts(self, groups: tuple[Group, ...]) -> tuple[tuple[int, int], ...]:
-        counts = []
-        left = self.full_layers if self.mode == "block" else 0
-        for group in groups:
-            if not group.is_block or self.mode == "none":
-                counts.append((0, 0))
-            elif self.mode == "selective":
-                counts.append((group.count, 0))
-            elif self.mode == "full":
-                counts.append((0, group.count))
-            else:
-                used = min(left, group.count)
-                left -= used
-                counts.append((0, used))
-        return tuple(counts)
 
 
 def least_forward_share_of(row: CandidateRow) -> float:

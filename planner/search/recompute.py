@@ -22,6 +22,7 @@ from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_
 Point = tuple[float, float, tuple[tuple[int, int], ...]]
 TOLERANCE = 1.0 - 1e-12
 LIMIT_TRIES = 5
+MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def choose_recompute(
     limit_bytes: float,
     sharding: int,
     most_extra_seconds: float = math.inf,
+    offered: tuple[int, ...] = MODES,
 ) -> Choice | None:
-    """The cheapest modes that fit ``limit_bytes`` at the end of the warm-up.
+    """The cheapest of the ``offered`` recompute modes that fit ``limit_bytes`` at the end of the warm-up.
 
     None when even full recompute of all does not fit, or when every way to fit costs at least
     ``most_extra_seconds`` per microbatch. Where a stack has several moments that may be the fullest, the
@@ -91,8 +93,8 @@ def choose_recompute(
     if max(moment.total for moment in moments) <= limit_bytes:
         return Choice(0.0, none)
     if len(moments) == 1:
-        return _cheapest_choice(stages, groups, moments, limit_bytes, sharding, most_extra_seconds)
-    return _checked_choice(stages, warm, moments, limit_bytes, sharding, most_extra_seconds)
+        return _cheapest_choice(stages, groups, moments, limit_bytes, sharding, most_extra_seconds, offered)
+    return _checked_choice(stages, warm, moments, limit_bytes, sharding, most_extra_seconds, offered)
 
 
 def _checked_choice(
@@ -102,11 +104,12 @@ def _checked_choice(
     limit_bytes: float,
     sharding: int,
     most_extra_seconds: float,
+    offered: tuple[int, ...],
 ) -> Choice | None:
     """The cheapest of: modes by the bytes to free (limit lowered by what they are over), one mode for all."""
     kinds = stages.rows[sharding].kinds
     found: list[Choice] = []
-    for mode in MODES:
+    for mode in offered:
         counts = tuple(
             ((g.count, 0) if mode == RECOMPUTE_SELECTIVE else (0, g.count)) if g.is_block else (0, 0)
             for g in groups
@@ -124,7 +127,7 @@ def _checked_choice(
     found = [choice for choice in found if over(choice) <= 0.0]
     limit = limit_bytes
     for _ in range(LIMIT_TRIES):
-        best = _cheapest_choice(stages, groups, moments, limit, sharding, most_extra_seconds)
+        best = _cheapest_choice(stages, groups, moments, limit, sharding, most_extra_seconds, offered)
         if best is None:
             break
         excess = over(best)
@@ -143,6 +146,7 @@ def _cheapest_choice(
     limit_bytes: float,
     sharding: int,
     most_extra_seconds: float,
+    offered: tuple[int, ...],
 ) -> Choice | None:
     """The cheapest modes that take what ``moments`` (without recompute) pass ``limit_bytes`` by off them."""
     slack = 1.0 + stages.device.constants.allocator_slack
@@ -163,10 +167,10 @@ def _cheapest_choice(
         return None
     blocks = sorted({g.kind for g in groups if g.is_block and g.count})
     if len(blocks) > EXACT_KINDS:
-        return _by_efficiency(kinds, groups, needed)
+        return _by_efficiency(kinds, groups, needed, offered)
     best: Choice | None = None
-    for working in _working_sets(kinds, blocks):
-        found = _cheapest(kinds, groups, blocks, working, needed(working))
+    for working in _working_sets(kinds, blocks, offered):
+        found = _cheapest(kinds, groups, blocks, working, needed(working), offered)
         if found is not None:
             extra, _, counts = found
             if best is None or extra < best.extra_seconds:
@@ -174,12 +178,14 @@ def _cheapest_choice(
     return best
 
 
-MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
 EXACT_KINDS = 4
 
 
 def _by_efficiency(
-    kinds: tuple[KindCost, ...], groups: tuple[Group, ...], needed: Callable[[float], float]
+    kinds: tuple[KindCost, ...],
+    groups: tuple[Group, ...],
+    needed: Callable[[float], float],
+    offered: tuple[int, ...],
 ) -> Choice | None:
     """Many kinds of layers: the linear relaxation of the knapsack rounded up, and how far it may be off.
 
@@ -191,7 +197,7 @@ def _by_efficiency(
         (seconds / freed, index, step, freed, seconds)
         for index, group in enumerate(groups)
         if group.is_block
-        for step, (freed, seconds) in enumerate(_steps(kinds[group.kind], group.in_flight))
+        for step, (freed, seconds) in enumerate(_steps(kinds[group.kind], group.in_flight, offered))
         for _ in range(group.count)
     )
     working = max((max(kinds[g.kind].working_bytes) for g in groups if g.is_block and g.count), default=0.0)
@@ -210,30 +216,41 @@ def _by_efficiency(
     counts = []
     for index, group in enumerate(groups):
         first, second = taken.get(index, [0, 0])
-        is_single = len(_steps(kinds[group.kind], group.in_flight)) == 1
+        if RECOMPUTE_FULL not in offered:
+            counts.append((first, 0))
+            continue
+        is_single = len(_steps(kinds[group.kind], group.in_flight, offered)) == 1
         counts.append((0, first) if is_single else (first - second, second))
     return Choice(extra, tuple(counts), extra - least)
 
 
-def _steps(kind: KindCost, in_flight: int) -> list[tuple[float, float]]:
+def _steps(kind: KindCost, in_flight: int, offered: tuple[int, ...]) -> list[tuple[float, float]]:
     """(bytes freed, seconds) of going to selective and on to full, or to full at once where cheaper."""
     freed = [(kind.saved_bytes[0] - kind.saved_bytes[mode]) * in_flight for mode in range(3)]
     costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
+    if RECOMPUTE_FULL not in offered:
+        return [(freed[1], costs[1])] if freed[1] > 0.0 and RECOMPUTE_SELECTIVE in offered else []
     if freed[2] <= 0.0:
         return []
     more_freed, more_cost = freed[2] - freed[1], costs[2] - costs[1]
-    if freed[1] > 0.0 and more_freed > 0.0 and costs[1] * more_freed <= more_cost * freed[1]:
+    can_select = RECOMPUTE_SELECTIVE in offered and freed[1] > 0.0
+    if can_select and more_freed > 0.0 and costs[1] * more_freed <= more_cost * freed[1]:
         return [(freed[1], costs[1]), (more_freed, more_cost)]
     return [(freed[2], costs[2])]
 
 
 def _cheapest(
-    kinds: tuple[KindCost, ...], groups: tuple[Group, ...], blocks: list[int], working: float, need: float
+    kinds: tuple[KindCost, ...],
+    groups: tuple[Group, ...],
+    blocks: list[int],
+    working: float,
+    need: float,
+    offered: tuple[int, ...],
 ) -> Point | None:
     """The point of least extra seconds that frees ``need`` bytes with working sets up to ``working``."""
 
     def modes(kind: int) -> list[int]:
-        return [mode for mode in MODES if kinds[kind].working_bytes[mode] <= working]
+        return [mode for mode in offered if kinds[kind].working_bytes[mode] <= working]
 
     if len(blocks) == 1:
         kind = blocks[0]
@@ -298,9 +315,9 @@ def _single_kind(kind: KindCost, in_flight: list[int], modes: list[int], need: f
     return best
 
 
-def _working_sets(kinds: tuple[KindCost, ...], blocks: list[int]) -> list[float]:
+def _working_sets(kinds: tuple[KindCost, ...], blocks: list[int], offered: tuple[int, ...]) -> list[float]:
     """The working sets that may be the largest in use: one per kind and mode, ascending."""
-    return sorted({kinds[kind].working_bytes[mode] for kind in blocks for mode in MODES})
+    return sorted({kinds[kind].working_bytes[mode] for kind in blocks for mode in offered})
 
 
 def least_extra_seconds(kinds: tuple[KindCost, ...], groups: tuple[Group, ...], need: float) -> float:

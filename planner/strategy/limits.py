@@ -17,7 +17,9 @@ class Limits:
     """Allowed choices.
 
     shardings and schedules: names. sharding_groups: global, island. recompute_granularity: "layer" (each
-    layer its own) or "uniform" (one mode for all). has_layer_sharding: sharding may differ by layer.
+    layer its own), "stage" (one mode for all, or full on the first N layers of every virtual stage, one N)
+    or "uniform" (one mode for all). has_layer_sharding: layers may shard their parameters beside a plan whose
+    sharding is one of layer_sharding_bases. stack: the training stack its plans are priced on, by name.
     parameter_sharding_with_pipeline: sharded gradients or parameters together with pp > 1. rules: further
     hard rules of this launcher, judged on whole candidates (all columns but schedule and virtual stages).
     max_*: largest degree. kv_heads_by_tp: tp must divide the key/value heads (no copies of them).
@@ -28,8 +30,9 @@ class Limits:
     shardings: tuple[str, ...] = ("none", "optimizer", "gradients", "parameters")
     sharding_groups: tuple[str, ...] = ("global", "island")
     schedules: tuple[str, ...] = ("1f1b", "interleaved", "gpipe", "zb-h1", "zb-v")
-    recompute_granularity: Literal["layer", "uniform"] = "layer"
+    recompute_granularity: Literal["layer", "stage", "uniform"] = "layer"
     has_layer_sharding: bool = True
+    layer_sharding_bases: tuple[str, ...] = ("none", "optimizer", "gradients")
     parameter_sharding_with_pipeline: bool = True
     max_cp: int = 1 << 30
     max_ep: int = 1 << 30
@@ -37,6 +40,7 @@ class Limits:
     max_pp: int = 1 << 30
     kv_heads_by_tp: bool = False
     recomputes: tuple[str, ...] = ("none", "selective", "full")
+    stack: str = "megatron"
 
 
 ANY = Limits("any")

@@ -101,9 +101,9 @@ def plan_for(
     limit = memory_bytes or device.memory_bytes
     workload = Workload(sequence_length=sequence, global_batch=batch, **fields)
     cluster = resolve_cluster(profile, device, gpus)
-    priced = CostModel.of(Problem(model, cluster, workload, limit), default_constants(device))
+    priced = CostModel.of(Problem(model, cluster, workload, limit), default_constants(device), limits.stack)
     found = search(priced, limits, Pins(**pins), top=1)
-    options = Options(target=limits.target, memory_limit_bytes=limit)
+    options = Options(target=limits.target, stack=limits.stack, memory_limit_bytes=limit)
     return Plan(
         planner_version="0.0.test",
         inputs=build_inputs(priced, profile, device, options),

@@ -22,9 +22,9 @@ from planner.plan_file.schema import Plan
 Planned = Callable[..., Plan]
 CASES = {
     "fsdp-keeps": ("llama-2-7b", "dgx-a100", 8, 4096, 64),
-    "fsdp-full": ("llama-2-70b", "dgx-a100", 32, 4096, 64),
+    "fsdp-full": ("llama-2-70b", "dgx-a100", 32, 4096, 64, (("tp", 1), ("cp", 1))),
     "tp": ("gemma-2-27b", "dgx-h100", 16, 4096, 32),
-    "tp4": ("llama-3-8b", "pcie-4090x8", 8, 4096, 32),
+    "tp4": ("llama-3-8b", "pcie-4090x8", 8, 4096, 32, (("tp", 4), ("sharding", "gradients"))),
     "cp": ("llama-3-8b", "dgx-h100", 16, 8192, 64, (("cp", 2),)),
     "cp-only": ("llama-3-8b", "dgx-h100", 8, 32768, 4, (("cp", 8),)),
     "hybrid": (

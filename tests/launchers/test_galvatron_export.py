@@ -20,7 +20,7 @@ from planner.errors import InputError, UnsupportedByTarget
 from planner.launchers.config_rules import recomputes, shardings
 from planner.launchers.galvatron import GALVATRON, GALVATRON_LIMITS, config_name
 from planner.launchers.galvatron_read import read_galvatron
-from planner.launchers.galvatron_rules import GALVATRON_RULES
+from planner.launchers.galvatron_rules import DP_TYPES, GALVATRON_RULES
 from planner.launchers.megatron_stages import stage_sizes
 from planner.launchers.registry import launcher
 from planner.plan_file.schema import Plan
@@ -29,6 +29,7 @@ Planned = Callable[..., Plan]
 CASES = {
     "zero2": ("llama-2-7b", "dgx-a100", 8, 4096, 64),
     "pipeline": ("llama-2-70b", "dgx-a100", 32, 4096, 64),
+    "context": ("llama-2-70b", "dgx-a100", 32, 4096, 64, (("cp", 2),)),
     "uneven": ("llama-2-70b", "dgx-a100", 32, 4096, 64, (("pp", 8), ("cp", 1))),
     "zero3": ("llama-2-70b", "dgx-a100", 32, 4096, 64, (("pp", 1), ("tp", 1), ("sharding", "parameters"))),
     "experts": ("mixtral-8x7b", "dgx-h100", 16, 4096, 64),
@@ -141,7 +142,7 @@ def test_golden(planned: Planned) -> None:
 
 
 def test_notes_warn_of_releases_that_ignore_a_degree(planned: Planned) -> None:
-    for case, is_warned in (("pipeline", True), ("experts", True), ("ddp", False)):
+    for case, is_warned in (("context", True), ("experts", True), ("ddp", False)):
         notes = json.loads(GALVATRON.export(planned("galvatron", *CASES[case]))["summary.json"])["notes"]
         assert any("2.4.0 ignores" in note for note in notes) is is_warned
 
@@ -328,12 +329,12 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-@pytest.mark.heavy
-def test_galvatron_reads_the_same(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def derived_by_galvatron(
+    config: dict[str, Any], layers: int, world: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Any], types.SimpleNamespace]:
+    """What release 2.4.0's own reader makes of the JSON on ``world`` ranks, and the arguments it changes."""
     module = reader(monkeypatch)
-    world, layers = plan.inputs.cluster.gpus, plan.inputs.model.num_layers
     monkeypatch.setattr(module.torch.distributed, "get_world_size", lambda *_: world)
-    config = config_of(plan)
     args = types.SimpleNamespace(
         local_rank=1,
         galvatron_config_path=config,
@@ -344,13 +345,49 @@ def test_galvatron_reads_the_same(plan: Plan, monkeypatch: pytest.MonkeyPatch) -
         global_train_batch_size=1,
         distributed_checkpoint=False,
     )
+    monkeypatch.setattr(sys.modules["galvatron.core"], "get_args", lambda: args, raising=False)
     info = types.SimpleNamespace(layernums=lambda: [layers])
-    theirs = module.get_hybrid_parallel_configs_api(None, args, lambda *_: info)
-    module.check_hp_config(theirs, [layers])
-    ours = read_galvatron(config, world)
-    assert theirs["pp_deg"] == ours["pp"]
-    assert theirs["tp_sizes_enc"] == ours["tp"]
-    assert theirs["pp_division"] == ours["stage_layers"]
-    assert theirs["checkpoint_flags_enc"] == [int(mode == "full") for mode in ours["recompute"]]
-    assert (args.chunks, args.global_train_batch_size) == (ours["microbatches"], ours["global_batch"])
-    assert args.embed_sdp == int(ours["vocab_sharding"] == "parameters")
+    found = module.get_hybrid_parallel_configs_api(None, args, lambda *_: info)
+    module.check_hp_config(found, [layers])
+    kinds = ["embed", *["gpt_dec"] * layers, "norm", "cls"]
+    return found | module.hp_config_whole_model(kinds, found, args.embed_sdp, 0, args.vocab_tp), args
+
+
+@pytest.mark.heavy
+def test_galvatron_derives_the_plan(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, layers, config = plan.decision, plan.inputs.model.num_layers, config_of(plan)
+    theirs, args = derived_by_galvatron(config, layers, plan.inputs.cluster.gpus, monkeypatch)
+    assert theirs["pp_deg"] == q.degrees.pp
+    assert theirs["tp_sizes_whole"] == [q.degrees.tp] * (layers + 3)
+    # Release 2.4.0 does not know context parallelism: its data ranks are dp x cp.
+    assert theirs["dp_sizes_whole"] == [q.degrees.dp * q.degrees.cp] * (layers + 3)
+    assert theirs["pp_division"] == stage_sizes(plan)
+    assert theirs["pp_ranks_enc"] == [s.rank for s in q.stages for _ in range(s.layers[0], s.layers[1] + 1)]
+    assert theirs["checkpoint_flags_enc"] == [int(mode == "full") for mode in recomputes(plan)]
+    kinds = {0: args.default_dp_type, 1: "zero3"}
+    assert [kinds[code] for code in theirs["dp_types_enc"]] == [DP_TYPES[s] for s in shardings(plan)]
+    assert (args.chunks, args.global_train_batch_size) == (q.microbatches, q.global_batch)
+    assert args.pipeline_type == "pipedream_flush"
+    assert args.embed_sdp == int(q.sharding == "parameters")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tp_sizes_enc": ",".join(["3"] * 32)},
+        {"tp_sizes_enc": "1,1"},
+        {"dp_types_enc": ",".join(["2"] * 32)},
+        {"global_bsz": 63},
+        {"pp_division": "16,15"},
+    ],
+)
+def test_galvatron_refuses_what_we_refuse(
+    planned: Planned, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("galvatron", *CASES["zero2"])
+    bad, gpus = config_of(plan) | changes, plan.inputs.cluster.gpus
+    with pytest.raises(InputError):
+        read_galvatron(bad, gpus)
+    with pytest.raises(AssertionError):
+        derived_by_galvatron(bad, plan.inputs.model.num_layers, gpus, monkeypatch)

@@ -353,6 +353,54 @@ def test_torchtitan_accepts_the_module(
     )
     assert dims.dp_replicate * dims.dp_shard == plan.decision.degrees.dp
     assert config.training.global_batch_size == plan.inputs.workload.global_batch
-    schedules = importlib.import_module("torch.distributed.pipelining.schedules")
-    kind = schedules.get_schedule_class(p.pipeline_parallel_schedule)
-    assert issubclass(kind, schedules.PipelineScheduleMulti) == (plan.decision.virtual_stages > 1)
+    assert dims.pp == plan.decision.degrees.pp
+    local, dp = config.training.local_batch_size, dims.dp_replicate * dims.dp_shard
+    per_call = plan.decision.microbatches if dims.pp > 1 else 1
+    assert local == plan.decision.microbatch_size * per_call
+    assert config.training.global_batch_size // (local * dp) * per_call == plan.decision.microbatches
+    if dims.pp > 1:
+        assert_stages(config, plan)
+
+
+def assert_stages(config: Any, plan: Plan) -> None:
+    """torchtitan's own split of the model on a process group of the plan's size, and its own schedule.
+
+    The first, a middle and the last pipeline rank: every stage is a copy of the whole model, cut down.
+    """
+    torch, dist = importlib.import_module("torch"), importlib.import_module("torch.distributed")
+    pipelines = importlib.import_module("torchtitan.distributed.pipeline_parallel")
+    meshes = importlib.import_module("torch.distributed.device_mesh")
+    p, q = config.parallelism, plan.decision
+    with torch.device("meta"):
+        model = config.model_spec.model.build()
+    names = p.module_fqns_per_model_part
+    gpus, seen = plan.inputs.cluster.gpus, {}
+    ranks = sorted({0, q.degrees.pp - 1} | ({q.degrees.pp // 2} if len(names) < 16 else set()))
+    for rank in ranks:
+        dist.init_process_group("fake", rank=rank * (gpus // q.degrees.pp), world_size=gpus)
+        try:
+            shape = (q.degrees.pp, gpus // q.degrees.pp)
+            mesh = meshes.init_device_mesh("cpu", shape, mesh_dim_names=("pp", "rest"))
+            stages, parts = pipelines._pipeline_module_split(
+                model, mesh["pp"], p.pipeline_parallel_schedule, torch.device("cpu"), names
+            )
+            schedule = pipelines._build_pipeline_schedule(
+                parallelism=p,
+                local_batch_size=config.training.local_batch_size,
+                stages=stages,
+                loss_fn=lambda *_: None,
+            )
+        finally:
+            dist.destroy_process_group()
+        assert schedule._n_microbatches == q.microbatches
+        assert len(stages) == q.virtual_stages
+        for stage, part in zip(stages, parts, strict=True):
+            held = sorted(int(name) for name in part.layers)
+            has_ends = (part.tok_embeddings is not None, part.lm_head is not None)
+            seen[stage.stage_index] = (rank, held, has_ends)
+    wanted = {
+        s.index: (s.rank, list(range(s.layers[0], s.layers[1] + 1)), (s.has_embedding, s.has_head))
+        for s in q.stages
+        if s.rank in ranks
+    }
+    assert seen == wanted

@@ -1,0 +1,49 @@
+"""Whether a wider space holds a plan faster than a known one: what a launcher's restriction costs."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from planner.cost.step import CostModel
+from planner.search.engine import PROVED_GAP, BestFirst, Solution, refined
+from planner.search.policy import recompute_policies
+from planner.search.reporter import Reporter
+from planner.search.space import Space
+from planner.search.tree import Funnel, Pins
+from planner.strategy.limits import Limits
+
+
+@dataclass(frozen=True)
+class Better:
+    """A faster plan of the wider space, None when none was found; whether the search ran to its end."""
+
+    solution: Solution | None
+    is_complete: bool
+
+
+def search_better(
+    model: CostModel,
+    limits: Limits,
+    pins: Pins,
+    known: Solution,
+    *,
+    time_budget_seconds: float = math.inf,
+) -> Better:
+    """The best plan within ``limits`` that beats ``known``, a plan of a part of that space.
+
+    Candidates whose lower bound is not below the known plan are never solved, so that this costs little
+    when the part holds the best plan of the whole. The integer program refines what was found, or the known
+    plan itself. ``model`` prices both: only the space differs.
+    """
+    started = time.process_time()
+    funnel, reporter = Funnel(), Reporter()
+    space = Space(model, limits, pins, funnel)
+    policies = recompute_policies(model.chain, limits, pins.recompute)
+    limit = model.problem.memory_limit_bytes
+    run = BestFirst(model, space, limit, policies, 1, reporter, known.seconds)
+    is_complete = run.over(started + time_budget_seconds)
+    best = refined(model, limits, pins, run.ranked() or [known], reporter)[0][0]
+    is_better = best.seconds < known.seconds * (1.0 - PROVED_GAP)
+    return Better(best if is_better else None, is_complete)
