@@ -108,13 +108,16 @@ def read_launcher_file(launcher: str, path: str, facts: Facts, answers: Answers 
 
     Raises InputError for what cannot be read and for a flag that contradicts the file.
     """
-    reader = importer(launcher)
     try:
-        found = reader(load_files(path), facts)
+        return read_loaded(launcher, load_files(path), facts, answers)
     except InputError as error:
-        if "file" not in error.details:
-            error.details["file"] = path
+        error.details.setdefault("file", path)
         raise
+
+
+def read_loaded(launcher: str, files: Files, facts: Facts, answers: Answers | None = None) -> Imported:
+    """``read_launcher_file`` on files that are loaded already."""
+    found = importer(launcher)(files, facts)
     if (
         facts.world_size is not None
         and found.where.get("world_size")
@@ -246,6 +249,8 @@ def _completed(found: Imported, request: Request, facts: Facts) -> Request:
             continue
         if stated is not None:
             changes[answer] = stated
+    if request.precision is None and "precision" not in changes:
+        found.assumptions.append(f"precision: {found.file} does not say; bf16 where the GPU has it")
     for answer, default in (("optimizer", "adamw"), ("attention", "flash")):
         if getattr(request, answer) is None and answer not in changes:
             changes[answer] = default

@@ -65,9 +65,9 @@ def _changes(decision: Decision, problem: Problem) -> Iterator[tuple[str, Decisi
         words = ("the whole data group", "one island")
         yield f"sharding over {words[group]}", replace(decision, sharding_group=group)
     for count in {1, *_halves_and_doubles(decision.virtual_stages)} - {decision.virtual_stages}:
-        other = _staged(replace(decision, virtual_stages=count), decision)
-        if other is not None:
-            yield f"virtual stages {decision.virtual_stages} -> {count}", other
+        staged = _staged(replace(decision, virtual_stages=count), decision)
+        if staged is not None:
+            yield f"virtual stages {decision.virtual_stages} -> {count}", staged
     if decision.degrees.tp > 1:
         is_on = not decision.sequence_parallel
         yield f"sequence parallelism {'on' if is_on else 'off'}", replace(decision, sequence_parallel=is_on)

@@ -45,6 +45,7 @@ def read_deepspeed_files(files: Files, facts: Facts) -> Imported:
         raise InputError("a DeepSpeed configuration is a JSON object", file=name)
     found = Imported("deepspeed", name)
     config = _automatic(config, found)
+    is_auto = {key for key in BATCH if files[name].get(key) == "auto"}
     found.world_size = _world(files) or facts.world_size
     _machine(files, found, facts)
     config = _keys(config, found)
@@ -61,9 +62,12 @@ def read_deepspeed_files(files: Files, facts: Facts) -> Imported:
         found.fault("world-identity", f"autotp_size {tp} for {world} GPUs", f"a divisor of {world}")
         return found
     _batch_rule(config, found, world)
-    if any(fault.rule == "batch-identity" for fault in found.faults):
-        _without_world(config, found)
+    is_open = config.get(BATCH[0]) is None and config.get(BATCH[2]) is None and bool(is_auto)
+    if is_open or any(fault.rule == "batch-identity" for fault in found.faults):
+        _without_world(config, found)  # transformers fills "auto" in: the batch is asked for by a flag
         return found
+    if config.get(BATCH[0]) is None and config.get(BATCH[2]) is None:
+        found.assumptions.append("gradient_accumulation_steps is not given: DeepSpeed takes 1")
     derived = read_deepspeed(_readable(config), world)
     found.states("tp", derived["tp"], f"autotp_size {derived['tp']}")
     found.dp = derived["dp"]
@@ -96,7 +100,7 @@ def _rest(config: Mapping[str, Any], found: Imported, precision: str, optimizer:
         found.where.pop("recompute", None)
     if precision in ("bf16", "fp16"):
         found.states("precision", precision, f"{precision}.enabled")
-    else:
+    elif not any(_section(config, key).get("enabled", False) is None for key in ("bf16", "fp16")):
         found.unpriced.append("neither bf16 nor fp16 is enabled: products in fp32")
     if optimizer in OPTIMIZERS:
         found.states("optimizer", OPTIMIZERS[optimizer], f"optimizer {optimizer}")
@@ -115,8 +119,13 @@ def _without_world(config: Mapping[str, Any], found: Imported) -> None:
             found.states(name, config[key], f"{key} {config[key]}")
     if found.tp > 1:
         found.global_batch = None  # DeepSpeed's number counts tp ranks
-    precision = "bf16" if _section(config, "bf16").get("enabled") else "fp16"
-    _rest(config, found, precision, "script")
+    on = [key for key in ("bf16", "fp16") if _section(config, key).get("enabled")]
+    _rest(
+        config,
+        found,
+        on[0] if on else "fp32",
+        str(_section(config, "optimizer").get("type", "script")).lower(),
+    )
 
 
 def _automatic(config: Mapping[str, Any], found: Imported) -> dict[str, Any]:
@@ -126,10 +135,13 @@ def _automatic(config: Mapping[str, Any], found: Imported) -> dict[str, Any]:
         if isinstance(value, Mapping):
             inner = _automatic(value, Imported(found.launcher, found.file))
             autos = sorted(set(value) - set(inner))
-            found.assumptions += [f'{key}.{name} is "auto": the training arguments decide' for name in autos]
+            if key in ("bf16", "fp16") and autos:
+                found.assumptions.append(f'{key}.enabled is "auto": the training arguments decide')
+                inner["enabled"] = None
             cleaned[key] = inner
         elif value == "auto":
-            found.assumptions.append(f'{key} is "auto": the training arguments decide')
+            if key in READ:
+                found.assumptions.append(f'{key} is "auto": the training arguments decide')
         else:
             cleaned[key] = value
     return cleaned

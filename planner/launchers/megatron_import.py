@@ -59,7 +59,7 @@ LAUNCHER_FLAGS = tuple(_LAUNCHER_FLAGS_TEXT.split())
 def read_megatron(files: Files, facts: Facts) -> Imported:
     """What the arguments train, with every broken rule. Raises InputError for what cannot be read."""
     line = read_command_line(files)
-    found = Imported("megatron", line.file, assumptions=list(line.assumptions))
+    found = Imported("megatron", line.file, assumptions=line.assumptions)
     _degrees(line, found)
     found.world_size = line.world_size
     if line.world_size is not None:

@@ -74,6 +74,10 @@ class CommandLine:
                     file=self.file,
                     hint=f"write the number behind {name}",
                 )
+            for default in word.defaults:
+                note = f"{default} (default in {self.file})"
+                if note not in self.assumptions:
+                    self.assumptions.append(note)
         return [word.text for word in words]
 
     def number(self, name: str, default: int | None = None, least: int = 1) -> int | None:
@@ -155,8 +159,6 @@ def _from_words(
         flags |= dict(filter(None, (_bridge_flag(*match.groups()) for match in overrides)))
         assumptions.append(f"{name}: what no override states is the recipe's and must be given by flags")
     world = _world(flags, script, name)
-    defaults = script.defaults if script is not None else {}
-    assumptions += [f"{key}={value} (default in {name})" for key, value in defaults.items()]
     return CommandLine(name, flags, world, environment, is_bridge, assumptions)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 OPENING = ("if", "case", "for", "while", "until")
 CLOSING = ("fi", "esac", "done")
@@ -28,15 +28,19 @@ _OPERATORS = {
 
 @dataclass(frozen=True)
 class Word:
-    """A word after expansion; ``doubt`` says why its value is not known (empty when it is)."""
+    """A word after expansion; ``doubt`` says why its value is not known (empty when it is).
+
+    defaults: ``NAME=value`` of every ``${NAME:-value}`` in it that nothing set.
+    """
 
     text: str
     doubt: str = ""
+    defaults: tuple[str, ...] = ()
 
 
 @dataclass
 class Script:
-    """Commands of a script as expanded words, the variables it exports, its #SBATCH options, defaults used."""
+    """Commands of a script as expanded words, its variables and arrays, its #SBATCH options."""
 
     commands: list[list[Word]] = field(default_factory=list)
     variables: dict[str, Word] = field(default_factory=dict)
@@ -44,7 +48,6 @@ class Script:
     exported: dict[str, Word] = field(default_factory=dict)
     unset: set[str] = field(default_factory=set)
     sbatch: list[str] = field(default_factory=list)
-    defaults: dict[str, str] = field(default_factory=dict)
 
 
 def read_shell(text: str) -> Script:
@@ -76,13 +79,16 @@ def _statement(script: Script, words: list[str], doubt: str) -> None:
     while words and (match := _ASSIGNMENT.fullmatch(words[0])) is not None:
         name, is_added, value = match[1], match[2] == "+=", match[3]
         if value.startswith("("):
-            found = [Word(w.text, w.doubt or doubt) for w in _expand_all(script, _split(value[1:-1]))]
+            found = [replace(w, doubt=w.doubt or doubt) for w in _expand_all(script, _split(value[1:-1]))]
             script.arrays[name] = (script.arrays.get(name, []) if is_added else []) + found
         else:
             found = _expand(script, value)
-            word = Word(" ".join(w.text for w in found), next((w.doubt for w in found if w.doubt), doubt))
+            used = tuple(name for w in found for name in w.defaults)
+            word = Word(
+                " ".join(w.text for w in found), next((w.doubt for w in found if w.doubt), doubt), used
+            )
             if is_added and name in script.variables:
-                word = Word(script.variables[name].text + word.text, word.doubt)
+                word = replace(word, text=script.variables[name].text + word.text)
             script.variables[name] = word
             if is_export:
                 script.exported[name] = word
@@ -91,7 +97,7 @@ def _statement(script: Script, words: list[str], doubt: str) -> None:
         script.exported |= {w: script.variables[w] for w in words if w in script.variables}
         return
     if words:
-        script.commands.append([Word(w.text, w.doubt or doubt) for w in _expand_all(script, words)])
+        script.commands.append([replace(w, doubt=w.doubt or doubt) for w in _expand_all(script, words)])
 
 
 def _statements(text: str) -> list[tuple[int, list[str]]]:
@@ -176,6 +182,7 @@ def _expand(script: Script, raw: str) -> list[Word]:
             return [script.variables[name]]
         return [Word("", f"the array {name} is not set in the file")]
     text, doubt, quote, at = "", "", "", 0
+    used: tuple[str, ...] = ()
     splits: list[str] = []
     has_quotes = False
     while at < len(raw):
@@ -192,8 +199,8 @@ def _expand(script: Script, raw: str) -> list[Word]:
             text += raw[at + 1 : at + 2]
             at += 2
         elif char in "$`":
-            value, why, at = _variable(script, raw, at)
-            doubt = doubt or why
+            found, at = _variable(script, raw, at)
+            value, doubt, used = found.text, doubt or found.doubt, (*used, *found.defaults)
             if quote or not re.search(r"\s", value):
                 text += value
             else:
@@ -205,30 +212,26 @@ def _expand(script: Script, raw: str) -> list[Word]:
             at += 1
     if not text and not splits and not has_quotes and not doubt:
         return []
-    return [Word(part, doubt) for part in [*splits, text]]
+    return [Word(part, doubt, used) for part in [*splits, text]]
 
 
-def _variable(script: Script, raw: str, at: int) -> tuple[str, str, int]:
-    """(value, doubt, next place) of an expansion that starts at ``at``."""
+def _variable(script: Script, raw: str, at: int) -> tuple[Word, int]:
+    """(value, next place) of an expansion that starts at ``at``."""
     if raw[at] == "`":
         end = raw.find("`", at + 1)
-        return "", "the output of a command", (len(raw) if end < 0 else end + 1)
+        return Word("", "the output of a command"), (len(raw) if end < 0 else end + 1)
     if raw.startswith("$((", at):
         end = raw.find("))", at)
-        value, doubt = _arithmetic(script, raw[at + 3 : end])
-        return value, doubt, end + 2
+        return _arithmetic(script, raw[at + 3 : end]), end + 2
     if raw.startswith("$(", at):
-        end = _matching(raw, at + 1, "()")
-        return "", "the output of a command", end + 1
+        return Word("", "the output of a command"), _matching(raw, at + 1, "()") + 1
     if raw.startswith("${", at):
         end = _matching(raw, at + 1, "{}")
-        value, doubt = _braced(script, raw[at + 2 : end])
-        return value, doubt, end + 1
+        return _braced(script, raw[at + 2 : end]), end + 1
     match = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]").match(raw, at + 1)
     if match is None:
-        return "$", "", at + 1
-    value, doubt = _value(script, match[0])
-    return value, doubt, match.end()
+        return Word("$"), at + 1
+    return _value(script, match[0]), match.end()
 
 
 def _matching(raw: str, at: int, pair: str) -> int:
@@ -240,43 +243,41 @@ def _matching(raw: str, at: int, pair: str) -> int:
     return len(raw)
 
 
-def _braced(script: Script, inside: str) -> tuple[str, str]:
+def _braced(script: Script, inside: str) -> Word:
     match = re.fullmatch(r"(\w+)(?:(:?[-=?+])(.*))?", inside, re.DOTALL)
     if match is None:
-        return "", f"the expansion ${{{inside}}}"
+        return Word("", f"the expansion ${{{inside}}}")
     name, action, rest = match[1], match[2] or "", match[3] or ""
-    if name in script.variables:
-        return script.variables[name].text, script.variables[name].doubt
-    if action in ("-", ":-", "=", ":="):
+    if name not in script.variables and action in ("-", ":-", "=", ":="):
         found = _expand(script, rest)
         value = " ".join(word.text for word in found)
-        script.defaults[name] = value
-        return value, next((word.doubt for word in found if word.doubt), "")
+        doubt = next((word.doubt for word in found if word.doubt), "")
+        return Word(value, doubt, (f"{name}={value}",))
     return _value(script, name)
 
 
-def _value(script: Script, name: str) -> tuple[str, str]:
+def _value(script: Script, name: str) -> Word:
     if name in script.variables:
-        return script.variables[name].text, script.variables[name].doubt
+        return script.variables[name]
     if script.arrays.get(name):
-        return script.arrays[name][0].text, script.arrays[name][0].doubt
-    return "", f"${name} is not set in the file"
+        return script.arrays[name][0]
+    return Word("", f"${name} is not set in the file")
 
 
-def _arithmetic(script: Script, text: str) -> tuple[str, str]:
-    doubts: list[str] = []
+def _arithmetic(script: Script, text: str) -> Word:
+    parts: list[Word] = []
 
     def put(match: re.Match[str]) -> str:
-        value, doubt = _value(script, match[1])
-        doubts.append(doubt)
-        return value or "0"
+        parts.append(_value(script, match[1]))
+        return parts[-1].text or "0"
 
     plain = re.sub(r"\$?\{?([A-Za-z_]\w*)\}?", put, text)
-    doubt = next((d for d in doubts if d), "")
+    doubt = next((part.doubt for part in parts if part.doubt), "")
+    used = tuple(name for part in parts for name in part.defaults)
     try:
-        return str(_number(ast.parse(plain.strip(), mode="eval").body)), doubt
+        return Word(str(_number(ast.parse(plain.strip(), mode="eval").body)), doubt, used)
     except (SyntaxError, ValueError, ZeroDivisionError):
-        return "", doubt or f"the arithmetic $(({text}))"
+        return Word("", doubt or f"the arithmetic $(({text}))")
 
 
 def _number(node: ast.expr) -> int:
