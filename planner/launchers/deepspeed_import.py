@@ -68,7 +68,7 @@ def read_deepspeed_files(files: Files, facts: Facts) -> Imported:
         return found
     if config.get(BATCH[0]) is None and config.get(BATCH[2]) is None:
         found.assumptions.append("gradient_accumulation_steps is not given: DeepSpeed takes 1")
-    derived = read_deepspeed(_readable(config), world)
+    derived = read_deepspeed(_readable(config, found), world)
     found.states("tp", derived["tp"], f"autotp_size {derived['tp']}")
     found.dp = derived["dp"]
     found.states(
@@ -249,14 +249,13 @@ def _batch_rule(config: Mapping[str, Any], found: Imported, world: int) -> None:
         )
 
 
-def _readable(config: Mapping[str, Any]) -> dict[str, Any]:
+def _readable(config: Mapping[str, Any], found: Imported) -> dict[str, Any]:
     """The file as ``read_deepspeed`` takes it: without what is a fault or unpriced already."""
     kept = {key: value for key, value in config.items() if key != "sequence_parallel_size"}
     zero = dict(_section(config, "zero_optimization"))
     for key in REMOVED:
         zero.pop(key, None)
-    stage = zero.get("stage", 0)
-    if stage != 3 or _section(config, "tensor_parallel").get("autotp_size", 1) != 1:
+    if any(fault.rule == "hpz-partition" for fault in found.faults):
         zero.pop("zero_hpz_partition_size", None)
     kept["zero_optimization"] = zero
     if _section(config, "fp16").get("enabled") and _section(config, "bf16").get("enabled"):

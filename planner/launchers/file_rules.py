@@ -18,7 +18,12 @@ DIVIDING = ("torchtitan", "deepspeed", "accelerate", "galvatron", "pytorch")
 
 
 def judge(found: Imported, facts: Facts) -> None:
-    """Add the faults of the shared rules, and what follows from the identities (dp, microbatches)."""
+    """Add the faults of the shared rules, and what follows from the identities (dp, microbatches).
+
+    A rule the importer found broken in the file's own words is not repeated; judging twice changes nothing.
+    """
+    known = {fault.rule for fault in found.faults}
+    before = len(found.faults)
     found.world_size = found.world_size or facts.world_size
     model = facts.model or found.model
     _world(found)
@@ -32,6 +37,7 @@ def judge(found: Imported, facts: Facts) -> None:
     _expert_ranks(found, model)
     _sequence(found)
     _shards(found)
+    found.faults[before:] = [fault for fault in found.faults[before:] if fault.rule not in known]
 
 
 def mesh(found: Imported) -> tuple[int, int, int]:

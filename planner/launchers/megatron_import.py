@@ -7,6 +7,8 @@ training/arguments.py, parallel_state.py, pipeline_parallel/schedules.py, distri
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from planner.launchers.imported import Facts, Files, Imported
 from planner.launchers.megatron_model_import import MODEL_FLAGS, read_model, stated_shape
 from planner.launchers.megatron_recompute_import import RECOMPUTE_FLAGS, read_recompute
@@ -65,7 +67,11 @@ def read_megatron(files: Files, facts: Facts) -> Imported:
     if line.world_size is not None:
         found.where["world_size"] = f"{line.world_size} GPUs"
     found.shape = stated_shape(line)
-    found.model = read_model(line)
+    try:
+        found.model = read_model(line)
+    except ValidationError as error:
+        words = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        found.fault("model-shape", f"the flags describe no model: {words}")
     _workload(line, found)
     _precision(line, found)
     layers = found.shape.get("layers") or facts.num_layers
