@@ -277,10 +277,12 @@ def _model_of(found: Imported) -> ModelSpec:
     if found.model is not None:
         return found.model
     if isinstance(found.model_hint, Flavor):
-        for name in model_names():
+        hint = found.model_hint
+        own = hint.assets.lower()
+        for name in sorted(model_names(), key=lambda name: name != own):  # of equal shapes its own name first
             model = load_model(name)[0]
-            if flavor_of(model) == found.model_hint:
-                found.assumptions.append(f"{found.model_hint.module} {found.model_hint.flavor} is {name}")
+            if flavor_of(model) == hint:
+                found.assumptions.append(f"{hint.module} {hint.flavor} is {name}")
                 return model
     raise InputError(
         f"{found.file} does not describe the model"

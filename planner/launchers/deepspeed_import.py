@@ -61,7 +61,7 @@ def read_deepspeed_files(files: Files, facts: Facts) -> Imported:
     if isinstance(tp, int) and tp > 1 and world % tp:
         found.fault("world-identity", f"autotp_size {tp} for {world} GPUs", f"a divisor of {world}")
         return found
-    _batch_rule(config, found, world)
+    _batch_rule(config, found, world, bool(is_auto))
     is_open = config.get(BATCH[0]) is None and config.get(BATCH[2]) is None and bool(is_auto)
     if is_open or any(fault.rule == "batch-identity" for fault in found.faults):
         _without_world(config, found)  # transformers fills "auto" in: the batch is asked for by a flag
@@ -226,7 +226,7 @@ def _zero(config: Mapping[str, Any], found: Imported) -> None:
         )
 
 
-def _batch_rule(config: Mapping[str, Any], found: Imported, world: int) -> None:
+def _batch_rule(config: Mapping[str, Any], found: Imported, world: int, is_auto: bool) -> None:
     """The three numbers; DeepSpeed divides with a remainder left when one is missing, and counts tp ranks."""
     total, size, steps = (config.get(key) for key in BATCH)
     for key in BATCH:
@@ -234,7 +234,7 @@ def _batch_rule(config: Mapping[str, Any], found: Imported, world: int) -> None:
             raise InputError(
                 f"must be a whole number, not {config[key]!r}", file=found.file, pointer=f"/{key}"
             )
-    if total is None and size is None:
+    if total is None and size is None and not is_auto:
         raise InputError(
             "the microbatch size is not stated (train_micro_batch_size_per_gpu)",
             file=found.file,

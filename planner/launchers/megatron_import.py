@@ -209,7 +209,9 @@ def _environment(line: CommandLine, found: Imported, facts: Facts) -> None:
         if facts.generation is None:
             found.assumptions.append(f"{shown}: right on Blackwell only; older GPUs need 1")
         elif not facts.generation.startswith("blackwell"):
-            found.fault("connections", f"{shown} on {facts.generation}", f"{CONNECTIONS}=1")
+            is_stated = CONNECTIONS in line.environment  # otherwise it may be set outside the script
+            rule = "connections"
+            found.fault(rule, f"{shown} on {facts.generation}", f"{CONNECTIONS}=1", is_fatal=is_stated)
 
 
 def _others(line: CommandLine, found: Imported) -> None:

@@ -159,7 +159,7 @@ def _from_words(
         flags |= dict(filter(None, (_bridge_flag(*match.groups()) for match in overrides)))
         assumptions.append(f"{name}: what no override states is the recipe's and must be given by flags")
     world = _world(flags, script, name)
-    return CommandLine(name, flags, world, environment, is_bridge, assumptions)
+    return CommandLine(name, flags, world, None if is_bridge else environment, is_bridge, assumptions)
 
 
 def split_words(words: list[Word]) -> dict[str, list[Word]]:
