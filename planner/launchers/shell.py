@@ -176,8 +176,10 @@ def _expand(script: Script, raw: str) -> list[Word]:
     array = re.fullmatch(r'"?\$\{(\w+)\[[@*]\]\}"?', raw)
     if array is not None:
         name = array[1]
-        if name in script.arrays:
+        if name in script.arrays and raw.startswith('"'):
             return list(script.arrays[name])
+        if name in script.arrays:  # unquoted elements split at blanks
+            return [replace(w, text=part) for w in script.arrays[name] for part in w.text.split() or [""]]
         if name in script.variables:
             return [script.variables[name]]
         return [Word("", f"the array {name} is not set in the file")]
