@@ -12,9 +12,10 @@ from typing import Any
 
 from planner.api import estimate_decision
 from planner.catalog import load_device, load_model, load_profile, model_names
-from planner.cost.step import CostModel, decision_candidates
+from planner.cost.step import CostModel
 from planner.documents import DOCUMENT_SUFFIXES, read_document, read_text
 from planner.errors import InputError, UnsupportedFeature
+from planner.imported_decision import build_imported_decision
 from planner.launchers.file_rules import judge
 from planner.launchers.imported import Facts, Files, Imported, shape_facts
 from planner.launchers.registry import importer
@@ -22,10 +23,7 @@ from planner.launchers.torchtitan_models import Flavor, flavor_of
 from planner.model.spec import ModelSpec
 from planner.plan_file.schema import Plan
 from planner.request import Request, Resolved, resolve
-from planner.search.layout import balanced_chunks
-from planner.strategy.candidates import Problem
-from planner.strategy.decision import RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
-from planner.strategy.rules import require_valid
+from planner.strategy.decision import Decision
 
 MAX_FILES = 32
 # Field of the file -> flag of the command line, in the order they are asked for.
@@ -49,7 +47,6 @@ FLAGS = {
     "attention": "--attention",
     "world_size": "--gpus",
 }
-NEEDED = ("tp", "pp", "microbatch_size", "sharding", "recompute")
 
 
 @dataclass(frozen=True)
@@ -202,7 +199,7 @@ def import_plan(launcher: str, path: str, request: Request, answers: Answers) ->
     known = Facts(resolved.problem.world_size, resolved.problem.model, resolved.device.generation)
     judge(found, known)
     refuse_faults(found)
-    decision = build_imported_decision(found, resolved.problem, answers)
+    decision = build_imported_decision(found, resolved.problem, answers.sharding_group)
     notes = [*resolved.assumptions, *found.assumptions]
     if found.not_read:
         notes.append(f"not read in {found.file}: {', '.join(found.not_read)}")
@@ -289,106 +286,3 @@ def _model_of(found: Imported) -> ModelSpec:
         + (f" in full (it states {', '.join(found.shape)})" if found.shape else ""),
         hint="add --model llama-3.1-8b, or a config.json",
     )
-
-
-def build_imported_decision(found: Imported, problem: Problem, answers: Answers) -> Decision:
-    """The decision a read file states, on a problem. Raises InputError for the first missing or broken thing."""
-    for name in NEEDED:
-        if getattr(found, name) is None:
-            raise InputError(
-                f"{found.file} does not state {name.replace('_', ' ')}",
-                hint=f"add {FLAGS[name]} {_example(name)}",
-            )
-    tp, pp, cp = found.tp or 1, found.pp or 1, found.cp or 1
-    used = tp * pp * cp
-    if problem.world_size % used:
-        raise InputError(
-            f"rule world-identity: tp {tp} x cp {cp} x pp {pp} = {used} does not divide {problem.world_size} GPUs",
-            file=found.file,
-            rule="world-identity",
-        )
-    # Some launchers' default for the tensor degree of experts is tp, also where there are none.
-    inner = found.expert_tp if problem.model.is_moe or "expert_tp" in found.where else 1
-    degrees = Degrees(problem.world_size // used, tp, pp, cp, found.ep or 1, inner or 1)
-    chunks = _chunks(found, problem, degrees)
-    split = found.sequence_parallel if found.sequence_parallel is not None else tp > 1
-    decision = Decision(
-        degrees=degrees,
-        sequence_parallel=bool(split) and tp > 1,
-        sharding=SHARDINGS.index(found.sharding or "none"),
-        sharding_group=0,
-        schedule=found.schedule or ("interleaved" if (found.virtual_stages or 1) > 1 else "1f1b"),
-        virtual_stages=found.virtual_stages or 1,
-        microbatch_size=found.microbatch_size or 1,
-        microbatches=found.microbatches
-        or problem.workload.global_batch // (degrees.dp * (found.microbatch_size or 1)),
-        chunks=chunks,
-        recompute=_recompute(found, problem, chunks),
-        layer_sharding=tuple(SHARDINGS.index(name) for name in found.layer_sharding),
-    )
-    decision = _grouped(found, problem, decision, answers)
-    require_valid(decision_candidates(decision, [decision.sharding]), problem)
-    return decision
-
-
-def _example(name: str) -> str:
-    return {"sharding": "optimizer", "recompute": "none"}.get(name, "1")
-
-
-def _chunks(found: Imported, problem: Problem, degrees: Degrees) -> tuple[tuple[int, int], ...]:
-    count, layers = degrees.pp * (found.virtual_stages or 1), problem.model.num_layers
-    if found.stage_layers is None:
-        if degrees.pp > 1:
-            found.assumptions.append(
-                f"stages are not stated: {layers} layers over {count}, as even as they go"
-            )
-        return balanced_chunks(layers, count)
-    if len(found.stage_layers) != count or sum(found.stage_layers) != layers:
-        raise InputError(
-            f"rule stages-cover-layers: {len(found.stage_layers)} stages hold {sum(found.stage_layers)} layers; "
-            f"pp x virtual stages is {count} and the model has {layers}",
-            file=found.file,
-            rule="stages-cover-layers",
-        )
-    ends = [sum(found.stage_layers[: at + 1]) for at in range(count)]
-    return tuple(zip([0, *ends[:-1]], ends, strict=True))
-
-
-def _recompute(found: Imported, problem: Problem, chunks: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
-    """One code per layer; block recompute is full on the first layers of every virtual stage."""
-    if isinstance(found.recompute, tuple):
-        return tuple(RECOMPUTES.index(mode) for mode in found.recompute)
-    if found.recompute_block is not None:
-        return tuple(
-            RECOMPUTES.index("full" if layer - first < found.recompute_block else "none")
-            for first, end in chunks
-            for layer in range(first, end)
-        )
-    if found.recompute not in RECOMPUTES:
-        raise InputError(f"--recompute {found.recompute!r} is not a choice", allowed=list(RECOMPUTES))
-    return (RECOMPUTES.index(str(found.recompute)),) * problem.model.num_layers
-
-
-def _grouped(found: Imported, problem: Problem, decision: Decision, answers: Answers) -> Decision:
-    """Which ranks share: all of the data group, or those of one island. Nothing to shard over is none."""
-    candidate = decision_candidates(decision, [decision.sharding])
-    ranks, expert_ranks = int(candidate.data_ranks()[0]), int(candidate.expert_data_ranks()[0])
-    if decision.sharding and ranks == 1 and expert_ranks <= 1:
-        found.assumptions.append(f"sharding {found.sharding} over one data rank is none")
-        return replace(decision, sharding=0, layer_sharding=())
-    if answers.sharding_group is not None and answers.sharding_group not in SHARDING_GROUPS:
-        raise InputError(f"--sharding-group {answers.sharding_group!r}", allowed=list(SHARDING_GROUPS))
-    if found.shard_ranks is None or decision.sharding == 0:
-        wants_island = answers.sharding_group == "island" and decision.sharding > 0
-        return replace(decision, sharding_group=int(wants_island))
-    if found.shard_ranks == ranks:
-        return decision
-    island = int(candidate.island_shard_size(problem.cluster)[0])
-    if found.shard_ranks != island:
-        raise UnsupportedFeature(
-            f"{found.where.get('shard_ranks', 'the file')}: sharding over {found.shard_ranks} of {ranks} data ranks; "
-            f"priced are all {ranks}, or the {island} inside one island of {problem.cluster.island_devices} GPUs",
-            file=found.file,
-            hint=f"shard over {ranks} or {island} ranks",
-        )
-    return replace(decision, sharding_group=SHARDING_GROUPS.index("island"))

@@ -244,7 +244,8 @@ def _batch_rule(config: Mapping[str, Any], found: Imported, world: int, is_auto:
     if total is not None and (total % unit or (size and steps and total != unit)):
         found.fault(
             "batch-identity",
-            f"train_batch_size {total} for micro batch {size or '?'} x accumulation {steps or '?'} x {world} ranks",
+            f"train_batch_size {total} for micro batch {size or '?'} x accumulation "
+            f"{steps or '?'} x {world} ranks",
             f"train_batch_size {max(unit, total // unit * unit)}",
         )
 

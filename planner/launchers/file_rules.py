@@ -220,7 +220,8 @@ def _vocabulary(found: Imported, model: ModelSpec) -> None:
     tp, rows = found.tp or 1, model.vocab_size
     if tp > 1 and rows % tp and found.launcher in ("torchtitan", "pytorch"):
         found.assumptions.append(
-            f"vocabulary {rows} over tp {tp}: uneven shards, {found.launcher} does not pad; memory is priced even"
+            f"vocabulary {rows} over tp {tp}: uneven shards, {found.launcher} does not pad; "
+            "memory is priced even"
         )
 
 

@@ -144,7 +144,8 @@ def _stages(config: Mapping[str, Any], found: Imported) -> None:
     if len(sizes) != pp or sum(sizes) != layers:
         found.fault(
             "stages-cover-layers",
-            f"pp_division has {len(sizes)} stages of {sum(sizes)} layers; pp_deg is {pp}, there are {layers} layers",
+            f"pp_division has {len(sizes)} stages of {sum(sizes)} layers; pp_deg is {pp}, there "
+            f"are {layers} layers",
             f"{pp} numbers that sum to {layers}",
         )
         return

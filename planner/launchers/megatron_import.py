@@ -52,8 +52,10 @@ UNPRICED = {
 }
 OPTIMIZERS = {"adam": "adamw", "sgd": "sgd-momentum"}
 _LAUNCHER_FLAGS_TEXT = (
-    "--nnodes --nproc-per-node --node-rank --node_rank --master-addr --master_addr --master-port --master_port "
-    "--rdzv-backend --rdzv-endpoint --rdzv-id --rdzv_backend --rdzv_endpoint --rdzv_id --recipe --mode --max-restarts"
+    "--nnodes --nproc-per-node --node-rank --node_rank --master-addr --master_addr "
+    "--master-port --master_port "
+    "--rdzv-backend --rdzv-endpoint --rdzv-id --rdzv_backend --rdzv_endpoint --rdzv_id --recipe "
+    "--mode --max-restarts"
 )
 LAUNCHER_FLAGS = tuple(_LAUNCHER_FLAGS_TEXT.split())
 
@@ -182,7 +184,8 @@ def _context(line: CommandLine, found: Imported) -> None:
         if product != (found.cp or 1):
             found.fault(
                 "hierarchical-context",
-                f"--hierarchical-context-parallel-sizes {' '.join(words)} multiply to {product}, cp is {found.cp}",
+                f"--hierarchical-context-parallel-sizes {' '.join(words)} multiply to {product}, "
+                f"cp is {found.cp}",
                 f"sizes that multiply to {found.cp}",
             )
     if "a2a+p2p" in styles and not sizes:

@@ -1,7 +1,8 @@
 """A ModelSpec from pretrain_gpt.py's flags: the inverse of ``megatron_model``.
 
-Defaults are Megatron-LM's (core 0.16.1 and 0.20 dev, training/arguments.py, transformer_config.py): LayerNorm,
-biases, learned positions, dropout 0.1, a feed-forward of 4 x hidden (8/3 with --swiglu, in steps of 64).
+Defaults are Megatron-LM's (core 0.16.1 and 0.20 dev, training/arguments.py, transformer_config.py):
+LayerNorm, biases, learned positions, dropout 0.1, a feed-forward of 4 x hidden (8/3 with --swiglu, in
+steps of 64).
 """
 
 from __future__ import annotations

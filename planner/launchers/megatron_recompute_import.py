@@ -50,7 +50,8 @@ def _count(found: Imported, method: str, count: int) -> None:
     if count > longest:
         found.fault(
             "recompute-count",
-            f"{COUNT} {count} ({method}) but a stage holds {shortest} to {longest} layers: all are recomputed",
+            f"{COUNT} {count} ({method}) but a stage holds {shortest} to {longest} layers: all "
+            "are recomputed",
             f"at most {longest}",
             is_fatal=False,
         )
@@ -65,7 +66,8 @@ def _modules(line: CommandLine, found: Imported) -> None:
         found.unpriced.append(f"{MODULES} {' '.join(sorted(modules))}")
     elif base != {wanted}:
         found.assumptions.append(
-            f"selective recompute of {' '.join(sorted(modules))} with {found.attention or 'flash'} attention is "
+            f"selective recompute of {' '.join(sorted(modules))} with "
+            f"{found.attention or 'flash'} attention is "
             f"priced as that of {wanted}: dropping scores saves nothing when the kernel keeps none"
             if wanted == "layernorm"
             else f"selective recompute of {' '.join(sorted(modules))} is priced as that of {wanted}"

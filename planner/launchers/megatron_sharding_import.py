@@ -84,7 +84,8 @@ def _megatron_fsdp(line: CommandLine, found: Imported) -> None:
             )
     if (found.pp or 1) > 1 and found.sharding in ("gradients", "parameters"):
         found.assumptions.append(
-            f"Megatron-FSDP {strategy} with pp {found.pp}: every microbatch gathers and reduces, which is priced "
+            f"Megatron-FSDP {strategy} with pp {found.pp}: every microbatch gathers and reduces, "
+            "which is priced "
             "once a step for gradients"
         )
 

@@ -87,7 +87,8 @@ def _split(line: CommandLine, found: Imported, layers: int) -> None:
     if given and (middle < 0 or (middle == 0) != (rest == 0) or rest < 0 or (middle and rest % middle)):
         found.fault(
             "uneven-ends",
-            f"{layers} layers less {' and '.join(map(str, given))} at the ends leave {rest} for {middle} stages",
+            f"{layers} layers less {' and '.join(map(str, given))} at the ends leave {rest} for "
+            f"{middle} stages",
             _nearest_end(rest, middle, given),
         )
         return

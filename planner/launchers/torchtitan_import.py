@@ -1,6 +1,6 @@
 """torchtitan: a configuration module or flag list, of 0.3 or main, as a decision.
 
-Facts: torchtitan 0.3.0 and main of August 2026: trainer.py (accumulation), distributed/parallel_dims.py (mesh),
+Facts: torchtitan 0.3.0 and main of August 2026: trainer.py (accumulation), parallel_dims.py (mesh),
 distributed/pipeline_parallel.py (virtual stages and the layers of each).
 """
 

@@ -70,7 +70,7 @@ class Row:
 
 
 def plans() -> Iterator[tuple[str, Plan]]:
-    """Planned for ``any``, planned for each launcher in turn, and random legal decisions, with their origin."""
+    """Planned for ``any``, planned for each launcher in turn, and random legal ones, with their origin."""
     names = launcher_names()
     generator = random.Random(SEED)
 
@@ -134,11 +134,14 @@ def table(rows: dict[str, Row], count: int, pairs: int, origins: Counter[str]) -
     lines = [
         "# Every plan through every launcher",
         "",
-        f"{count} plans of {len(MODELS)} models on {len(CLUSTERS)} clusters ({pairs} pairs): {origins['any']} planned "
-        f"for any launcher, {count - drawn - origins['any']} for a given one, {drawn} drawn at random from all legal "
+        f"{count} plans of {len(MODELS)} models on {len(CLUSTERS)} clusters ({pairs} pairs): "
+        f"{origins['any']} planned "
+        f"for any launcher, {count - drawn - origins['any']} for a given one, {drawn} drawn at "
+        "random from all legal "
         f"decisions. Written by `python tests/benchmarks/launcher_table.py` (planner {__version__}).",
         "",
-        "| launcher | expressible | emitted | accepted by its own code | read back equal | round trip equal | refused "
+        "| launcher | expressible | emitted | accepted by its own code | read back equal | "
+        "round trip equal | refused "
         "| differing | not expressible |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -146,13 +149,16 @@ def table(rows: dict[str, Row], count: int, pairs: int, origins: Counter[str]) -
         accepted = str(row.accepted) if target in ACCEPTANCE else "-"
         refused = str(row.refused) if target in ACCEPTANCE else "-"
         lines.append(
-            f"| {target} | {row.expressible} | {row.emitted} | {accepted} | {row.read_equal} | {row.round_trip} | "
+            f"| {target} | {row.expressible} | {row.emitted} | {accepted} | {row.read_equal} | "
+            f"{row.round_trip} | "
             f"{refused} | {row.differing} | {row.cannot} |"
         )
     lines += [
         "",
-        "Accepted by its own code: megatron-core's configuration class and process groups at full world size, "
-        "DeepSpeed's configuration class, Accelerate's file reader and mesh with transformers' arguments, PyTorch's "
+        "Accepted by its own code: megatron-core's configuration class and process groups at "
+        "full world size, "
+        "DeepSpeed's configuration class, Accelerate's file reader and mesh with transformers' "
+        "arguments, PyTorch's "
         "mesh and schedule under its fake process group; each is compared with the plan's numbers.",
         "",
         "## Why a launcher cannot express a plan",

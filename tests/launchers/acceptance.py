@@ -1,7 +1,7 @@
 """Does the launcher's own code take the exported files, and does it derive from them what the plan says?
 
-One function a launcher: it gets a plan and the folder of its exported files, and returns what differs (nothing
-when the launcher agrees); it raises what the launcher raises. The launchers' packages come with the
+One function a launcher: it gets a plan and the folder of its exported files, and returns what differs
+(nothing when the launcher agrees); it raises what the launcher raises. The launchers' packages come with the
 ``launchers`` extra. ``ACCEPTANCE`` is where a launcher's function belongs; one that is not in it has no check
 here.
 """
@@ -69,7 +69,11 @@ def fake_ranks(world: int) -> Iterator[None]:
 
 def differing(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """``name: wanted, found`` for every value that differs."""
-    return [f"{name}: {wanted[name]}, the launcher has {found[name]}" for name in wanted if wanted[name] != found[name]]
+    return [
+        f"{name}: {wanted[name]}, the launcher has {found[name]}"
+        for name in wanted
+        if wanted[name] != found[name]
+    ]
 
 
 def megatron(plan: Plan, folder: Path) -> list[str]:
@@ -105,7 +109,9 @@ def megatron(plan: Plan, folder: Path) -> list[str]:
             context_parallel_size=d.cp,
             expert_model_parallel_size=d.ep,
             expert_tensor_parallel_size=d.expert_tp if plan.inputs.model.is_moe else None,
-            num_distributed_optimizer_instances=int(flags.get("--num-distributed-optimizer-instances", ["1"])[0]),
+            num_distributed_optimizer_instances=int(
+                flags.get("--num-distributed-optimizer-instances", ["1"])[0]
+            ),
             create_gloo_process_groups=False,
         )
         sizes = {
@@ -173,7 +179,12 @@ def accelerate(plan: Plan, folder: Path) -> list[str]:
         }
         mesh = ParallelismConfig(**sizes)
         wanted |= {"mesh": plan.inputs.cluster.gpus, "dp": d.dp, "tp": d.tp, "cp": d.cp}
-        found |= {"mesh": mesh.total_size, "dp": mesh.data_parallel_size, "tp": mesh.tp_size, "cp": mesh.cp_size}
+        found |= {
+            "mesh": mesh.total_size,
+            "dp": mesh.data_parallel_size,
+            "tp": mesh.tp_size,
+            "cp": mesh.cp_size,
+        }
     return differing(wanted, found)
 
 

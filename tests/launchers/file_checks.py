@@ -87,10 +87,17 @@ TORCHTITAN: dict[str, Any] = {
     "pipeline_parallel_schedule": "1F1B",
     "pipeline_parallel_microbatch_size": 1,
 }
-TRAINING: dict[str, Any] = {"local_batch_size": 4, "global_batch_size": 16, "seq_len": 4096, "disable_cuda_graphs": True}
+TRAINING: dict[str, Any] = {
+    "local_batch_size": 4,
+    "global_batch_size": 16,
+    "seq_len": 4096,
+    "disable_cuda_graphs": True,
+}
 
 
-def megatron_file(changes: dict[str, str | None], environment: str | None = "export CUDA_DEVICE_MAX_CONNECTIONS=1") -> str:
+def megatron_file(
+    changes: dict[str, str | None], environment: str | None = "export CUDA_DEVICE_MAX_CONNECTIONS=1"
+) -> str:
     """A launch script with flags changed; None drops one."""
     flags = {name: value for name, value in {**MEGATRON, **changes}.items() if value is not None}
     launcher = " ".join(f"{name} {flags.pop(name)}" for name in ("--nnodes", "--nproc-per-node"))

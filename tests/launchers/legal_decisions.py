@@ -32,7 +32,10 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
     degrees = [
         (tp, cp, pp, world // (tp * cp * pp))
         for tp, cp, pp in product(divisors, repeat=3)
-        if world % (tp * cp * pp) == 0 and pp <= min(16, limits.max_pp) and cp <= min(4, limits.max_cp) and tp <= 8
+        if world % (tp * cp * pp) == 0
+        and pp <= min(16, limits.max_pp)
+        and cp <= min(4, limits.max_cp)
+        and tp <= 8
     ]
     experts = [ep for ep in divisors if ep <= min(16, limits.max_ep)] if problem.model.is_moe else [1]
     pairs = [(ep, inner) for ep in experts for inner in ((1, None) if problem.model.is_moe else (1,))]
@@ -49,9 +52,20 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
         )
         if SCHEDULES[schedule] in limits.schedules
     ]
-    names = (
-        "tp cp pp dp ep expert_tp microbatch_size virtual_stages schedule sharding sharding_group sequence_parallel"
-    ).split()
+    names = [
+        "tp",
+        "cp",
+        "pp",
+        "dp",
+        "ep",
+        "expert_tp",
+        "microbatch_size",
+        "virtual_stages",
+        "schedule",
+        "sharding",
+        "sharding_group",
+        "sequence_parallel",
+    ]
     columns = np.array(rows, dtype=np.int64).T
     found = Candidates(**dict(zip(names, columns, strict=True)))
     keep = np.ones(len(found), dtype=bool)
@@ -62,7 +76,9 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
     return found.take(keep)
 
 
-def draw_decision(pick: Pick, problem: Problem, meshes: Candidates, *, layers_differ: bool = True) -> Decision:
+def draw_decision(
+    pick: Pick, problem: Problem, meshes: Candidates, *, layers_differ: bool = True
+) -> Decision:
     """One decision over ``meshes``: its stages even or not, its recompute one mode, by stage or by layer."""
     row = pick(range(len(meshes)))
 
@@ -75,7 +91,13 @@ def draw_decision(pick: Pick, problem: Problem, meshes: Candidates, *, layers_di
         chunks = _moved(pick, chunks)
     sharding = at("sharding")
     by_layer: tuple[int, ...] = ()
-    if layers_differ and sharding in (0, 2) and at("sharding_group") == 0 and at("dp") > 1 and pick((False, False, True)):
+    if (
+        layers_differ
+        and sharding in (0, 2)
+        and at("sharding_group") == 0
+        and at("dp") > 1
+        and pick((False, False, True))
+    ):
         by_layer = tuple(pick((sharding, 3)) for _ in range(layers))
         by_layer = () if set(by_layer) == {sharding} else by_layer
     return Decision(
@@ -110,7 +132,9 @@ def _recompute(pick: Pick, chunks: tuple[tuple[int, int], ...], layers_differ: b
     if kind == "any":
         return tuple(pick((NONE, SELECTIVE, FULL)) for _ in range(layers))
     depth = pick((1, 2, 3))
-    return tuple(FULL if layer - first < depth else NONE for first, end in chunks for layer in range(first, end))
+    return tuple(
+        FULL if layer - first < depth else NONE for first, end in chunks for layer in range(first, end)
+    )
 
 
 def plan_of_decision(resolved: Resolved, decision: Decision) -> Plan:

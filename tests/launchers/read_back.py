@@ -1,4 +1,4 @@
-"""What each launcher derives from its exported files, by the reader that works it out as the launcher does."""
+"""What each launcher derives from its exported files, worked out as the launcher does it."""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ def differences(before: Decision, after: Decision, target: str) -> list[str]:
 def round_trip(plan: Plan, target: str, folder: Path) -> list[str]:
     """Differences of a decision that was exported and imported."""
     write(plan, target, folder)
-    return differences(read_decision(plan.decision), read_decision(read_back(plan, target, folder).decision), target)
+    return differences(
+        read_decision(plan.decision), read_decision(read_back(plan, target, folder).decision), target
+    )
 
 
 def _meaning(decision: Decision, name: str) -> Any:

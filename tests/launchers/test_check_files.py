@@ -5,7 +5,6 @@ The bad files named "silent" are those the launcher's own argument check takes w
 
 from __future__ import annotations
 
-import json
 import ast
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,14 @@ def derived(findings: list[Finding]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"dp": "4 of 64 GPUs", "microbatches": "32 of 1, global batch 128", "layers per stage": "8, 8, 8, 8"}),
+        (
+            {},
+            {
+                "dp": "4 of 64 GPUs",
+                "microbatches": "32 of 1, global batch 128",
+                "layers per stage": "8, 8, 8, 8",
+            },
+        ),
         (INTERLEAVED, {"layers per stage": ", ".join(["2"] * 16)}),
         ({"--num-virtual-stages-per-pipeline-rank": "4"}, {"layers per stage": ", ".join(["2"] * 16)}),
         (
@@ -142,7 +148,11 @@ MEGATRON_BAD: dict[str, tuple[dict[str, str | None], str, str]] = {
     ),
     "world": ({"--nnodes": "7", "--nproc-per-node": "9"}, "world-identity", "16 for 63 GPUs: 15 would idle"),
     "batch": ({"--global-batch-size": "130"}, "batch-identity", "global batch 130"),
-    "heads": ({"--num-attention-heads": "30", "--kv-channels": "128", "--num-query-groups": "10"}, "heads-by-tp", "30 attention heads over tp 4"),
+    "heads": (
+        {"--num-attention-heads": "30", "--kv-channels": "128", "--num-query-groups": "10"},
+        "heads-by-tp",
+        "30 attention heads over tp 4",
+    ),
     "key/value heads": ({"--num-query-groups": "6"}, "model-shape", "32 % 6 = 2"),
     "key/value heads over tp": (
         {"--num-attention-heads": "48", "--num-query-groups": "6"},
@@ -185,7 +195,11 @@ MEGATRON_BAD: dict[str, tuple[dict[str, str | None], str, str]] = {
         "interleaving",
         "16 virtual stages with pp 1",
     ),
-    "experts": ({**EXPERTS, "--expert-model-parallel-size": "16", "--num-experts": "60"}, "experts-by-ep", "60 experts"),
+    "experts": (
+        {**EXPERTS, "--expert-model-parallel-size": "16", "--num-experts": "60"},
+        "experts-by-ep",
+        "60 experts",
+    ),
     "experts missing": ({"--expert-model-parallel-size": "4"}, "experts-by-ep", "has no experts"),
     "sequence over cp": (
         {"--context-parallel-size": "2", "--seq-length": "4090", "--tensor-model-parallel-size": "2"},
@@ -199,14 +213,22 @@ MEGATRON_BAD: dict[str, tuple[dict[str, str | None], str, str]] = {
         "recompute",
         "takes no",
     ),
-    "gather without reduce": ({"--overlap-grad-reduce": None}, "gather-overlap", "without --overlap-grad-reduce"),
+    "gather without reduce": (
+        {"--overlap-grad-reduce": None},
+        "gather-overlap",
+        "without --overlap-grad-reduce",
+    ),
     "gather without sharding": (
         {"--use-distributed-optimizer": None},
         "gather-overlap",
         "without --use-distributed-optimizer",
     ),
     "checkpoint format": ({**FSDP, "--ckpt-format": "torch"}, "checkpoint-format", "torch"),
-    "fsdp version 2": ({**FSDP, "--megatron-fsdp-version": "2"}, "fsdp-version", "--use-distributed-optimizer"),
+    "fsdp version 2": (
+        {**FSDP, "--megatron-fsdp-version": "2"},
+        "fsdp-version",
+        "--use-distributed-optimizer",
+    ),
     "torch FSDP2": ({"--use-torch-fsdp2": ""}, "torch-fsdp2", "pp 4"),
     "precision": ({"--fp16": ""}, "precision", "--bf16 and --fp16"),
     "hierarchical context": (
@@ -281,7 +303,9 @@ def test_what_megatron_fills_in_is_said(tmp_path):
     ],
 )
 def test_good_deepspeed_files_pass(tmp_path, changes, expected):
-    findings = checked(tmp_path, "ds.json", json_file(DEEPSPEED, changes), "deepspeed", gpus=64, model="llama-3.1-8b")
+    findings = checked(
+        tmp_path, "ds.json", json_file(DEEPSPEED, changes), "deepspeed", gpus=64, model="llama-3.1-8b"
+    )
     assert not failures(findings)
     assert expected.items() <= derived(findings).items()
 
@@ -293,9 +317,17 @@ def test_good_deepspeed_files_pass(tmp_path, changes, expected):
         ({"zero_optimizatoin": {"stage": 3}}, "unknown-section", "zero_optimizatoin"),
         # Silent: the rest of a division is dropped.
         ({"train_batch_size": 300, "gradient_accumulation_steps": None}, "batch-identity", "300"),
-        ({"train_batch_size": 100}, "batch-identity", "train_batch_size 100 for micro batch 2 x accumulation 2 x 64 ranks"),
+        (
+            {"train_batch_size": 100},
+            "batch-identity",
+            "train_batch_size 100 for micro batch 2 x accumulation 2 x 64 ranks",
+        ),
         # Silent: a partition that divides nothing, or does nothing.
-        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 5}}, "hpz-partition", "5 over 64 data ranks"),
+        (
+            {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 5}},
+            "hpz-partition",
+            "5 over 64 data ranks",
+        ),
         ({"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 8}}, "hpz-partition", "stage 2"),
         # Silent: ranks idle beyond the key/value heads.
         (
@@ -303,7 +335,11 @@ def test_good_deepspeed_files_pass(tmp_path, changes, expected):
             "kv-heads-by-tp",
             "8 key/value heads over tp 16: 8 ranks of each 16 idle",
         ),
-        ({"tensor_parallel": {"autotp_size": 24}, "train_batch_size": None}, "world-identity", "24 for 64 GPUs"),
+        (
+            {"tensor_parallel": {"autotp_size": 24}, "train_batch_size": None},
+            "world-identity",
+            "24 for 64 GPUs",
+        ),
         ({"pipeline": {}}, "zero-with-pipeline", "ZeRO 3 with a pipeline"),
         ({"fp16": {"enabled": True}}, "precision", "both"),
         ({"zero_optimization": {"stage": 3, "mics_shard_size": 8}}, "removed-key", "mics_shard_size"),
@@ -347,14 +383,22 @@ def test_a_good_accelerate_file_passes(tmp_path):
         ({"cp": 3}, "world-identity", "dp_shard 4 x tp 4 x cp 3 = 48 ranks, num_processes is 16"),
         # Silent: unknown keys inside the sections are passed over.
         ({"tpp": 4, "tp": 1}, "unknown-key", "parallelism_config.parallelism_config_tpp_size"),
-        ({"fsdp_config": {"fsdp_version": 2, "fsdp_reshard": True}}, "unknown-key", "fsdp_config.fsdp_reshard"),
+        (
+            {"fsdp_config": {"fsdp_version": 2, "fsdp_reshard": True}},
+            "unknown-key",
+            "fsdp_config.fsdp_reshard",
+        ),
         (
             {"fsdp_config": {"fsdp_version": 2, "fsdp_sharding_strategy": "SHARD_GRAD_OP"}},
             "fsdp-reshard",
             "ignored by FSDP2",
         ),
         ({"bogus_key": 1}, "unknown-key", "bogus_key"),
-        ({"fsdp_config": {"fsdp_version": 2, "fsdp_reshard_after_forward": "FULL_SHARD"}}, "fsdp-reshard", "FSDP1"),
+        (
+            {"fsdp_config": {"fsdp_version": 2, "fsdp_reshard_after_forward": "FULL_SHARD"}},
+            "fsdp-reshard",
+            "FSDP1",
+        ),
         ({"fsdp_config": {"fsdp_version": 1}}, "fsdp-version", "fsdp_version 1"),
         ({"dp_replicate": 4, "dp_shard": 1}, "replicas-with-tp-or-cp", "tp or cp with replicas only"),
         ({"cp": 2, "sp": 2, "dp_shard": 1}, "cp-or-sp", "exclude"),
@@ -375,7 +419,11 @@ def test_bad_accelerate_files_are_caught(tmp_path, changes, rule, numbers):
     ("mesh", "training", "expected"),
     [
         # Embedding and head count as layers: 34 units over two stages, one less at each end.
-        ({}, {}, {"dp": "2 of 8 GPUs", "microbatches": "8 of 1, global batch 16", "layers per stage": "16, 16"}),
+        (
+            {},
+            {},
+            {"dp": "2 of 8 GPUs", "microbatches": "8 of 1, global batch 16", "layers per stage": "16, 16"},
+        ),
         (
             {"module_fqns_per_model_part": stage_names((0, 14), (15, 31))},
             {},
@@ -430,13 +478,33 @@ def test_good_torchtitan_files_pass(tmp_path, mesh, training, expected):
             "repeats layers.15",
         ),
         ({"data_parallel_shard_degree": 4}, {}, "readable", "a mesh of 16 ranks, --gpus says 8"),
-        ({"data_parallel_shard_degree": -1, "tensor_parallel_degree": 3}, {}, "world-identity", "6 for 8 GPUs"),
+        (
+            {"data_parallel_shard_degree": -1, "tensor_parallel_degree": 3},
+            {},
+            "world-identity",
+            "6 for 8 GPUs",
+        ),
         ({}, {"global_batch_size": 20}, "batch-identity", "global batch 20"),
-        ({"pipeline_parallel_microbatch_size": 3}, {}, "batch-identity", "local_batch_size 4 in microbatches of 3"),
-        ({"pipeline_parallel_schedule": "Interleaved1F1B", "pipeline_parallel_layers_per_stage": 17}, {}, "stages-per-rank", "1 stages"),
+        (
+            {"pipeline_parallel_microbatch_size": 3},
+            {},
+            "batch-identity",
+            "local_batch_size 4 in microbatches of 3",
+        ),
+        (
+            {"pipeline_parallel_schedule": "Interleaved1F1B", "pipeline_parallel_layers_per_stage": 17},
+            {},
+            "stages-per-rank",
+            "1 stages",
+        ),
         ({"pipeline_parallel_layers_per_stage": 9}, {}, "stages-per-rank", "2 stages a rank"),
         ({"pipeline_parallel_layers_per_stage": 12}, {}, "stages-cover-layers", "3 stages for pp 2"),
-        ({"pipeline_parallel_schedule": "ZBVZeroBubble", "pipeline_parallel_layers_per_stage": 6}, {}, "stages-per-rank", "exactly 2"),
+        (
+            {"pipeline_parallel_schedule": "ZBVZeroBubble", "pipeline_parallel_layers_per_stage": 6},
+            {},
+            "stages-per-rank",
+            "exactly 2",
+        ),
         ({"pipeline_parallel_schedule": "Bogus"}, {}, "schedule", "Bogus"),
         (
             {
@@ -472,9 +540,11 @@ def test_torchtitan_needs_divisible_key_value_heads(tmp_path):
 def test_a_good_galvatron_file_passes(tmp_path):
     findings = checked(tmp_path, "g.json", json_file(GALVATRON, {}), "galvatron", gpus=16)
     assert not failures(findings)
-    assert {"dp": "2 of 16 GPUs", "microbatches": "4 of 4, global batch 32", "recompute": "by layer"}.items() <= derived(
-        findings
-    ).items()
+    assert {
+        "dp": "2 of 16 GPUs",
+        "microbatches": "4 of 4, global batch 32",
+        "recompute": "by layer",
+    }.items() <= derived(findings).items()
 
 
 @pytest.mark.parametrize(
@@ -539,5 +609,3 @@ def with_constant(text: str, name: str, value: str) -> str:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return "\n".join([*lines[: node.lineno - 1], f"{name} = {value}", *lines[node.end_lineno :]])
     raise ValueError(name)
-
-

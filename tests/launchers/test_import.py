@@ -96,7 +96,8 @@ def test_bridge_overrides_are_megatrons_flags(tmp_path):
 
 
 def test_what_a_bridge_recipe_decides_is_asked_for(tmp_path):
-    text = "python run_recipe.py --recipe llama3_8b model.pipeline_model_parallel_size=4 train.micro_batch_size=1\n"
+    recipe = "python run_recipe.py --recipe llama3_8b"
+    text = f"{recipe} model.pipeline_model_parallel_size=4 train.micro_batch_size=1\n"
     request = Request(model="llama-3.1-8b", cluster="dgx-a100", gpus=64, seq_len=4096, global_batch=128)
     with pytest.raises(InputError) as error:
         estimated(tmp_path, "bridge.sh", text, "bridge", request)
@@ -136,7 +137,11 @@ def test_a_flag_that_agrees_is_no_error(tmp_path):
         ("TP=${1:-8}", "TP=$SIZE", "$SIZE is not set in the file"),
         ("TP=${1:-8}", "if [ $X = 1 ]; then TP=4; else TP=8; fi", "inside a condition"),
         ("--micro-batch-size 1", "--micro-batch-size x", "--micro-batch-size must be a whole number"),
-        ("torchrun ${DISTRIBUTED_ARGS} pretrain_gpt.py", "torchrun a.py --tensor-model-parallel-size 1\ntorchrun", "2 commands"),
+        (
+            "torchrun ${DISTRIBUTED_ARGS} pretrain_gpt.py",
+            "torchrun a.py --tensor-model-parallel-size 1\ntorchrun",
+            "2 commands",
+        ),
     ],
 )
 def test_a_value_the_file_does_not_hold_is_named(tmp_path, old, new, message):
@@ -164,29 +169,44 @@ def test_settings_that_cannot_be_priced_are_refused_by_name(tmp_path, changes, s
 
 
 def test_a_file_with_a_broken_rule_is_not_priced(tmp_path):
+    changes = {"--num-layers-per-virtual-pipeline-stage": "2", "--global-batch-size": "24"}
     with pytest.raises(InputError, match="rule interleaving: 6 microbatches"):
-        changes = {"--num-layers-per-virtual-pipeline-stage": "2", "--global-batch-size": "24"}
         estimated(tmp_path, "train.sh", megatron_file(changes), "megatron")
 
 
 def test_what_a_launcher_changes_without_a_word_is_priced_with_a_warning(tmp_path):
-    changes = {"--recompute-granularity": "full", "--recompute-method": "block", "--recompute-num-layers": "99"}
+    changes = {
+        "--recompute-granularity": "full",
+        "--recompute-method": "block",
+        "--recompute-num-layers": "99",
+    }
     plan = estimated(tmp_path, "train.sh", megatron_file(changes), "megatron")
     assert plan.decision.recompute == "full"
     assert any("recompute-count" in warning for warning in plan.warnings)
 
 
 def test_optimizer_instances_are_islands_or_refused_with_the_numbers(tmp_path):
-    base = {"--tensor-model-parallel-size": "1", "--pipeline-model-parallel-size": "1", "--sequence-parallel": None}
+    base = {
+        "--tensor-model-parallel-size": "1",
+        "--pipeline-model-parallel-size": "1",
+        "--sequence-parallel": None,
+    }
     plan = estimated(
         tmp_path, "a.sh", megatron_file({**base, "--num-distributed-optimizer-instances": "8"}), "megatron"
     )
     assert plan.decision.sharding_group == "island"
     with pytest.raises(UnsupportedFeature, match="over 32 of 64 data ranks; priced are all 64, or the 8"):
-        estimated(tmp_path, "b.sh", megatron_file({**base, "--num-distributed-optimizer-instances": "2"}), "megatron")
+        estimated(
+            tmp_path,
+            "b.sh",
+            megatron_file({**base, "--num-distributed-optimizer-instances": "2"}),
+            "megatron",
+        )
 
 
-H100 = Request(model="llama-3.1-8b", cluster="dgx-h100", gpus=64, seq_len=4096, optimizer=None, attention=None)
+H100 = Request(
+    model="llama-3.1-8b", cluster="dgx-h100", gpus=64, seq_len=4096, optimizer=None, attention=None
+)
 
 
 def test_a_deepspeed_file_alone(tmp_path):
@@ -207,14 +227,19 @@ def test_deepspeed_auto_is_asked_for_not_guessed(tmp_path):
     with pytest.raises(InputError) as error:
         estimated(tmp_path, "ds.json", size, "deepspeed", H100.changed(global_batch=512))
     assert "--micro-batch" in words(error)
-    plan = estimated(tmp_path, "ds.json", size, "deepspeed", H100.changed(global_batch=512), microbatch_size=4)
+    plan = estimated(
+        tmp_path, "ds.json", size, "deepspeed", H100.changed(global_batch=512), microbatch_size=4
+    )
     assert (plan.decision.microbatch_size, plan.decision.microbatches) == (4, 2)
 
 
 @pytest.mark.parametrize(
     ("changes", "setting"),
     [
-        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer to cpu"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer to cpu",
+        ),
         ({"sequence_parallel_size": 4}, "sequence_parallel_size 4"),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_quantized_weights"),
     ],
@@ -240,7 +265,13 @@ def test_a_torchtitan_module_written_by_hand(tmp_path):
     plan = estimated(tmp_path, "my_plan.py", torchtitan_file({}), "torchtitan", request)
     d = plan.decision
     assert plan.inputs.model.name == "llama-3.1-8b"
-    assert (d.degrees.tp, d.degrees.pp, d.degrees.dp, d.sharding, d.recompute) == (2, 2, 2, "optimizer", "full")
+    assert (d.degrees.tp, d.degrees.pp, d.degrees.dp, d.sharding, d.recompute) == (
+        2,
+        2,
+        2,
+        "optimizer",
+        "full",
+    )
     assert (d.microbatch_size, d.microbatches) == (1, 8)
 
 

@@ -26,7 +26,8 @@ from planner.request import Request, Resolved, resolve
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import Decision
 
-# model, cluster, GPUs, sequence length, global batch: dense, experts, latent attention, learned positions, windows
+# model, cluster, GPUs, sequence length, global batch: dense, learned positions, experts, latent attention,
+# windows
 PROBLEMS = (
     ("llama-3.1-8b", "dgx-h100", 16, 4096, 48),
     ("gpt2-xl", "dgx-a100", 8, 1024, 24),
@@ -91,7 +92,15 @@ def test_what_is_not_carried_is_a_field_of_a_decision():
     assert not_carried("deepspeed") == ("schedule",)
 
 
-MODELS = ["llama-2-70b", "gpt3-175b", "qwen3-30b-a3b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b", "mistral-7b"]
+MODELS = [
+    "llama-2-70b",
+    "gpt3-175b",
+    "qwen3-30b-a3b",
+    "mixtral-8x7b",
+    "deepseek-v3",
+    "gpt-oss-120b",
+    "mistral-7b",
+]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -118,7 +127,9 @@ def test_megatron_flags_describe_the_model_in_full(name, tmp_path):
         else block
         for block in ours
     ]
-    assert [json.loads(b.model_dump_json()) for b in theirs] == [json.loads(b.model_dump_json()) for b in windowless]
+    assert [json.loads(b.model_dump_json()) for b in theirs] == [
+        json.loads(b.model_dump_json()) for b in windowless
+    ]
     assert total_parameters(found.model) == total_parameters(model)
 
 

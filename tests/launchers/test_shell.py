@@ -18,9 +18,9 @@ def words(script: Script) -> list[str]:
 @pytest.mark.parametrize(
     "text",
     [
-        "A=4\nB=${A}\nshow --x $A \"$B\" '$A' \"a b\" c\\ d",
+        'A=4\nB=${A}\nshow --x $A "$B" \'$A\' "a b" c\\ d',
         "A=2; B=3\nshow $((A*B)) $(($A + ${B})) $((24/A/B))",
-        "ARGS=(\n  --one 1  # first\n  --two \"2 3\"\n)\nshow \"${ARGS[@]}\" ${ARGS[@]}",
+        'ARGS=(\n  --one 1  # first\n  --two "2 3"\n)\nshow "${ARGS[@]}" ${ARGS[@]}',
         "ARGS=(--one 1)\nARGS+=(--two 2 'x|y*3')\nshow \"${ARGS[@]}\"",
         'ARGS="\n  --one 1 \\\n  --two 2\n"\nshow $ARGS --three',
         "show a \\\n  b \\\n  c",
