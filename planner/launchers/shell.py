@@ -11,6 +11,9 @@ import ast
 import operator
 import re
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from planner.launchers.shell_words import split_array, statements
 
 OPENING = ("if", "case", "for", "while", "until")
 CLOSING = ("fi", "esac", "done")
@@ -54,18 +57,111 @@ def read_shell(text: str) -> Script:
     """The commands and variables of a script."""
     script = Script()
     script.sbatch = re.findall(r"^#SBATCH\s+(.*?)\s*$", text, re.MULTILINE)
-    depth = 0
-    for line, words in _statements(text):
-        first = words[0] if words else ""
-        if first in OPENING:
-            depth += 1
-            continue
-        if first in CLOSING:
-            depth = max(0, depth - 1)
-            continue
-        doubt = f"set inside a condition (line {line})" if depth else ""
-        _statement(script, words, doubt)
+    branches = Branches()
+    for line, words, joined in statements(text):
+        rest = branches.follow(script, words, joined)
+        if rest and branches.is_taken is not False:
+            is_certain = branches.is_taken is True
+            _statement(script, rest, "" if is_certain else f"set inside a condition (line {line})")
     return script
+
+
+@dataclass
+class _Frame:
+    """An open ``if`` (or loop): whether this branch runs, and whether an earlier one did; None = not known.
+
+    tests: the condition while it is read, each with what joins it to the next one; None elsewhere.
+    """
+
+    is_taken: bool | None = None
+    was_taken: bool | None = False
+    tests: list[tuple[list[str], str]] | None = None
+
+
+class Branches:
+    """Which branches of a script run, as far as its own variables tell."""
+
+    def __init__(self) -> None:
+        self.frames: list[_Frame] = []
+
+    @property
+    def is_taken(self) -> bool | None:
+        """Whether a statement here runs: True, False, or None when only running the script would tell."""
+        states = [frame.is_taken for frame in self.frames]
+        return False if False in states else None if None in states else True
+
+    def follow(self, script: Script, words: list[str], joined: str) -> list[str]:
+        """Take note of if, elif, else, fi and loops; the words that are left to run."""
+        first = words[0]
+        if first in OPENING:
+            self.frames.append(_Frame(tests=[(words[1:], joined)] if first == "if" else None))
+            return []
+        if not self.frames:
+            return words
+        frame = self.frames[-1]
+        if first in CLOSING:
+            self.frames.pop()
+            return []
+        if first in ("elif", "else"):
+            frame.was_taken = _either(frame.was_taken, frame.is_taken)
+            frame.is_taken = None if frame.was_taken is None else not frame.was_taken
+            frame.tests = [(words[1:], joined)] if first == "elif" else None
+            return [] if first == "elif" else self._rest(script, words, joined)
+        if frame.tests is not None:
+            if first != "then":
+                frame.tests.append((words, joined))
+                return []
+            is_open = None if frame.was_taken is None else not frame.was_taken
+            frame.is_taken = _both(is_open, _condition(script, frame.tests))
+            frame.tests = None
+            return self._rest(script, words, joined)
+        return words
+
+    def _rest(self, script: Script, words: list[str], joined: str) -> list[str]:
+        """What stands behind then or else, which may open another condition."""
+        return self.follow(script, words[1:], joined) if len(words) > 1 else []
+
+
+def _both(one: bool | None, two: bool | None) -> bool | None:
+    return False if False in (one, two) else None if None in (one, two) else True
+
+
+def _either(one: bool | None, two: bool | None) -> bool | None:
+    return True if True in (one, two) else None if None in (one, two) else False
+
+
+def _condition(script: Script, tests: list[tuple[list[str], str]]) -> bool | None:
+    """Value of tests joined by && and ||, from the left as bash has it; None when one is not known."""
+    value = _test(script, tests[0][0])
+    for (_, joined), (words, _) in pairwise(tests):
+        other = _test(script, words)
+        value = _both(value, other) if joined == "&&" else _either(value, other) if joined == "||" else other
+    return value
+
+
+def _test(script: Script, words: list[str]) -> bool | None:
+    """``[[ a == b ]]``, ``[ -z a ]`` and their like over known values; None for anything else."""
+    if not words or words[0] not in ("[", "[[", "test"):
+        return None
+    inner = words[1:-1] if words[0] != "test" else words[1:]
+    is_negated = inner[:1] == ["!"]
+    parts = [_expand(script, raw) or [Word("")] for raw in inner[is_negated:]]
+    if any(len(part) > 1 or part[0].doubt for part in parts):
+        return None
+    found: bool | None = None
+    match [part[0].text for part in parts]:
+        case ["-z", text]:
+            found = text == ""
+        case ["-n", text]:
+            found = text != ""
+        case [one, "==" | "=", two] if not set("*?[") & set(two):
+            found = one == two
+        case [one, "!=", two] if not set("*?[") & set(two):
+            found = one != two
+        case [one, ("-eq" | "-ne" | "-lt" | "-le" | "-gt" | "-ge") as name, two]:
+            if one.lstrip("-").isdigit() and two.lstrip("-").isdigit():
+                found = bool(getattr(operator, name[1:])(int(one), int(two)))
+    return found if found is None else found != is_negated
 
 
 def _statement(script: Script, words: list[str], doubt: str) -> None:
@@ -79,7 +175,9 @@ def _statement(script: Script, words: list[str], doubt: str) -> None:
     while words and (match := _ASSIGNMENT.fullmatch(words[0])) is not None:
         name, is_added, value = match[1], match[2] == "+=", match[3]
         if value.startswith("("):
-            found = [replace(w, doubt=w.doubt or doubt) for w in _expand_all(script, _split(value[1:-1]))]
+            found = [
+                replace(w, doubt=w.doubt or doubt) for w in _expand_all(script, split_array(value[1:-1]))
+            ]
             script.arrays[name] = (script.arrays.get(name, []) if is_added else []) + found
         else:
             found = _expand(script, value)
@@ -98,73 +196,6 @@ def _statement(script: Script, words: list[str], doubt: str) -> None:
         return
     if words:
         script.commands.append([replace(w, doubt=w.doubt or doubt) for w in _expand_all(script, words)])
-
-
-def _statements(text: str) -> list[tuple[int, list[str]]]:
-    """(line, raw words) of every statement; quotes stay in the words, continuations are joined."""
-    found: list[tuple[int, list[str]]] = []
-    words: list[str] = []
-    word, quote, depth, line, at = "", "", 0, 1, 0
-    is_open = False
-
-    def close_word() -> None:
-        nonlocal word, is_open
-        if word or is_open:
-            words.append(word)
-        word, is_open = "", False
-
-    while at < len(text):
-        char = text[at]
-        after = text[at + 1 : at + 2]
-        line += char == "\n"
-        if quote:
-            word += char
-            if char == "\\" and quote == '"':
-                word += after
-                at += 1
-            elif char == quote:
-                quote = ""
-        elif char == "\\" and after == "\n":
-            line += 1
-            at += 1
-            if depth:
-                word += " "
-            else:
-                close_word()
-        elif char == "\\":
-            word += char + after
-            at += 1
-        elif char in "'\"":
-            quote, is_open = char, True
-            word += char
-        elif char == "#" and (not word or (depth and word[-1] in " \n(")):
-            while at + 1 < len(text) and text[at + 1] != "\n":
-                at += 1
-        elif char in "({":
-            depth += bool(word) or depth > 0
-            word += char
-        elif char in ")}" and depth:
-            depth -= 1
-            word += char
-        elif depth:
-            word += char
-        elif char in " \t":
-            close_word()
-        elif char in "\n;|&":
-            close_word()
-            if words:
-                found.append((line - (char == "\n"), words))
-            words = []
-        else:
-            word += char
-        at += 1
-    close_word()
-    return [*found, (line, words)] if words else found
-
-
-def _split(text: str) -> list[str]:
-    """Raw words of an array's inside: line ends separate like blanks."""
-    return [word for _, words in _statements(text.replace("\n", " ")) for word in words]
 
 
 def _expand_all(script: Script, words: list[str]) -> list[Word]:
