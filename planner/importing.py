@@ -123,6 +123,7 @@ def read_loaded(launcher: str, files: Files, facts: Facts, answers: Answers | No
         raise InputError(
             f"{found.file} says {found.where['world_size']}, --gpus says {facts.world_size}",
             hint="drop --gpus, or change the file",
+            rule="world-identity",
         )
     _compare_model(found, facts)
     _answer(found, answers or Answers())
@@ -168,6 +169,7 @@ def _compare_model(found: Imported, facts: Facts) -> None:
         raise InputError(
             f"{found.file} and --model {facts.model.name} are not the same model: {'; '.join(differ)}",
             hint="drop --model, or name the model of the file",
+            rule="model",
         )
 
 

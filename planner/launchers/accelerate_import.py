@@ -102,8 +102,9 @@ def _sharding(config: Mapping[str, Any], found: Imported, *, is_fsdp: bool) -> N
     section = _section(config, "fsdp_config")
     _known(section, FSDP_KEYS, "fsdp_config", found)
     version = section.get("fsdp_version", 1)
-    if section.get("fsdp_offload_params"):
-        found.unpriced.append("fsdp_offload_params")
+    for key in ("fsdp_offload_params", "fsdp_activation_checkpointing_offload"):
+        if section.get(key):
+            found.unpriced.append(key)
     reshard = section.get("fsdp_reshard_after_forward", True)
     if version == 1:
         strategy = str(

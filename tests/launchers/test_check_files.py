@@ -477,7 +477,7 @@ def test_good_torchtitan_files_pass(tmp_path, mesh, training, expected):
             "stages-cover-layers",
             "repeats layers.15",
         ),
-        ({"data_parallel_shard_degree": 4}, {}, "readable", "a mesh of 16 ranks, --gpus says 8"),
+        ({"data_parallel_shard_degree": 4}, {}, "world-identity", "a mesh of 16 ranks, --gpus says 8"),
         (
             {"data_parallel_shard_degree": -1, "tensor_parallel_degree": 3},
             {},
@@ -573,7 +573,7 @@ def test_bad_galvatron_files_are_caught(tmp_path, changes, rule, numbers):
 
 def test_a_galvatron_file_of_too_few_layers_is_caught(tmp_path):
     found = failures(checked(tmp_path, "g.json", json_file(GALVATRON, {}), "galvatron", model="llama-3.1-8b"))
-    assert "layers 4 in g.json, 32 in llama-3.1-8b" in found["readable"]
+    assert "layers 4 in g.json, 32 in llama-3.1-8b" in found["model"]
 
 
 def test_layers_that_differ_in_tp_are_not_priced_but_pass(tmp_path):
