@@ -22,7 +22,8 @@ MESH_KEYS = (
     "parallelism_config_sp_attn_implementation",
 )
 _FSDP_NAMES = (
-    "activation_checkpointing_offload version reshard_after_forward auto_wrap_policy transformer_layer_cls_to_wrap min_num_params "
+    "activation_checkpointing_offload "
+    "version reshard_after_forward auto_wrap_policy transformer_layer_cls_to_wrap min_num_params "
     "activation_checkpointing offload_params state_dict_type cpu_ram_efficient_loading ignored_modules "
     "backward_prefetch forward_prefetch sharding_strategy sync_module_states use_orig_params"
 )

@@ -38,10 +38,10 @@ def request_of(plan: Plan, *, with_model: bool) -> Request:
     )
 
 
-def read_back(plan: Plan, target: str, folder: Path) -> Plan:
-    """What the exported files are, read again."""
+def read_back(plan: Plan, target: str, place: Path) -> Plan:
+    """What the exported files in a folder, or one of them, are when read again."""
     with_model = target not in DESCRIBES_MODEL
-    return import_plan(target, str(folder), request_of(plan, with_model=with_model), Answers()).plan
+    return import_plan(target, str(place), request_of(plan, with_model=with_model), Answers()).plan
 
 
 def differences(before: Decision, after: Decision, target: str) -> list[str]:
@@ -55,11 +55,15 @@ def differences(before: Decision, after: Decision, target: str) -> list[str]:
 
 
 def round_trip(plan: Plan, target: str, folder: Path) -> list[str]:
-    """Differences of a decision that was exported and imported."""
+    """Differences of a decision that was exported and imported; for Megatron-LM from both of its files."""
     write(plan, target, folder)
-    return differences(
-        read_decision(plan.decision), read_decision(read_back(plan, target, folder).decision), target
-    )
+    before = read_decision(plan.decision)
+    places = [folder / "flags.json", folder / "train.sh"] if target == "megatron" else [folder]
+    return [
+        text
+        for place in places
+        for text in differences(before, read_decision(read_back(plan, target, place).decision), target)
+    ]
 
 
 def _meaning(decision: Decision, name: str) -> Any:
