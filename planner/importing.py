@@ -22,7 +22,7 @@ from planner.launchers.registry import importer
 from planner.launchers.torchtitan_models import Flavor, flavor_of
 from planner.model.spec import ModelSpec
 from planner.plan_file.schema import Plan
-from planner.request import Request, Resolved, resolve
+from planner.request import MAX_GPUS, Request, Resolved, resolve
 from planner.strategy.decision import Decision
 
 MAX_FILES = 32
@@ -175,6 +175,8 @@ def _compare_model(found: Imported, facts: Facts) -> None:
 
 def facts_of(request: Request) -> Facts:
     """What the flags alone say of the machine and the model."""
+    if request.gpus is not None and not 0 < request.gpus <= MAX_GPUS:
+        raise InputError(f"--gpus must be between 1 and {MAX_GPUS}, not {request.gpus}", hint="use --gpus 8")
     model = request.model if isinstance(request.model, ModelSpec) else None
     if isinstance(request.model, str) and request.model:
         model = load_model(request.model)[0]

@@ -12,7 +12,7 @@ from typing import Any
 from planner.errors import InputError, nearest_names
 from planner.launchers.accelerate_read import AXES, FSDP_KEYS, MESH_KEYS, SIZES, TOP_KEYS
 from planner.launchers.deepspeed_import import read_summary
-from planner.launchers.imported import Facts, Files, Imported, one_file, whole
+from planner.launchers.imported import MOST_RANKS, Facts, Files, Imported, one_file, whole
 
 # Without a pipeline nothing says how a single stage is scheduled; adamw_torch_fused is written for adam too.
 NOT_CARRIED: tuple[str, ...] = ("schedule",)
@@ -35,7 +35,7 @@ def read_accelerate_files(files: Files, facts: Facts) -> Imported:
     training = files.get(TRAINING, {}) if len(files) > 1 else {}
     found = Imported("accelerate", name)
     _known(config, TOP_KEYS, "", found)
-    world = whole(config.get("num_processes", facts.world_size), "/num_processes")
+    world = whole(config.get("num_processes", facts.world_size), "/num_processes", most=MOST_RANKS)
     found.states("world_size", world, f"num_processes {world}")
     machines = whole(config.get("num_machines", 1), "/num_machines")
     if world % machines:

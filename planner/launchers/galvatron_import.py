@@ -11,7 +11,7 @@ from typing import Any
 
 from planner.errors import InputError, nearest_names
 from planner.launchers.galvatron_read import KNOWN, REQUIRED, SCHEDULES, SHARDINGS
-from planner.launchers.imported import Facts, Files, Imported, one_file, whole
+from planner.launchers.imported import MOST_RANKS, Facts, Files, Imported, one_file, whole
 from planner.launchers.run_scripts import machine_size
 
 NOT_CARRIED: tuple[str, ...] = ()
@@ -43,7 +43,9 @@ def read_galvatron_files(files: Files, facts: Facts) -> Imported:
         found.where["world_size"] = f"{found.world_size} GPUs in run.sh"
     lists = _lists(config, found)
     found.shape["layers"] = len(lists["tp_sizes_enc"])
-    found.states("pp", whole(config.get("pp_deg", 1), "/pp_deg"), f"pp_deg {config.get('pp_deg', 1)}")
+    found.states(
+        "pp", whole(config.get("pp_deg", 1), "/pp_deg", most=MOST_RANKS), f"pp_deg {config.get('pp_deg', 1)}"
+    )
     _degrees(lists, found)
     _stages(config, found)
     _sharding(config, lists, found)

@@ -106,10 +106,19 @@ class Imported:
         self.where[name] = words
 
 
-def whole(value: Any, pointer: str, least: int = 1) -> int:
-    """A whole number of at least ``least``. Raises InputError naming ``pointer``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"must be a whole number of at least {least}, not {value!r}", pointer=pointer)
+# Larger numbers are slips; lists of stages and layers are built from some of them.
+MOST = 1 << 40
+MOST_RANKS = 1 << 20
+MOST_LAYERS = 1 << 16
+
+
+def whole(value: Any, pointer: str, least: int = 1, most: int = MOST) -> int:
+    """A whole number of at least ``least`` and at most ``most``. Raises InputError naming ``pointer``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        words = (
+            f"must be a whole number from {least} to {most}" if isinstance(value, int) else "must be a number"
+        )
+        raise InputError(f"{words}, not {value!r}", pointer=pointer)
     return value
 
 

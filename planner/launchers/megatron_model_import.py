@@ -157,7 +157,7 @@ def _block(line: CommandLine, hidden: int, heads: int, has_experts: bool, window
     has_bias = not line.has("--disable-bias-linear")
     is_gated = line.has("--swiglu") or line.has("--quick-geglu")
     is_rms = line.text("--normalization", "LayerNorm") == "RMSNorm"
-    dropout = max(float(line.text(name, "0.1") or 0) for name in ("--attention-dropout", "--hidden-dropout"))
+    dropout = max(_share(line, name) for name in ("--attention-dropout", "--hidden-dropout"))
     ffn = line.number("--ffn-hidden-size") or (int(hidden * 4 * 2 / 3) // 64 * 64 if is_gated else 4 * hidden)
     feed_forward = (
         _experts(line, ffn, is_gated, has_bias)
@@ -170,6 +170,15 @@ def _block(line: CommandLine, hidden: int, heads: int, has_experts: bool, window
         norm=Norm(kind="rmsnorm" if is_rms else "layernorm", bias=not is_rms),
         dropout=dropout > 0,
     )
+
+
+def _share(line: CommandLine, name: str) -> float:
+    """A dropout probability, 0.1 when not given."""
+    text = line.text(name, "0.1") or ""
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{name} must be a number, not {text!r}", file=line.file) from None
 
 
 def _attention(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planner.errors import InputError
-from planner.launchers.imported import Files, one_file
+from planner.launchers.imported import MOST, MOST_LAYERS, MOST_RANKS, Files, one_file
 from planner.launchers.shell import Script, Word, read_shell
 
 DECISIVE = (
@@ -85,9 +85,10 @@ class CommandLine:
         text = self.text(name)
         if text is None:
             return default
-        if not text.isdigit() or int(text) < least:
+        most = MOST_LAYERS if "layers" in name else MOST_RANKS if "parallel" in name else MOST
+        if not text.isdigit() or not least <= int(text) <= most:
             raise InputError(
-                f"{name} must be a whole number of at least {least}, not {text!r}", file=self.file
+                f"{name} must be a whole number from {least} to {most}, not {text!r}", file=self.file
             )
         return int(text)
 
@@ -118,6 +119,8 @@ def _from_document(name: str, document: Mapping[str, Any]) -> CommandLine:
     }
     nodes, each = document.get("nodes"), document.get("gpus_per_node")
     world = nodes * each if isinstance(nodes, int) and isinstance(each, int) else None
+    if world is not None and not 0 < world <= MOST_RANKS:
+        raise InputError(f"nodes {nodes} x gpus_per_node {each} is no number of GPUs", file=name)
     environment = document.get("environment")
     return CommandLine(name, found, world, dict(environment) if isinstance(environment, Mapping) else None)
 
@@ -216,7 +219,10 @@ def _world(flags: dict[str, list[Word]], script: Script | None, name: str) -> in
     if per_node and per_node[0].text.isdigit() and not per_node[0].doubt:
         count = nodes[0] if nodes else Word("1")
         if count.text.isdigit() and not count.doubt:
-            return int(count.text) * int(per_node[0].text)
+            world = int(count.text) * int(per_node[0].text)
+            if not 0 < world <= MOST_RANKS:
+                raise InputError(f"{count.text} nodes of {per_node[0].text} is no number of GPUs", file=name)
+            return world
     if script is None:
         return None
     options = {

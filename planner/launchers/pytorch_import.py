@@ -6,8 +6,10 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from planner.errors import InputError
-from planner.launchers.imported import Facts, Files, Imported, one_file, whole
+from planner.launchers.imported import MOST_LAYERS, MOST_RANKS, Facts, Files, Imported, one_file, whole
 from planner.model.spec import (
     Attention,
     Block,
@@ -35,8 +37,12 @@ def read_pytorch(files: Files, facts: Facts) -> Imported:
     name = one_file(files, "pytorch", ("train.py",), (".py",))
     values = _constants(str(files[name]), name)
     found = Imported("pytorch", name)
+    _shapes(values, name)
     mesh = values["MESH"]
-    sizes = {key: whole(mesh.get(key), f"MESH.{key}") for key in ("pp", "dp_replicate", "dp_shard", "tp")}
+    sizes = {
+        key: whole(mesh.get(key), f"MESH.{key}", most=MOST_RANKS)
+        for key in ("pp", "dp_replicate", "dp_shard", "tp")
+    }
     found.states("tp", sizes["tp"], f"MESH tp {sizes['tp']}")
     found.states("pp", sizes["pp"], f"MESH pp {sizes['pp']}")
     found.cp = found.ep = found.expert_tp = 1
@@ -61,9 +67,43 @@ def read_pytorch(files: Files, facts: Facts) -> Imported:
         found.states(field, whole(values[constant], constant), f"{constant} {values[constant]}")
     found.states("optimizer", values["OPTIMIZER"], f"OPTIMIZER {values['OPTIMIZER']}")
     found.states("precision", values["PRECISION"], f"PRECISION {values['PRECISION']}")
-    found.states("attention", values["MODEL"]["attention"], f"attention {values['MODEL']['attention']}")
-    found.model = _model(values["MODEL"], len(values["RECOMPUTE"]), name)
+    kernel = values["MODEL"].get("attention")
+    found.states("attention", kernel, f"attention {kernel}")
+    try:
+        found.model = _model(values["MODEL"], len(values["RECOMPUTE"]), name)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise InputError(f"MODEL does not describe a model: {error}", file=name) from None
     return found
+
+
+def _shapes(values: dict[str, Any], name: str) -> None:
+    """Raises InputError unless tables are tables and lists are lists of what they hold."""
+    spans, modes = values["STAGES"], values["RECOMPUTE"]
+    wrong = [
+        constant
+        for constant, is_good in (
+            ("MODEL", isinstance(values["MODEL"], dict)),
+            ("MESH", isinstance(values["MESH"], dict)),
+            ("STAGES", isinstance(spans, list) and bool(spans) and all(map(_is_span, spans))),
+            ("RECOMPUTE", isinstance(modes, list) and bool(modes) and all(isinstance(m, str) for m in modes)),
+        )
+        if not is_good
+    ]
+    wrong += [
+        constant
+        for constant in ("SHARDING", "SCHEDULE", "OPTIMIZER", "PRECISION")
+        if not isinstance(values[constant], str)
+    ]
+    if wrong:
+        raise InputError(f"{', '.join(wrong)}: not what the script can run", file=name)
+
+
+def _is_span(span: Any) -> bool:
+    return (
+        isinstance(span, list)
+        and len(span) == 2
+        and all(type(end) is int and 0 <= end <= MOST_LAYERS for end in span)
+    )
 
 
 def _stages(values: dict[str, Any], found: Imported) -> None:

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from planner.errors import InputError
-from planner.launchers.imported import Facts, Files, Imported, whole
+from planner.launchers.imported import MOST, MOST_LAYERS, MOST_RANKS, Facts, Files, Imported, whole
 from planner.launchers.torchtitan_models import FLAVORS, flavor_of
 from planner.launchers.torchtitan_words import Settings, read_settings
 
@@ -95,14 +95,14 @@ def read_torchtitan(files: Files, facts: Facts) -> Imported:
 def _degrees(settings: Settings, mesh: dict[str, Any], found: Imported, facts: Facts) -> None:
     for name, key in DEGREES.items():
         if key in mesh:
-            value = whole(mesh[key], f"parallelism.{key}")
+            value = whole(mesh[key], f"parallelism.{key}", most=MOST_RANKS)
             found.states(name, value, f"{key} {value}")
         elif settings.is_complete or name in ("cp", "ep"):
             setattr(found, name, 1)
             if not settings.is_complete:
                 found.assumptions.append(f"{key} is not set: 1")
-    replicas = mesh.get("data_parallel_replicate_degree", 1)
-    shards = mesh.get("data_parallel_shard_degree", -1)
+    replicas = _number(mesh, "data_parallel_replicate_degree", 1) or 1
+    shards = _number(mesh, "data_parallel_shard_degree", -1) or -1
     used = math.prod(getattr(found, name) or 1 for name in ("tp", "pp", "cp"))
     world = facts.world_size
     if shards == -1:
@@ -154,7 +154,7 @@ def _sharding(mesh: dict[str, Any], found: Imported) -> None:
 def _schedule(settings: Settings, mesh: dict[str, Any], found: Imported, layers: int | None) -> None:
     """Schedule, virtual stages and their layers; a list of modules must hold every one once."""
     pp = found.pp or 1
-    name = mesh.get("pipeline_parallel_schedule", "1F1B")
+    name = str(mesh.get("pipeline_parallel_schedule", "1F1B"))
     found.schedule = SCHEDULES.get(name)
     if pp > 1 and name in LOOPED:
         found.unpriced.append(f"pipeline_parallel_schedule {name}")
@@ -225,8 +225,8 @@ def _listed(stages: Any, layers: int | None, found: Imported) -> tuple[int, ...]
 def _derived(mesh: dict[str, Any], found: Imported, layers: int, name: str) -> tuple[int, ...] | None:
     """torchtitan's own split: embedding and head count as layers on the first and the last stage."""
     pp = found.pp or 1
-    first = mesh.get("pipeline_parallel_first_stage_less_layers", 1)
-    last = mesh.get("pipeline_parallel_last_stage_less_layers", 1)
+    first = _number(mesh, "pipeline_parallel_first_stage_less_layers", 1, 0) or 0
+    last = _number(mesh, "pipeline_parallel_last_stage_less_layers", 1, 0) or 0
     each = mesh.get("pipeline_parallel_layers_per_stage")
     units = layers + first + last
     if each is not None:
@@ -285,12 +285,12 @@ Batch = tuple[int | None, int | None, int | None, int | None]
 
 def _release(training: dict[str, Any], parallel: dict[str, Any], found: Imported) -> Batch:
     """0.3.0, in sequences: (microbatch size, microbatches, global batch, sequence length)."""
-    local, batch = training.get("local_batch_size"), training.get("global_batch_size", -1)
-    length = training.get("seq_len")
+    local, batch = _number(training, "local_batch_size"), _number(training, "global_batch_size", -1) or -1
+    length = _number(training, "seq_len")
     if local is None:
         return None, None, batch if batch > 0 else None, length
     is_piped = (found.pp or 1) > 1
-    size = parallel.get("pipeline_parallel_microbatch_size", 1) if is_piped else local
+    size = (_number(parallel, "pipeline_parallel_microbatch_size", 1) or 1) if is_piped else local
     if local % size:
         found.fault(
             "batch-identity",
@@ -303,11 +303,9 @@ def _release(training: dict[str, Any], parallel: dict[str, Any], found: Imported
 
 def _main(training: dict[str, Any], parallel: dict[str, Any], found: Imported) -> Batch:
     """main, in tokens."""
-    length = training.get("max_context_length")
-    tokens, step = (
-        training.get("num_tokens_per_microbatch_per_dp_rank"),
-        training.get("num_tokens_per_train_step", -1),
-    )
+    length = _number(training, "max_context_length")
+    tokens = _number(training, "num_tokens_per_microbatch_per_dp_rank")
+    step = _number(training, "num_tokens_per_train_step", -1) or -1
     if tokens is None or length is None:
         return None, None, None, length
     if tokens % length or (step > 0 and step % length):
@@ -318,7 +316,7 @@ def _main(training: dict[str, Any], parallel: dict[str, Any], found: Imported) -
             f"{max(1, bad // length) * length}",
         )
         return None, None, None, length
-    calls = parallel.get("num_pp_microbatches", 1) if (found.pp or 1) > 1 else 1
+    calls = (_number(parallel, "num_pp_microbatches", 1) or 1) if (found.pp or 1) > 1 else 1
     return _steps(tokens // length, calls, step // length if step > 0 else -1, length, found)
 
 
@@ -377,6 +375,13 @@ def _others(settings: Settings, found: Imported) -> None:
     for name in settings.unknown:
         if name.partition(".")[2] in known_names and not settings.versions:
             raise InputError(f"{name} is not a plain value", file=found.file, hint="write the number")
+
+
+def _number(values: dict[str, Any], key: str, default: int | None = None, least: int = 1) -> int | None:
+    """A whole number, or the default when absent or equal to it. Raises InputError for anything else."""
+    value = values.get(key, default)
+    most = MOST_LAYERS if "layers" in key else MOST_RANKS if "degree" in key else MOST
+    return default if value is None or value == default else whole(value, key, least, most)
 
 
 def _short(names: list[str], limit: int = 4) -> str:

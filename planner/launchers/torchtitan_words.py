@@ -111,6 +111,12 @@ def _module(name: str, text: str) -> Settings:
             if value is not _UNKNOWN:
                 constants[node.targets[0].id] = value
     if {"PARALLELISM", "BATCHES", "STAGES"} <= constants.keys():
+        for constant in ("PARALLELISM", "BATCHES"):
+            if not isinstance(constants[constant], dict):
+                raise InputError(f"{constant} must be a table, not {constants[constant]!r}", file=name)
+        for version, sections in constants["BATCHES"].items():
+            if not isinstance(sections, dict) or not all(isinstance(s, dict) for s in sections.values()):
+                raise InputError(f"BATCHES[{version!r}] must be a table of tables", file=name)
         found.sections["parallelism"] = dict(constants["PARALLELISM"])
         found.sections["parallelism"]["module_fqns_per_model_part"] = constants["STAGES"]
         found.versions = constants["BATCHES"]
