@@ -10,14 +10,12 @@ import math
 from typing import Any
 
 from planner.errors import InputError
-from planner.launchers.imported import MOST, MOST_LAYERS, MOST_RANKS, Facts, Files, Imported, whole
+from planner.launchers.imported import MOST_RANKS, Facts, Files, Imported, whole
 from planner.launchers.torchtitan_models import FLAVORS, flavor_of
+from planner.launchers.torchtitan_stages_import import number, read_schedule
 from planner.launchers.torchtitan_words import Settings, read_settings
 
 NOT_CARRIED: tuple[str, ...] = ()
-SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "GPipe": "gpipe"}
-V_SCHEDULES = ("ZBVZeroBubble", "DualPipeV")
-LOOPED = ("LoopedBFS", "InterleavedZeroBubble", *V_SCHEDULES)
 DEGREES = {
     "tp": "tensor_parallel_degree",
     "pp": "pipeline_parallel_degree",
@@ -80,7 +78,7 @@ def read_torchtitan(files: Files, facts: Facts) -> Imported:
         )
     layers = found.shape.get("layers") or facts.num_layers
     _degrees(settings, mesh, found, facts)
-    _schedule(settings, mesh, found, layers)
+    read_schedule(mesh, found, layers)
     _sharding(mesh, found)
     _batches(settings, mesh, found)
     _recompute(settings, found)
@@ -101,8 +99,8 @@ def _degrees(settings: Settings, mesh: dict[str, Any], found: Imported, facts: F
             setattr(found, name, 1)
             if not settings.is_complete:
                 found.assumptions.append(f"{key} is not set: 1")
-    replicas = _number(mesh, "data_parallel_replicate_degree", 1) or 1
-    shards = _number(mesh, "data_parallel_shard_degree", -1) or -1
+    replicas = number(mesh, "data_parallel_replicate_degree", 1) or 1
+    shards = number(mesh, "data_parallel_shard_degree", -1) or -1
     used = math.prod(getattr(found, name) or 1 for name in ("tp", "pp", "cp"))
     world = facts.world_size
     if shards == -1:
@@ -151,110 +149,6 @@ def _sharding(mesh: dict[str, Any], found: Imported) -> None:
         found.states("sharding", "gradients" if reshard == "never" else "parameters", words)
 
 
-def _schedule(settings: Settings, mesh: dict[str, Any], found: Imported, layers: int | None) -> None:
-    """Schedule, virtual stages and their layers; a list of modules must hold every one once."""
-    pp = found.pp or 1
-    name = str(mesh.get("pipeline_parallel_schedule", "1F1B"))
-    found.schedule = SCHEDULES.get(name)
-    if pp > 1 and name in LOOPED:
-        found.unpriced.append(f"pipeline_parallel_schedule {name}")
-    elif found.schedule is None:
-        found.fault("schedule", f"pipeline_parallel_schedule {name!r} is unknown", ", ".join(SCHEDULES))
-    else:
-        found.where["schedule"] = f"pipeline_parallel_schedule {name}"
-    if mesh.get("pipeline_parallel_schedule_csv"):
-        found.unpriced.append("pipeline_parallel_schedule_csv")
-    stages = mesh.get("module_fqns_per_model_part")
-    if pp == 1:
-        found.virtual_stages = 1
-        if name == "Interleaved1F1B":
-            found.schedule = "1f1b"
-        if layers is not None:
-            found.stage_layers = (layers,)
-        return
-    if stages is not None:
-        found.stage_layers = _listed(stages, layers, found)
-    elif layers is not None:
-        found.stage_layers = _derived(mesh, found, layers, name)
-    if found.stage_layers is None:
-        return
-    count = len(found.stage_layers)
-    if count % pp:
-        found.fault("stages-cover-layers", f"{count} stages for pp {pp}", f"a multiple of {pp}")
-        return
-    found.virtual_stages = count // pp
-    is_single = name in ("1F1B", "GPipe")
-    wanted = "exactly 1" if is_single else "exactly 2" if name in V_SCHEDULES else "2 or more"
-    is_good = (
-        found.virtual_stages == 1
-        if is_single
-        else found.virtual_stages == 2
-        if name in V_SCHEDULES
-        else found.virtual_stages > 1
-    )
-    if not is_good:
-        found.fault(
-            "stages-per-rank", f"{name} with {found.virtual_stages} stages a rank", f"{wanted} a rank"
-        )
-
-
-def _listed(stages: Any, layers: int | None, found: Imported) -> tuple[int, ...] | None:
-    """Layers of each listed stage. torchtitan drops unknown names and unlisted layers without a word."""
-    if not isinstance(stages, list) or not all(isinstance(stage, list) for stage in stages):
-        raise InputError("module_fqns_per_model_part must be a list of lists", file=found.file)
-    names = [str(name) for stage in stages for name in stage]
-    count = layers or sum(name.startswith("layers.") for name in names)
-    wanted = ["tok_embeddings", *(f"layers.{i}" for i in range(count)), "norm", "lm_head"]
-    if names != wanted:
-        lost = [name for name in wanted if name not in names]
-        unknown = [name for name in names if name not in wanted]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        parts = [
-            f"{what} {_short(some)}"
-            for what, some in (("loses", lost), ("names what is not there:", unknown), ("repeats", twice))
-            if some
-        ]
-        found.fault(
-            "stages-cover-layers",
-            f"module_fqns_per_model_part {'; '.join(parts) or 'is not in model order'} of {count} layers",
-            "tok_embeddings, every layer once in order, norm and lm_head",
-        )
-    return tuple(sum(str(name).startswith("layers.") for name in stage) for stage in stages)
-
-
-def _derived(mesh: dict[str, Any], found: Imported, layers: int, name: str) -> tuple[int, ...] | None:
-    """torchtitan's own split: embedding and head count as layers on the first and the last stage."""
-    pp = found.pp or 1
-    first = _number(mesh, "pipeline_parallel_first_stage_less_layers", 1, 0) or 0
-    last = _number(mesh, "pipeline_parallel_last_stage_less_layers", 1, 0) or 0
-    each = mesh.get("pipeline_parallel_layers_per_stage")
-    units = layers + first + last
-    if each is not None:
-        count = -(-units // whole(each, "parallelism.pipeline_parallel_layers_per_stage"))
-    else:
-        count = pp * (1 if name in ("1F1B", "GPipe") else 2)
-    if count % pp or count > units:
-        found.fault(
-            "stages-cover-layers", f"{count} stages for pp {pp} and {layers} layers", f"a multiple of {pp}"
-        )
-        return None
-    base, more = divmod(units, count)
-    if base < max(first, last):
-        found.fault(
-            "stages-cover-layers", f"{base} layers a stage, {max(first, last)} less at an end", "fewer stages"
-        )
-        return None
-    sizes = [base + (stage < more) for stage in range(count)]
-    sizes[0] -= first
-    sizes[-1] -= last
-    if first or last:
-        found.assumptions.append(
-            f"the stage split is torchtitan's: {sizes[0]} layers first, {sizes[-1]} last "
-            f"(first/last_stage_less_layers {first} and {last})"
-        )
-    return tuple(sizes)
-
-
 def _batches(settings: Settings, mesh: dict[str, Any], found: Imported) -> None:
     """Batch and sequence; a module that has both versions must mean the same by them."""
     results = []
@@ -285,12 +179,12 @@ Batch = tuple[int | None, int | None, int | None, int | None]
 
 def _release(training: dict[str, Any], parallel: dict[str, Any], found: Imported) -> Batch:
     """0.3.0, in sequences: (microbatch size, microbatches, global batch, sequence length)."""
-    local, batch = _number(training, "local_batch_size"), _number(training, "global_batch_size", -1) or -1
-    length = _number(training, "seq_len")
+    local, batch = number(training, "local_batch_size"), number(training, "global_batch_size", -1) or -1
+    length = number(training, "seq_len")
     if local is None:
         return None, None, batch if batch > 0 else None, length
     is_piped = (found.pp or 1) > 1
-    size = (_number(parallel, "pipeline_parallel_microbatch_size", 1) or 1) if is_piped else local
+    size = (number(parallel, "pipeline_parallel_microbatch_size", 1) or 1) if is_piped else local
     if local % size:
         found.fault(
             "batch-identity",
@@ -303,9 +197,9 @@ def _release(training: dict[str, Any], parallel: dict[str, Any], found: Imported
 
 def _main(training: dict[str, Any], parallel: dict[str, Any], found: Imported) -> Batch:
     """main, in tokens."""
-    length = _number(training, "max_context_length")
-    tokens = _number(training, "num_tokens_per_microbatch_per_dp_rank")
-    step = _number(training, "num_tokens_per_train_step", -1) or -1
+    length = number(training, "max_context_length")
+    tokens = number(training, "num_tokens_per_microbatch_per_dp_rank")
+    step = number(training, "num_tokens_per_train_step", -1) or -1
     if tokens is None or length is None:
         return None, None, None, length
     if tokens % length or (step > 0 and step % length):
@@ -316,7 +210,7 @@ def _main(training: dict[str, Any], parallel: dict[str, Any], found: Imported) -
             f"{max(1, bad // length) * length}",
         )
         return None, None, None, length
-    calls = (_number(parallel, "num_pp_microbatches", 1) or 1) if (found.pp or 1) > 1 else 1
+    calls = (number(parallel, "num_pp_microbatches", 1) or 1) if (found.pp or 1) > 1 else 1
     return _steps(tokens // length, calls, step // length if step > 0 else -1, length, found)
 
 
@@ -375,14 +269,3 @@ def _others(settings: Settings, found: Imported) -> None:
     for name in settings.unknown:
         if name.partition(".")[2] in known_names and not settings.versions:
             raise InputError(f"{name} is not a plain value", file=found.file, hint="write the number")
-
-
-def _number(values: dict[str, Any], key: str, default: int | None = None, least: int = 1) -> int | None:
-    """A whole number, or the default when absent or equal to it. Raises InputError for anything else."""
-    value = values.get(key, default)
-    most = MOST_LAYERS if "layers" in key else MOST_RANKS if "degree" in key else MOST
-    return default if value is None or value == default else whole(value, key, least, most)
-
-
-def _short(names: list[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
