@@ -6,26 +6,35 @@ Everything is taken from the file's own inputs, so the result does not depend on
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from pathlib import Path
 
 from planner.cost.step import decision_candidates, price
+from planner.documents import read_document
 from planner.errors import InputError
+from planner.file_checking import Finding, check_file
 from planner.plan_file.build import inputs_digest
 from planner.plan_file.read import read_cost_model, read_decision
 from planner.plan_file.schema import Plan
 from planner.strategy.rules import broken_rules
 from planner.units import format_bytes, format_seconds
 
+__all__ = ["Finding", "check_file", "check_plan", "is_plan_file"]
+
 TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check: its name, whether it holds, and the numbers."""
+def is_plan_file(path: str, target: str | None) -> bool:
+    """Whether ``path`` is to be read as a plan: without a target always, else unless it is no plan's JSON.
 
-    name: str
-    holds: bool
-    numbers: str
+    Raises InputError for a file that cannot be read.
+    """
+    place = Path(path)
+    if target in (None, "any"):
+        return True
+    if place.is_dir() or place.suffix.lower() != ".json":
+        return False
+    document = read_document(path)
+    return "decision" in document or "schema_version" in document
 
 
 def check_plan(plan: Plan, target: str | None = None) -> list[Finding]:

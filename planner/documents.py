@@ -41,7 +41,7 @@ def read_document(path: str | Path) -> dict[str, Any]:
     JSON or YAML, repeats a key, holds NaN or an infinity, or is not an object at the top.
     """
     file = str(path)
-    text = _read_text(Path(path), file)
+    text = read_text(Path(path), file)
     value = _parse_yaml(text, file) if file.lower().endswith(YAML_SUFFIXES) else _parse_json(text, file)
     if not isinstance(value, dict):
         raise InputError(
@@ -62,7 +62,8 @@ def validate(spec: type[Spec], document: dict[str, Any], file: str) -> Spec:
         raise _as_input_error(error, spec, document, file) from None
 
 
-def _read_text(path: Path, file: str) -> str:
+def read_text(path: Path, file: str) -> str:
+    """A text file's content. Raises InputError when it is missing, a directory, empty, large or not UTF-8."""
     try:
         if path.is_dir():
             raise InputError("is a directory, not a file", file=file, hint="give a file inside it")

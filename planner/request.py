@@ -47,8 +47,8 @@ class Request:
     seq_len: int | None = None
     global_batch: int | None = None
     precision: str | None = None
-    optimizer: str = "adamw"
-    attention: str = "flash"
+    optimizer: str | None = "adamw"
+    attention: str | None = "flash"
     memory_limit_gib: float | None = None
     tokens: float | None = None
     calibration: str | None = None

@@ -1,4 +1,4 @@
-"""``planner check``: a plan against its rules, without searching."""
+"""``planner check``: a plan, or a launcher's file, against the rules, without searching."""
 
 from __future__ import annotations
 
@@ -12,20 +12,32 @@ from planner.errors import EXIT_DIFFERENT
 HELP = """Check a plan: rules, memory, arithmetic, the stated bound; a launcher's rules with --target.
 
 Example: planner check plan.json --target megatron
+
+A launcher's own file: planner check train.sh --target megatron
 """
 
 
 def check(
-    plan: Annotated[str, typer.Argument(help="Plan file.")],
-    target: Annotated[str | None, typer.Option("--target", help="Launcher whose rules must hold.")] = None,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Plan file, or a launcher's file or folder.")],
+    target: Annotated[
+        str | None, typer.Option("--target", help="Launcher whose rules must hold, or whose file it is.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model of a launcher's file that does not describe it.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs, where the file does not say.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="GPU name, for rules that depend on it.")] = None,
     as_json: o.Json = False,
 ) -> int:
     """Print every check; exit 1 when one fails."""
-    from planner.checking import check_plan
+    from planner.checking import check_file, check_plan, is_plan_file
     from planner.cli.output import console, print_json
     from planner.plan_file.read import read_plan
 
-    findings = check_plan(read_plan(plan), target)
+    if is_plan_file(file, target):
+        findings = check_plan(read_plan(file), target)
+    else:
+        findings = check_file(file, str(target), model=model, gpus=gpus, gpu=gpu)
     is_good = all(finding.holds for finding in findings)
     if as_json:
         print_json({"holds": is_good, "checks": [finding.__dict__ for finding in findings]})

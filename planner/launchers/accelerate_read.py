@@ -22,6 +22,7 @@ MESH_KEYS = (
     "parallelism_config_sp_attn_implementation",
 )
 _FSDP_NAMES = (
+    "activation_checkpointing_offload "
     "version reshard_after_forward auto_wrap_policy transformer_layer_cls_to_wrap min_num_params "
     "activation_checkpointing offload_params state_dict_type cpu_ram_efficient_loading ignored_modules "
     "backward_prefetch forward_prefetch sharding_strategy sync_module_states use_orig_params"
@@ -30,7 +31,8 @@ _TOP_NAMES = (
     "compute_environment distributed_type mixed_precision num_machines num_processes machine_rank "
     "rdzv_backend same_network main_training_function use_cpu debug fsdp_config parallelism_config "
     "main_process_ip main_process_port gpu_ids downcast_bf16 enable_cpu_affinity dynamo_config "
-    "deepspeed_config megatron_lm_config mpirun_config fp8_config"
+    "deepspeed_config megatron_lm_config mpirun_config fp8_config command_file commands tpu_env tpu_name "
+    "tpu_use_cluster tpu_use_sudo tpu_vm tpu_zone"
 )
 FSDP_KEYS = tuple(f"fsdp_{name}" for name in _FSDP_NAMES.split())
 TOP_KEYS = tuple(_TOP_NAMES.split())

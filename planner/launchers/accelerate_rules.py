@@ -53,6 +53,8 @@ def _kinds(plan: Plan) -> Break | None:
 def _sharded_split(plan: Plan) -> Break | None:
     q = plan.decision
     d = q.degrees
+    if q.sharding != "none" and d.dp * d.cp == 1:
+        return Break(f"sharding {q.sharding} with dp 1 and cp 1", "more data ranks")
     if q.sharding != "none" or d.tp * d.cp == 1:
         return None
     nearest = "sharding gradients" if d.dp * d.cp > 1 else "tp 1, or more data ranks with sharding gradients"
@@ -78,7 +80,8 @@ def _hybrid(plan: Plan) -> Break | None:
 
 
 def _sharded_split_holds(c: Candidates, p: Problem) -> BoolArray:
-    result: BoolArray = (c.sharding != SHARDING_NONE) | ((c.tp == 1) & (c.cp == 1))
+    is_sharded = c.sharding != SHARDING_NONE
+    result: BoolArray = (is_sharded & (c.data_ranks() > 1)) | (~is_sharded & (c.tp == 1) & (c.cp == 1))
     return result
 
 
@@ -90,7 +93,9 @@ def _hybrid_holds(c: Candidates, p: Problem) -> BoolArray:
 
 
 SHARDED_SPLIT = PlanRule(
-    "sharded-split", "tp and cp come with FSDP2: sharded gradients or parameters", _sharded_split
+    "sharded-split",
+    "tp and cp come with FSDP2: sharded gradients or parameters over two data ranks or more",
+    _sharded_split,
 )
 HYBRID = PlanRule(
     "hybrid-mesh",

@@ -142,7 +142,7 @@ def _recompute(flags: Flags) -> tuple[str, int]:
 
 def _sharding(flags: Flags) -> str:
     if "--use-megatron-fsdp" in flags:
-        strategy = _text(flags, "--data-parallel-sharding-strategy", "optim_grads_params")
+        strategy = _text(flags, "--data-parallel-sharding-strategy", "no_shard")
         return _FSDP.get(strategy, "none")
     return "optimizer" if "--use-distributed-optimizer" in flags else "none"
 

@@ -63,6 +63,8 @@ def _sharding(plan: Plan) -> Break | None:
     if q.sharding == "none":
         cp = q.degrees.cp
         return None if cp == 1 else Break(f"sharding none with cp {cp}", "cp 1, or sharded weights")
+    if ranks == 1:  # torchtitan applies FSDP2 only to a data group, whatever the experts' group is
+        return Break(f"sharding {q.sharding} over one data rank", "sharding none, or more data ranks")
     if (q.sharding == "optimizer") == (pp > 1):
         return None
     nearest = "sharding optimizer, or pp 1" if pp > 1 else "sharding gradients, or pp above 1"
@@ -164,7 +166,7 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
 def _sharding_holds(c: Candidates, p: Problem) -> BoolArray:
     is_optimizer = c.sharding == SHARDING_OPTIMIZER
     result: BoolArray = ((c.sharding == SHARDING_NONE) & (c.cp == 1)) | (
-        (c.sharding != SHARDING_NONE) & (is_optimizer == (c.pp > 1))
+        (c.sharding != SHARDING_NONE) & (is_optimizer == (c.pp > 1)) & (c.data_ranks() > 1)
     )
     return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,9 @@ from planner.search.tree import Pins
 from planner.strategy.candidates import Problem
 from planner.strategy.limits import Limits
 from planner.workload import Workload
+
+# Helper modules beside the tests; pytest's importlib mode leaves their folder out.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # name: model, cluster profile, GPUs, sequence length, global batch, pins, other workload fields
 CASES: dict[str, tuple[str, str, int, int, int, dict[str, Any], dict[str, Any]]] = {
