@@ -228,7 +228,9 @@ def describe_space(limits: Limits, pins: Pins) -> str:
     axes = ", ".join(name for name, most in degrees if most > 1)
     schedule = "1F1B with any stage split" if limits.max_pp > 1 else "no pipeline"
     if limits.max_pp > 1 and "interleaved" in limits.schedules:
-        schedule += " and interleaving with balanced chunks"
+        schedule += ", interleaving with balanced chunks"
+    if limits.max_pp > 1 and "zb-v" in limits.schedules:
+        schedule += ", zero bubble"
     where = {"global": "global", "island": "inside an island"}
     sharding = f"{'/'.join(limits.shardings)} {' or '.join(where[g] for g in limits.sharding_groups)}"
     if limits.has_layer_sharding:

@@ -34,7 +34,7 @@ def test_one_device_leaves_every_recompute_assignment_and_nothing_else(oracle, l
 
 
 def test_two_devices_give_the_decisions_counted_by_hand(oracle, pair):
-    """dp 2: none and three shardings, microbatch 1, six mode counts. pp 2: 1 or 2, nine modes, both splits."""
+    """dp 2: none and three shardings, size 1, six mode counts. pp 2: size 1 or 2, nine modes, both splits."""
     found = list(oracle.Exhaustive(pair).decisions())
     replicas = [d for d in found if d.degrees.dp == 2]
     stages = [d for d in found if d.degrees.pp == 2]
