@@ -1,31 +1,34 @@
-"""Intervals from residuals: what share of runs lands how far from a prediction, by closeness.
+"""Error bars from residuals: what share of runs lands how far from a prediction, by closeness.
 
 Residuals are log(predicted / measured). "same" uses the fitted constants; "part" takes away the fitted
 values of the stack or of the GPU generation; "datasheet" takes away both, leaving the priors. The 10 % and
 90 % quantiles of the rows the constants were fitted on give the 80 % interval; the rows judged say how
-often it holds.
+often it holds. Pairs of rows of equal model, machine and batch give the noise between plans of one search.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import combinations
 
 from planner.calibration.case import Case
 from planner.calibration.fitted import Fitted
-from planner.calibration.validation import RowResult, validate_cases
+from planner.calibration.rows import LIGHT
+from planner.calibration.validation import RowResult, group_key, validate_cases
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants, default_constants
 
 LOW_QUANTILE, HIGH_QUANTILE = 0.10, 0.90
-LIGHT_SOURCES = ("amp", "slr")
+TIE_QUANTILE = 0.80
 
 ConstantsFor = Callable[[DeviceSpec, str], Constants]
 
 
 def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
-    """Fill ``fitted.intervals`` from the residuals of ``cases``, the doubtful sources left out."""
-    chosen = [case for case in cases if case.source not in LIGHT_SOURCES]
+    """Fill the error bars of ``fitted`` from the residuals of ``cases``, the doubtful sources left out."""
+    chosen = [case for case in cases if case.source not in LIGHT]
     without_stack = Fitted({"generation": fitted.values["generation"], "stack": {}}, fitted.rows)
     without_gpu = Fitted({"generation": {}, "stack": fitted.values["stack"]}, fitted.rows)
     ways: dict[str, list[ConstantsFor]] = {
@@ -33,21 +36,43 @@ def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
         "part": [without_stack.constants_for, without_gpu.constants_for],
         "datasheet": [lambda device, stack: default_constants(device)],
     }
-    fitted.intervals = {"time": {}, "memory": {}}
+    fitted.intervals, fitted.ranking = {"time": {}, "memory": {}}, {}
     for name, constants in ways.items():
-        results = [row for way in constants for row in validate_cases(chosen, way)]
+        results = [validate_cases(chosen, way) for way in constants]
         for kind, error in (("time", RowResult.time_error), ("memory", RowResult.memory_error)):
-            residuals = [math.log1p(e) for row in results if (e := error(row)) is not None]
+            residuals = [math.log1p(e) for way in results for row in way if (e := error(row)) is not None]
             if residuals:
                 fitted.intervals[kind][name] = [
                     float(f"{quantile(residuals, q):.4g}") for q in (LOW_QUANTILE, HIGH_QUANTILE)
                 ]
+        noise = ranking_noise(results)
+        if noise is not None:
+            fitted.ranking[name] = noise
+
+
+def ranking_noise(ways: list[list[RowResult]]) -> float | None:
+    """80 % quantile of |r_i - r_j| over pairs of comparable rows, each group weighing the same.
+
+    Taken group by group and averaged: one large sweep would otherwise speak for all. None without a pair.
+    """
+    found = []
+    for results in ways:
+        groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
+        for row in results:
+            error = row.time_error()
+            if error is not None:
+                groups[group_key(row.case)].append(math.log1p(error))
+        for residuals in groups.values():
+            differences = [abs(a - b) for a, b in combinations(residuals, 2)]
+            if differences:
+                found.append(quantile(differences, TIE_QUANTILE))
+    return float(f"{sum(found) / len(found):.4g}") if found else None
 
 
 def coverage(fitted: Fitted, results: list[RowResult]) -> float | None:
     """Share of rows with a step time inside the 80 % interval, the doubtful sources left out."""
     low, high = fitted.intervals["time"]["same"]
-    scored = [row for row in results if row.case.source not in LIGHT_SOURCES]
+    scored = [row for row in results if row.case.source not in LIGHT]
     found = [math.log1p(e) for row in scored if (e := row.time_error()) is not None]
     return sum(low <= value <= high for value in found) / len(found) if found else None
 

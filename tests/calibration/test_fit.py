@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from planner.calibration.case import Case
-from planner.calibration.fit import fit, samples
+from planner.calibration.fit import fit
+from planner.calibration.rows import samples
 from planner.calibration.fitted import PARAMETERS, Fitted, read_fitted, to_json
 from planner.calibration.shipped import SHIPPED, shipped
 from planner.calibration.validation import validate_cases

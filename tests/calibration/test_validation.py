@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from planner.calibration.case import Case, Unsupported, read_cases
-from planner.calibration.fit import split_rows
+from planner.calibration.rows import split_rows
 from planner.calibration.intervals import coverage, quantile
 from planner.calibration.shipped import shipped
 from planner.calibration.validation import (
