@@ -8,7 +8,7 @@ from typing import Any
 from planner.api import make_plan
 from planner.cost.step import decision_rows, price
 from planner.errors import InfeasibleError, InputError
-from planner.plan_file.read import read_constants, read_cost_model, read_decision
+from planner.plan_file.read import read_constants, read_cost_model, read_decision, read_errors
 from planner.plan_file.schema import Plan
 from planner.request import Request
 from planner.search.reporter import Reporter
@@ -157,6 +157,8 @@ def forced_plan(plan: Plan, pin: tuple[str, str], *, reporter: Reporter | None =
         memory_limit_gib=inputs.options.memory_limit_bytes / GIB,
         device=inputs.cluster.device,
         constants=read_constants(inputs.constants),
+        errors=read_errors(inputs),
+        origins=inputs.constant_origins,
     )
     pins = Pins(**{**inputs.options.pins, name: value})  # type: ignore[arg-type]
     try:

@@ -9,14 +9,14 @@ often it holds. Pairs of rows of equal model, machine and batch give the noise b
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from itertools import combinations
 
 from planner.calibration.case import Case
 from planner.calibration.fitted import Fitted
+from planner.calibration.ranking import compared_plans
 from planner.calibration.rows import LIGHT
-from planner.calibration.validation import RowResult, group_key, validate_cases
+from planner.calibration.validation import RowResult, validate_cases
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants, default_constants
 
@@ -51,21 +51,16 @@ def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
 
 
 def ranking_noise(ways: list[list[RowResult]]) -> float | None:
-    """80 % quantile of |r_i - r_j| over pairs of comparable rows, each group weighing the same.
+    """80 % quantile of |r_i - r_j| over pairs of compared plans, averaged over the groups.
 
-    Taken group by group and averaged: one large sweep would otherwise speak for all. None without a pair.
+    Taken group by group: one large sweep would otherwise speak for all. None without a pair.
     """
     found = []
     for results in ways:
-        groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
-        for row in results:
-            error = row.time_error()
-            if error is not None:
-                groups[group_key(row.case)].append(math.log1p(error))
-        for residuals in groups.values():
+        for pairs in compared_plans(results):
+            residuals = [math.log(predicted / measured) for predicted, measured in pairs]
             differences = [abs(a - b) for a, b in combinations(residuals, 2)]
-            if differences:
-                found.append(quantile(differences, TIE_QUANTILE))
+            found.append(quantile(differences, TIE_QUANTILE))
     return float(f"{sum(found) / len(found):.4g}") if found else None
 
 

@@ -14,6 +14,7 @@ from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_cluster import case_cluster
 from planner.calibration.case_decision import price_case
 from planner.calibration.case_model import case_model
+from planner.calibration.ranking import ranking_by_group
 from planner.cluster.spec import DeviceSpec
 from planner.cluster.topology import Cluster
 from planner.cost.constants import Constants, default_constants
@@ -231,12 +232,6 @@ def _default_precision(case: Case, cluster: Cluster) -> str:
     return chosen
 
 
-def group_key(case: Case) -> tuple[str, ...]:
-    """Rows that compare plans of one model on one machine at one batch."""
-    names = ("model_name", "layers", "hidden", "seq_len", "gpu_name", "gpus", "global_batch", "precision")
-    return (case.source, *(case.text(name) for name in names))
-
-
 def summarise(results: Iterable[RowResult], by: Callable[[RowResult], str]) -> list[Summary]:
     """One summary a group, groups in order of first appearance."""
     groups: dict[str, list[RowResult]] = defaultdict(list)
@@ -275,11 +270,7 @@ def summary(name: str, rows: list[RowResult]) -> Summary:
         kendall_tau=_mean(taus),
         top1_regret=_mean(regrets),
         ranking_groups=len(regrets),
-        memory_by_kind={
-            kind: {"rows": len(e), "mape": sum(map(abs, e)) / len(e), "bias": sum(e) / len(e)}
-            for kind in MEMORY_KINDS
-            if (e := memory.get(kind, []))
-        },
+        memory_by_kind={kind: _memory_errors(memory[kind]) for kind in MEMORY_KINDS if memory[kind]},
         sim_rows=len(pairs),
         sim_mape=_mean(sim),
         own_mape=_mean(own),
@@ -288,47 +279,11 @@ def summary(name: str, rows: list[RowResult]) -> Summary:
     )
 
 
+def _memory_errors(errors: list[float]) -> dict[str, float]:
+    """Rows, mean absolute error and bias of one kind of memory figure."""
+    count = len(errors)
+    return {"rows": count, "mape": sum(abs(e) for e in errors) / count, "bias": sum(errors) / count}
+
+
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def ranking(rows: list[RowResult]) -> tuple[float | None, float | None]:
-    """(mean Kendall tau-b, mean top-1 regret) over groups of at least two comparable rows."""
-    taus, regrets = ranking_by_group(rows)
-    return _mean(taus), _mean(regrets)
-
-
-def ranking_by_group(rows: list[RowResult]) -> tuple[list[float], list[float]]:
-    """(tau-b of each group where it is defined, top-1 regret of each) over groups of comparable rows.
-
-    Regret: the measured loss of running the predicted-best plan instead of the measured-best.
-    """
-    groups: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
-    for row in rows:
-        measured = row.measured_step_s if row.status == "ok" else None
-        if measured and row.predicted_step_s is not None:
-            groups[group_key(row.case)].append((row.predicted_step_s, measured))
-    taus, regrets = [], []
-    for pairs in groups.values():
-        if len(pairs) < 2:
-            continue
-        best = min(measured for _, measured in pairs)
-        regrets.append(min(pairs)[1] / best - 1.0)
-        tau = kendall_tau(pairs)
-        if tau is not None:
-            taus.append(tau)
-    return taus, regrets
-
-
-def kendall_tau(pairs: list[tuple[float, float]]) -> float | None:
-    """Kendall's tau-b of (predicted, measured) pairs; None when one side is constant (Kendall 1945)."""
-    concordant = ties_first = ties_second = total = 0
-    for i, (a, b) in enumerate(pairs):
-        for c, d in pairs[:i]:
-            first, second = (a > c) - (a < c), (b > d) - (b < d)
-            concordant += first * second
-            ties_first += first == 0
-            ties_second += second == 0
-            total += 1
-    scale = (total - ties_first) * (total - ties_second)
-    return concordant / math.sqrt(scale) if scale else None

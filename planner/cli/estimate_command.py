@@ -29,6 +29,7 @@ def estimate(
     optimizer: o.Optimizer = "adamw",
     attention: o.AttentionKernel = "flash",
     memory_limit_gib: o.MemoryLimit = None,
+    oom_risk: o.OomRisk = None,
     tokens: o.Tokens = None,
     calibration: o.Calibration = None,
     tp: Annotated[int, typer.Option("--tp", help="Tensor-parallel degree.")] = 1,
@@ -82,6 +83,7 @@ def estimate(
             optimizer=optimizer,
             attention=attention,
             memory_limit_gib=memory_limit_gib,
+            oom_risk=oom_risk,
             tokens=tokens,
             calibration=calibration,
         )

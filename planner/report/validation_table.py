@@ -7,12 +7,23 @@ from collections.abc import Callable
 
 from rich.table import Table
 
+from planner.calibration.case import Case, Unsupported
+from planner.calibration.case_cluster import case_device
 from planner.calibration.validation import RowResult, Summary
 from planner.units import significant
 
+
+def _gpu(case: Case) -> str:
+    """The GPU of a row that is not priced: the device it means, else the name as printed."""
+    try:
+        return case_device(case).name
+    except Unsupported:
+        return case.text("gpu_name")
+
+
 GROUPINGS: dict[str, Callable[[RowResult], str]] = {
     "source": lambda result: result.case.source,
-    "gpu": lambda result: result.device or result.case.text("gpu_name"),
+    "gpu": lambda result: result.device or _gpu(result.case),
     "stack": lambda result: result.case.text("stack") or "not stated",
 }
 

@@ -9,8 +9,8 @@ import pytest
 
 from planner.calibration.case import Case
 from planner.calibration.fit import fit
-from planner.calibration.rows import samples
 from planner.calibration.fitted import PARAMETERS, Fitted, read_fitted, to_json
+from planner.calibration.rows import samples
 from planner.calibration.shipped import SHIPPED, shipped
 from planner.calibration.validation import validate_cases
 from planner.catalog import load_device
