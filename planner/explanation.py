@@ -8,6 +8,7 @@ from typing import Any
 from planner.api import make_plan
 from planner.cost.step import decision_rows, price
 from planner.errors import InfeasibleError, InputError
+from planner.explanation_terms import constant_record, explain_terms
 from planner.plan_file.read import read_constants, read_cost_model, read_decision, read_errors
 from planner.plan_file.schema import Plan
 from planner.request import Request
@@ -33,11 +34,12 @@ class KindTerms:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Layer terms, memory by stage, the groups' links, and the constants used."""
+    """Layer terms, memory by stage, the groups' links, every term with its formulas, the constants used."""
 
     kinds: list[KindTerms]
     stage_memory: list[dict[str, float]]
     links: list[dict[str, Any]]
+    terms: list[dict[str, Any]]
     constants: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -46,6 +48,7 @@ class Explanation:
             "kinds": [kind.__dict__ for kind in self.kinds],
             "stage_memory_bytes": self.stage_memory,
             "links": self.links,
+            "terms": self.terms,
             "constants": self.constants,
         }
 
@@ -69,12 +72,17 @@ def explain_plan(plan: Plan) -> Explanation:
                 parameters_per_rank=cost.dense_parameters + cost.expert_parameters,
             )
         )
-    basis = model.constants.basis
-    constants = [
-        {"name": name, "value": value, "basis": basis, "meaning": meaning, "source": source}
-        for name, value, meaning, source in model.constants.rows()
-    ]
-    return Explanation(kinds, [s.memory_bytes for s in prediction.stages], _links(plan), constants)
+    links = _links(plan)
+    return Explanation(
+        kinds=kinds,
+        stage_memory=[s.memory_bytes for s in prediction.stages],
+        links=links,
+        terms=explain_terms(plan, model, prediction, links),
+        constants=[
+            constant_record(plan, name, value, meaning, source)
+            for name, value, meaning, source in model.constants.rows()
+        ],
+    )
 
 
 def _links(plan: Plan) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 Constants are fitted per GPU generation (what the silicon does) and per training stack (what the software
 does), all at once. Legend: u the constants, each as its logarithm (or as it is where its low bound is 0);
 r_i(u) = log(predicted / measured) of row i; w_i its weight; s the noise between repeated runs; p_j and d_j
-the prior of constant j and half the width of its bounds. Minimised is
+the prior of constant j and a share of the width of its bounds. Minimised is
 
-    sum_i w_i rho(r_i / s) + 1/2 sum_j ((u_j - p_j) / d_j)^2      within the bounds,
+    sum_i w_i rho(r_i / s) + sum_j rho((u_j - p_j) / d_j)      within the bounds,
 
-rho being Huber's loss: a suspect row cannot drag a constant far. Gauss-Newton (Nocedal and Wright 2006,
+rho being Huber's loss: a suspect row cannot drag a constant far, and rows that agree can pull one far from
+its prior. Of constants that only act together the prior decides how they share, which is what predicts a
+machine or stack no row has seen. Gauss-Newton (Nocedal and Wright 2006,
 chapter 10): the Jacobian by finite differences, one price per row and constant of that row; the robust,
 bounded least squares of the linear model by reweighting and coordinate descent; a step is taken only where
 the true objective falls, halved where it does not. No randomness: the same digits every time.
@@ -37,6 +39,8 @@ from planner.errors import InputError
 
 # Spread of repeated runs of one configuration (README of the measurements): 3 to 6 %.
 NOISE = 0.04
+# Standard deviation of a constant's prior as a share of the width of its bounds.
+PRIOR_SHARE = 0.5
 MIN_ROWS = 3
 MIN_EFFECT = 0.01
 ROUNDS = 6
@@ -223,7 +227,7 @@ class Task:
 
     def informing(self, jacobian: Array, columns: list[Column]) -> NDArray[np.bool_]:
         """Which rows tell something about which constant."""
-        found: NDArray[np.bool_] = np.abs(jacobian) * 2.0 * _widths(columns) >= MIN_EFFECT
+        found: NDArray[np.bool_] = np.abs(jacobian) * _widths(columns) / PRIOR_SHARE >= MIN_EFFECT
         return found
 
     def jacobian(self, fitted: Fitted, columns: list[Column]) -> Array:
@@ -245,10 +249,9 @@ class Task:
 
     def cost(self, fitted: Fitted, columns: list[Column]) -> float:
         """The objective: Huber's loss of the weighted residuals and the pull towards the priors."""
-        scaled = np.abs(self.residuals(fitted)) / NOISE
-        loss = np.where(scaled <= 1.0, 0.5 * scaled**2, scaled - 0.5)
-        pull = (self.coordinates(fitted, columns) - _priors(columns)) / _widths(columns)
-        return float((self.weights * loss).sum() + 0.5 * (pull**2).sum())
+        loss = _huber(self.residuals(fitted) / NOISE)
+        pull = _huber((self.coordinates(fitted, columns) - _priors(columns)) / _widths(columns))
+        return float((self.weights * loss).sum() + pull.sum())
 
     def step(
         self, fitted: Fitted, columns: list[Column], jacobian: Array, cost: float
@@ -270,11 +273,11 @@ class Task:
         bounds = np.array([c.bounds for c in columns])
         low = np.maximum(bounds[:, 0], here - LONGEST_STEP)
         high = np.minimum(bounds[:, 1], here + LONGEST_STEP)
-        stiffness = 1.0 / _widths(columns) ** 2
         u: Array = here.copy()
         for _ in range(REWEIGHTINGS):
             residual = base + jacobian @ (u - here)
             weight = self.weights / NOISE**2 / np.maximum(1.0, np.abs(residual) / NOISE)
+            stiffness = _stiffness(u, columns)
             hessian = jacobian.T @ (weight[:, None] * jacobian) + np.diag(stiffness)
             target = hessian @ u - jacobian.T @ (weight * residual) - stiffness * (u - _priors(columns))
             for _ in range(SWEEPS):
@@ -288,7 +291,8 @@ class Task:
         residual = self.residuals(fitted)
         spread = max(NOISE, 1.4826 * float(np.median(np.abs(residual))))
         weight = self.weights / spread**2 / np.maximum(1.0, np.abs(residual) / spread)
-        hessian = jacobian.T @ (weight[:, None] * jacobian) + np.diag(1.0 / _widths(columns) ** 2)
+        stiffness = _stiffness(self.coordinates(fitted, columns), columns)
+        hessian = jacobian.T @ (weight[:, None] * jacobian) + np.diag(stiffness)
         deviations = np.sqrt(np.diag(np.linalg.inv(hessian)))
         informing = self.informing(jacobian, columns)
         for j, column in enumerate(columns):
@@ -307,13 +311,26 @@ class Task:
             fitted.errors[f"{scope}:{key}"] = float(f"{error:.{DIGITS}g}")
 
 
+def _huber(scaled: Array) -> Array:
+    """Huber's loss: half the square up to 1, linear beyond (Huber 1964)."""
+    size = np.abs(scaled)
+    return np.where(size <= 1.0, 0.5 * size**2, size - 0.5)
+
+
+def _stiffness(u: Array, columns: list[Column]) -> Array:
+    """Weights of the priors in the reweighted least squares."""
+    widths = _widths(columns)
+    found: Array = 1.0 / widths**2 / np.maximum(1.0, np.abs(u - _priors(columns)) / widths)
+    return found
+
+
 def _priors(columns: list[Column]) -> Array:
     return np.array([column.coordinate(column.prior) for column in columns])
 
 
 def _widths(columns: list[Column]) -> Array:
-    """Half the width of each constant's bounds: one standard deviation of its prior."""
-    return np.array([(c.bounds[1] - c.bounds[0]) / 2.0 for c in columns], dtype=np.float64)
+    """One standard deviation of each constant's prior."""
+    return np.array([(c.bounds[1] - c.bounds[0]) * PRIOR_SHARE for c in columns], dtype=np.float64)
 
 
 def _bound(column: Column, value: float) -> str:

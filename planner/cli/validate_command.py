@@ -10,7 +10,7 @@ from planner.cli import options as o
 
 HELP = """Price every row of a table of measured runs and score the predictions.
 
-Example: planner validate tests/published/measurements.csv --html accuracy.html
+Example: planner validate --html accuracy.html tests/published/measurements.csv
 """
 
 

@@ -13,8 +13,30 @@ from planner import __version__
 
 # Categorical colours in two shades: readable on white and on near-black, told apart by people who confuse
 # red and green (after Okabe and Ito 2008).
-LIGHT = ("#0b6fb8", "#e08a00", "#0b8f6a", "#c9481b", "#7a5195", "#4fa8dc", "#b3578f", "#8a8d1f", "#5b6b7b")
-DARK = ("#5ab0f0", "#f5b041", "#3fc79a", "#f0784a", "#b58fd6", "#8fd0f5", "#e08fc0", "#c6ca55", "#9aa9b8")
+LIGHT = (
+    "#0b6fb8",
+    "#e08a00",
+    "#0b8f6a",
+    "#c9481b",
+    "#7a5195",
+    "#4fa8dc",
+    "#b3578f",
+    "#8a8d1f",
+    "#5b6b7b",
+    "#b9c1c9",
+)
+DARK = (
+    "#3f95d8",
+    "#d9972b",
+    "#2fa882",
+    "#d9653a",
+    "#9a74bd",
+    "#77bde6",
+    "#c878a8",
+    "#a9ad3c",
+    "#84929f",
+    "#56606a",
+)
 SLOTS = len(LIGHT)
 
 STYLE = """
@@ -36,6 +58,7 @@ a{color:var(--c0)}code{font-family:ui-monospace,Menlo,Consolas,monospace;font-si
 .card b{display:block;font-size:24px;line-height:1.25;font-weight:650;letter-spacing:-.01em}
 .card span{color:var(--soft);font-size:13px}.card.bad b{color:var(--bad)}.card.good b{color:var(--good)}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(265px,1fr));gap:14px;margin:12px 0}
+.stack{display:grid;gap:14px;margin:12px 0}
 .wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));gap:14px;margin:12px 0}
 .panel h3 small{font-weight:400;color:var(--soft)}
 svg{display:block;width:100%;height:auto;overflow:visible}
@@ -57,7 +80,7 @@ SERIES
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px;margin:10px 0}
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{padding:6px 12px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child,td:first-child,th.text,td.text{text-align:left}td.text{white-space:normal;min-width:16em}
+th:first-child,td:first-child,th.text,td.text{text-align:left}td.text{white-space:normal}td.text:last-child{min-width:16em}
 th{color:var(--soft);font-weight:600}tr:last-child td{border-bottom:0}
 details{margin:10px 0}summary{cursor:pointer;color:var(--soft)}
 ul{margin:6px 0 12px;padding-left:20px}li{margin:3px 0;max-width:88ch}
@@ -108,7 +131,8 @@ def cards(items: Iterable[tuple[str, str, str]]) -> str:
 def panel(title: str, note: str, picture: str) -> str:
     """A titled picture."""
     small = f"<small>{escape(note)}</small>" if note else ""
-    return f'<div class="panel"><h3>{escape(title)}{small}</h3>{picture}</div>'
+    head = f"<h3>{escape(title)}{small}</h3>" if title else ""
+    return f'<div class="panel">{head}{picture}</div>'
 
 
 def panels(found: Iterable[str], css: str = "grid") -> str:
