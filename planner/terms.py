@@ -75,11 +75,7 @@ SECONDS: tuple[Term, ...] = (
     Term("recompute", _KERNELS, _KERNEL_CONSTANTS, _KERNEL_FACTS),
     Term(
         "bubble",
-        (
-            Formula(
-                "replay of the schedule", "planner.schedule.timeline.replay", "Narayanan et al. 2104.04473"
-            ),
-        ),
+        (Formula("replay of the schedule", "planner.schedule.timeline.replay", "Narayanan 2104.04473"),),
     ),
     Term("tp", (_GATHER, _REDUCE, _EXPOSED), _COLLECTIVE_CONSTANTS, ("links",), "tp"),
     Term("cp", (_GATHER, _EXPOSED), _COLLECTIVE_CONSTANTS, ("links",), "cp"),

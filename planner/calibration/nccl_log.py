@@ -70,7 +70,7 @@ def read_nccl_log(path: str) -> list[NcclRun]:
             named = starting[1]
         elif rank:
             if current is None:
-                current = NcclRun(_collective(named, path, number), path)
+                current = NcclRun("", path)
             if int(rank[2] or 0):
                 raise InputError(
                     f"line {number}: rank {rank[1]} is in group {rank[2]}: several groups ran at once",
@@ -85,6 +85,7 @@ def read_nccl_log(path: str) -> list[NcclRun]:
                     file=path,
                     hint="keep the whole output of nccl-tests",
                 )
+            current.collective = current.collective or _collective(named, path, number)
             _read_size(current, line, number)
         elif line.startswith("# Avg bus bandwidth") and current is not None:
             runs.append(_complete(current, number))
@@ -148,7 +149,7 @@ def _read_size(run: NcclRun, line: str, number: int) -> None:
     if micros <= 0:
         raise InputError(f"line {number}: a time of {micros:g} us", file=run.file)
     expected = run.bus_factor * algbw
-    if algbw >= 1.0 and abs(busbw / expected - 1.0) > RATIO_TOLERANCE:
+    if algbw >= 1.0 and abs(busbw - expected) > RATIO_TOLERANCE * busbw:
         raise InputError(
             f"line {number}: busbw {busbw:g} over algbw {algbw:g} is not that of {run.collective} on "
             f"{run.ranks} ranks ({run.bus_factor:.3g})",
