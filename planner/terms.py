@@ -22,7 +22,8 @@ class Formula:
 class Term:
     """One cause of seconds or one category of bytes.
 
-    constants: fields of ``Constants``; facts: printed figures of the machine ("peak", "memory bandwidth",
+    constants: fields of ``Constants`` (a term with an exposed part also follows the kernels it hides behind);
+    facts: printed figures of the machine ("peak", "memory bandwidth",
     "links"); axis: the mesh axis whose links it crosses.
     """
 
@@ -50,6 +51,7 @@ _KERNEL_CONSTANTS = (
     "pass_factor",
     "launch_seconds",
     "kernel_slowdown",
+    "expert_imbalance",
 )
 _KERNEL_FACTS = ("peak", "memory bandwidth")
 _GATHER = Formula("ring all-gather", f"{_COLLECTIVES}all_gather_seconds", "Thakur et al. 2005")

@@ -36,9 +36,9 @@ FACTORS = {
 }
 
 
-def nccl_text(collective, ranks, alpha_seconds, beta_seconds_per_byte, *, per_node=8, named=True, sizes=None):
+def nccl_text(collective, ranks, alpha_seconds, beta_seconds_per_byte, *, per_node=8, named=True):
     """The output of ``<collective>_perf -b 8K -e 1G -f 4`` on a machine that obeys t = alpha + beta x."""
-    lines = ["# nThread 1 nGpus 1 minBytes 8192 maxBytes 1073741824 step: 4(factor) warmup iters: 5 iters: 20"]
+    lines = ["# nThread 1 nGpus 1 minBytes 8192 maxBytes 1073741824 step: 4(factor) warmup iters: 5"]
     lines += ["#", "# Using devices"]
     for rank in range(ranks):
         node, device = divmod(rank, per_node)
@@ -56,7 +56,7 @@ def nccl_text(collective, ranks, alpha_seconds, beta_seconds_per_byte, *, per_no
     ]
     factor = FACTORS[collective](ranks)
     redop = "sum" if "reduce" in collective else "none"
-    for size in sizes or [8192 * 4**k for k in range(9)]:
+    for size in [8192 * 4**k for k in range(9)]:
         seconds = alpha_seconds + beta_seconds_per_byte * size * factor
         algbw = size / seconds / 1e9
         cells = f"{seconds * 1e6:8.2f} {algbw:7.2f} {algbw * factor:7.2f} {0:6d}"
