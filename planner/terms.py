@@ -112,8 +112,8 @@ BYTES: tuple[Term, ...] = (
     Term("parameters", (_STATES,)),
     Term("gradients", (_STATES,)),
     Term("optimizer", (_STATES,)),
-    Term("activations", (_FULLEST,), ("allocator_slack",)),
-    Term("buffers", (_FULLEST,), ("allocator_slack",)),
+    Term("activations", (_FULLEST,), ("allocator_slack", "expert_imbalance")),
+    Term("buffers", (_FULLEST,), ("allocator_slack", "expert_imbalance")),
     Term(
         "reserve",
         (Formula("driver and communicators", "planner.cost.row.reserve_bytes"),),
