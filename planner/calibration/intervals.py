@@ -50,6 +50,24 @@ def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
             fitted.ranking[name] = noise
 
 
+def complete_intervals(fitted: Fitted, other: Fitted) -> list[str]:
+    """Error bars that the fitted rows cannot give, taken from ``other``; what was taken, in words.
+
+    A table without memory figures, or without two comparable plans, says nothing about them.
+    """
+    taken = []
+    for kind, ground in other.intervals.items():
+        missing = {name: ends for name, ends in ground.items() if name not in fitted.intervals.get(kind, {})}
+        if missing:
+            fitted.intervals[kind] = {**fitted.intervals.get(kind, {}), **missing}
+            taken.append(f"{kind} interval ({', '.join(missing)})")
+    noise = {name: value for name, value in other.ranking.items() if name not in fitted.ranking}
+    if noise:
+        fitted.ranking = {**fitted.ranking, **noise}
+        taken.append(f"noise between plans ({', '.join(noise)})")
+    return taken
+
+
 def ranking_noise(ways: list[list[RowResult]]) -> float | None:
     """80 % quantile of |r_i - r_j| over pairs of compared plans, averaged over the groups.
 
@@ -57,7 +75,7 @@ def ranking_noise(ways: list[list[RowResult]]) -> float | None:
     """
     found = []
     for results in ways:
-        for pairs in compared_plans(results):
+        for pairs in compared_plans(results).values():
             residuals = [math.log(predicted / measured) for predicted, measured in pairs]
             differences = [abs(a - b) for a, b in combinations(residuals, 2)]
             found.append(quantile(differences, TIE_QUANTILE))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.calibration.case import Case
 
@@ -54,8 +54,8 @@ def _schedule(case: Case) -> str:
     return found[1] if found else ""
 
 
-def compared_plans(rows: list[RowResult]) -> list[list[tuple[float, float]]]:
-    """For each group with at least two plans: (predicted, measured) seconds of each plan."""
+def compared_plans(rows: list[RowResult]) -> dict[tuple[str, ...], list[tuple[float, float]]]:
+    """For each group with at least two plans, by its key: (predicted, measured) seconds of each plan."""
     groups: dict[tuple[str, ...], list[list[RowResult]]] = defaultdict(list)
     for row in rows:
         if row.time_error() is None:
@@ -66,17 +66,17 @@ def compared_plans(rows: list[RowResult]) -> list[list[tuple[float, float]]]:
             plans.append([row])
         else:
             same.append(row)
-    return [
-        [
+    return {
+        key: [
             (
                 sum(row.predicted_step_s or 0.0 for row in plan) / len(plan),
                 sum(row.measured_step_s or 0.0 for row in plan) / len(plan),
             )
             for plan in plans
         ]
-        for plans in groups.values()
+        for key, plans in groups.items()
         if len(plans) > 1
-    ]
+    }
 
 
 def ranking_by_group(rows: list[RowResult]) -> tuple[list[float], list[float]]:
@@ -84,14 +84,26 @@ def ranking_by_group(rows: list[RowResult]) -> tuple[list[float], list[float]]:
 
     Regret: the measured loss of running the predicted-best plan instead of the measured-best.
     """
-    taus, regrets = [], []
-    for pairs in compared_plans(rows):
-        best = min(measured for _, measured in pairs)
-        regrets.append(min(pairs)[1] / best - 1.0)
-        tau = kendall_tau(pairs)
-        if tau is not None:
-            taus.append(tau)
-    return taus, regrets
+    scores = [(kendall_tau(pairs), top1_regret(pairs)) for pairs in compared_plans(rows).values()]
+    return [tau for tau, _ in scores if tau is not None], [regret for _, regret in scores]
+
+
+def group_records(rows: list[RowResult]) -> list[dict[str, Any]]:
+    """Each group's key, number of plans, tau and regret, for ``validate --json``."""
+    return [
+        {
+            **dict(zip(("source", *GROUP_COLUMNS), key, strict=True)),
+            "plans": len(pairs),
+            "kendall_tau": kendall_tau(pairs),
+            "top1_regret": top1_regret(pairs),
+        }
+        for key, pairs in compared_plans(rows).items()
+    ]
+
+
+def top1_regret(pairs: list[tuple[float, float]]) -> float:
+    """Measured loss of the plan with the least predicted time over the best measured one, as a share."""
+    return min(pairs)[1] / min(measured for _, measured in pairs) - 1.0
 
 
 def kendall_tau(pairs: list[tuple[float, float]]) -> float | None:

@@ -133,12 +133,15 @@ def _calibrate(
 
 def _fit(path: str, chosen: list[Case]) -> Fitted:
     from planner.calibration.fit import fit
-    from planner.calibration.intervals import add_intervals
+    from planner.calibration.intervals import add_intervals, complete_intervals
     from planner.calibration.provenance import provenance
+    from planner.calibration.shipped import shipped
     from planner.cli.output import note
 
     fitted = fit(chosen, report=note)
     add_intervals(fitted, chosen)
+    for words in complete_intervals(fitted, shipped()):
+        note(f"the rows do not give the {words}: as shipped")
     fitted.provenance = provenance(path, len(chosen))
     return fitted
 

@@ -37,6 +37,7 @@ def validate(
     """Errors by group; rows that cannot be priced, each with its reason."""
     from planner.calibration.case import read_cases
     from planner.calibration.fitted import Fitted
+    from planner.calibration.ranking import group_records
     from planner.calibration.rows import split_rows
     from planner.calibration.shipped import load_calibration, shipped
     from planner.calibration.validation import summarise, validate_cases
@@ -69,6 +70,7 @@ def validate(
             {
                 "rows": [r.as_dict() for r in results],
                 "summary": [s.as_dict() for s in summaries],
+                "groups": group_records(results),
                 "unpriced": unpriced,
             }
         )

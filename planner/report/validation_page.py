@@ -136,7 +136,9 @@ def _scatter(name: str, rows: list[RowResult], fitted_ids: set[str], band: tuple
     judged = [r for r in rows if r.case.id not in fitted_ids] or rows
     error = median(abs(r.time_error() or 0.0) for r in judged)
     long = rows[0].case.text("source").split(" ")[0]
-    note = f"{len(rows)} runs, median error {_percent(error)}{', ' if long else ''}{long}"
+    note = (
+        f"{len(rows)} run{'s' * (len(rows) > 1)}, median error {_percent(error)}{', ' if long else ''}{long}"
+    )
     return page.panel(name, note, svg.svg(SIDE, SIDE, parts, f"{name}: predicted against measured"))
 
 

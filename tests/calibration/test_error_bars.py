@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import planner
+from planner.api import Choice, make_estimate
 from planner.calibration.case import Case
 from planner.calibration.error_bars import ErrorBars
 from planner.calibration.intervals import ranking_noise
 from planner.calibration.shipped import SHIPPED
 from planner.calibration.validation import RowResult
 from planner.errors import InputError
+from planner.reasons import PUBLISHED_MFU
+from planner.request import Request, resolve
 
 QUESTION = {"gpu": "h100-sxm", "gpus": 8, "seq_len": 4096, "global_batch": 64}
 BARS = ErrorBars("same", (-0.2, 0.1), (-0.15, 0.10), 0.05)
@@ -112,3 +116,12 @@ def test_a_memory_limit_stands_above_the_default_risk_and_states_it():
 def test_a_risk_outside_0_to_1_is_refused(risk):
     with pytest.raises(InputError, match="--oom-risk"):
         planner.plan("llama-3.1-8b", **QUESTION, oom_risk=risk)
+
+
+def test_a_prediction_above_every_published_utilisation_says_so():
+    sober = replace(resolve(Request(model="llama-3.1-8b", **QUESTION)).constants, kernel_slowdown=1.8)
+    dreamt = replace(sober, matmul_efficiency=0.99, kernel_slowdown=0.6)
+    for constants, is_flagged in ((sober, False), (dreamt, True)):
+        found = make_estimate(Request(model="llama-3.1-8b", **QUESTION, constants=constants), Choice(tp=1))
+        assert (found.prediction.mfu > PUBLISHED_MFU["hopper"]) == is_flagged
+        assert any("above the highest" in text for text in found.warnings) == is_flagged

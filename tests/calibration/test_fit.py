@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+import planner
 from planner.calibration.case import Case
 from planner.calibration.fit import MIN_ROWS, fit
 from planner.calibration.fitted import PARAMETERS, Fitted, read_fitted, to_json
 from planner.calibration.leave_out import leave_out
+from planner.calibration.provenance import provenance
 from planner.calibration.rows import samples
 from planner.calibration.shipped import SHIPPED, shipped
 from planner.calibration.validation import validate_cases
 from planner.catalog import load_device
+from planner.cli.app import run as run_planner
 from planner.cost.constants import default_constants
 from planner.errors import InputError
 
@@ -215,3 +218,33 @@ def test_leaving_out_the_only_group_is_an_error():
         list(leave_out(cases, cases, "gpu"))
     with pytest.raises(InputError, match="unknown group"):
         list(leave_out(cases, cases, "colour"))
+
+
+def test_a_table_of_times_alone_gives_a_calibration_that_plans(tmp_path, capsys):
+    """Memory was not measured: its error bars stay as shipped, and that is said."""
+    cases = runs(lambda device, stack: replace(default_constants(device), matmul_efficiency=0.6), count=6)
+    names = list(dict.fromkeys(name for case in cases for name in case.cells))
+    table = tmp_path / "runs.csv"
+    lines = [",".join(case.text(name) for name in names) for case in cases]
+    table.write_text("\n".join([",".join(names), *lines]) + "\n", encoding="utf-8")
+    file = tmp_path / "mine.json"
+    assert run_planner(["calibrate", str(table), "--all-rows", "-o", str(file)]) == 0
+    shown = capsys.readouterr()
+    assert "memory interval" in shown.err
+    assert "matmul_efficiency" in shown.out
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["intervals"]["memory"] == shipped().intervals["memory"]
+    assert document["provenance"]["table"] == "runs.csv"
+    found = planner.estimate("megatron-1.7b", gpu="a100-80g-sxm", gpus=8, calibration=str(file))
+    assert "rows of own (runs.csv" in found.inputs.constant_origins["matmul_efficiency"]
+
+
+def test_the_same_day_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    table = tmp_path / "runs.csv"
+    table.write_text("id\n", encoding="utf-8")
+    assert provenance(str(table), 1) == provenance(str(table), 1)
+    assert provenance(str(table), 1)["date"] == "1970-01-02"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "tomorrow")
+    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH"):
+        provenance(str(table), 1)

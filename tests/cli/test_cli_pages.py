@@ -80,6 +80,8 @@ def test_validation_json_names_every_row_without_a_prediction(cli, table):
     assert {row["id"] for row in data["unpriced"]} == unpriced
     assert all(row["reason"] for row in data["unpriced"])
     by_source = {s["source"]: s for s in data["summary"]}
+    assert len(data["groups"]) == sum(s["ranking_groups"] for s in data["summary"])
+    assert all(group["plans"] > 1 and group["top1_regret"] >= 0.0 for group in data["groups"])
     assert by_source["smx"]["sim_rows"] == 22
     assert by_source["smx"]["sim_mape"] == pytest.approx(0.0702, abs=5e-4)
     assert set(by_source["smx"]["memory_by_kind"]) == {"allocated", "reserved"}
