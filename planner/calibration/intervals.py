@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 from planner.calibration.case import Case
 from planner.calibration.fitted import Fitted
@@ -83,11 +84,25 @@ def ranking_noise(ways: list[list[RowResult]]) -> float | None:
 
 
 def coverage(fitted: Fitted, results: list[RowResult]) -> float | None:
-    """Share of rows with a step time inside the 80 % interval, the doubtful sources left out."""
-    low, high = fitted.intervals["time"]["same"]
-    scored = [row for row in results if row.case.source not in LIGHT]
-    found = [math.log1p(e) for row in scored if (e := row.time_error()) is not None]
-    return sum(low <= value <= high for value in found) / len(found) if found else None
+    """Share of rows with a step time inside their 80 % interval, the doubtful sources left out."""
+    inside = []
+    for row in results:
+        measured = row.measured_step_s
+        if row.case.source in LIGHT or row.predicted_step_s is None or not measured:
+            continue
+        low, high = fitted.errors_of(row.generation, row.stack).time_interval(row.predicted_step_s)
+        inside.append(low <= measured <= high)
+    return sum(inside) / len(inside) if inside else None
+
+
+def with_interval(row: RowResult, fitted: Fitted) -> dict[str, Any]:
+    """The row's record with the 80 % interval of its step time, by how close it is to calibrated ground."""
+    record = row.as_dict()
+    if row.predicted_step_s is not None:
+        bars = fitted.errors_of(row.generation, row.stack)
+        record["predicted_step_s_interval"] = list(bars.time_interval(row.predicted_step_s))
+        record["closeness"] = bars.closeness
+    return record
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -49,6 +49,8 @@ class RowResult:
     predicted_step_s: float | None = None
     predicted_peak_mem_gib: float | None = None
     device: str = ""
+    generation: str = ""
+    stack: str = ""
     notes: list[str] = field(default_factory=list)
     peaks_gib: dict[str, float] = field(default_factory=dict)
 
@@ -173,6 +175,8 @@ def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
         predicted_step_s=prediction.step_seconds,
         predicted_peak_mem_gib=peaks[kind],
         device=model.problem.cluster.device.name,
+        generation=model.problem.cluster.device.generation,
+        stack=model.stack.name,
         notes=list(dict.fromkeys(case.notes)),
         peaks_gib=peaks,
     )

@@ -16,7 +16,10 @@ Example: planner validate --html accuracy.html tests/published/measurements.csv
 
 def validate(
     cases: Annotated[str, typer.Argument(help="CSV of measured runs; columns as in the README.")],
-    by: Annotated[str, typer.Option("--by", help="Group the errors by source, gpu or stack.")] = "source",
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="Group by source, gpu or stack; default: source, then gpu."),
+    ] = None,
     judged: Annotated[
         bool, typer.Option("--judged", help="Only the rows a calibration leaves out (every other one).")
     ] = False,
@@ -37,6 +40,7 @@ def validate(
     """Errors by group; rows that cannot be priced, each with its reason."""
     from planner.calibration.case import read_cases
     from planner.calibration.fitted import Fitted
+    from planner.calibration.intervals import coverage, with_interval
     from planner.calibration.ranking import group_records
     from planner.calibration.rows import split_rows
     from planner.calibration.shipped import load_calibration, shipped
@@ -46,7 +50,7 @@ def validate(
     from planner.errors import InputError, UnknownName
     from planner.report import validation_table as tables
 
-    if by not in tables.GROUPINGS:
+    if by is not None and by not in tables.GROUPINGS:
         raise UnknownName("grouping", by, tables.GROUPINGS, hint=f"one of {', '.join(tables.GROUPINGS)}")
     if (judged and fitted) or (priors and calibration):
         raise InputError("--judged and --fitted, or --priors and --calibration, exclude each other")
@@ -57,7 +61,9 @@ def validate(
     chosen = halves[1 if judged else 0] if judged or fitted else every
     used = load_calibration(calibration) if calibration else shipped()
     results = validate_cases(chosen, (Fitted() if priors else used).constants_for)
-    summaries = summarise(results, tables.GROUPINGS[by])
+    first = by or "source"
+    summaries = summarise(results, tables.GROUPINGS[first])
+    by_gpu = summarise(results, tables.GROUPINGS["gpu"])
     if html is not None:
         from planner.report.validation_page import validation_page
 
@@ -68,8 +74,10 @@ def validate(
         unpriced = [{"id": r.case.id, "reason": r.message} for r in results if r.status != "ok"]
         print_json(
             {
-                "rows": [r.as_dict() for r in results],
+                "rows": [with_interval(r, used) for r in results],
                 "summary": [s.as_dict() for s in summaries],
+                "summary_by_gpu": [s.as_dict() for s in by_gpu],
+                "interval_coverage": coverage(used, results),
                 "groups": group_records(results),
                 "unpriced": unpriced,
             }
@@ -82,12 +90,15 @@ def validate(
     if rows:
         out.print(tables.rows_table(results))
         out.print()
-    out.print(tables.summary_table(by, summaries))
+    out.print(tables.summary_table(first, summaries))
     for line in tables.overall_lines(summaries):
         typer.echo(line)
+    if by is None:
+        typer.echo("")
+        out.print(tables.summary_table("gpu", by_gpu))
     for title, table in (
-        ("Memory by what was counted", tables.memory_table(by, summaries)),
-        ("Simulators of the sources, on the same rows", tables.simulator_table(by, summaries)),
+        ("Memory by what was counted", tables.memory_table(first, summaries)),
+        ("Simulators of the sources, on the same rows", tables.simulator_table(first, summaries)),
     ):
         if table is not None:
             typer.echo(f"\n{title}")
