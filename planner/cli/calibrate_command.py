@@ -89,7 +89,7 @@ def _calibrate(
     from planner.calibration.validation import summarise, validate_cases
     from planner.catalog import save_atomic
     from planner.cli.output import console, note, print_json
-    from planner.report.calibration_table import constants_table, links_table
+    from planner.report.calibration_table import constants_table, link_lines, links_table
     from planner.report.validation_table import GROUPINGS, overall_lines, summary_table
 
     judged: list[Case] = []
@@ -121,6 +121,8 @@ def _calibrate(
         out.print(constants_table(fitted))
     if fitted.links:
         out.print(links_table(fitted))
+        for line in link_lines(fitted):
+            typer.echo(line)
         typer.echo(f"use them: planner plan ... --calibration {output}")
     if summaries:
         typer.echo("")

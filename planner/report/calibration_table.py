@@ -40,20 +40,17 @@ def constants_table(fitted: Fitted) -> Table:
 
 
 def links_table(fitted: Fitted) -> Table:
-    """One line a collective and group: alpha, bus bandwidth, points, residual; first the tier's figures."""
+    """One line a collective and group: alpha, bus bandwidth, points and residual."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("link", overflow="fold")
+    table.add_column("collective", overflow="fold")
     for name in ("ranks", "nodes", "alpha us", "bus GB/s", "points", "residual %"):
         table.add_column(name, justify="right")
     for technology, link in fitted.links.items():
-        latency = link.latency_seconds
-        hop = "as in the profile" if latency is None else f"{significant(latency / MICRO)} us"
-        switch = link.in_network_efficiency
-        in_switch = "" if switch is None else f", in the switch {significant(switch)}"
-        table.add_row(f"{technology}: efficiency {significant(link.efficiency)}{in_switch}, hop {hop}")
         for fit in link.fits:
             table.add_row(
-                f"  {fit.collective}",
+                technology,
+                fit.collective,
                 str(fit.ranks),
                 str(fit.nodes),
                 significant(fit.alpha_seconds / MICRO),
@@ -62,3 +59,15 @@ def links_table(fitted: Fitted) -> Table:
                 f"{fit.residual * 100:.1f}",
             )
     return table
+
+
+def link_lines(fitted: Fitted) -> list[str]:
+    """What the planner makes of each link."""
+    lines = []
+    for technology, link in fitted.links.items():
+        latency, switch = link.latency_seconds, link.in_network_efficiency
+        hop = "as in the profile" if latency is None else f"{significant(latency / MICRO)} us"
+        added = "" if switch is None else f", in-switch all-reduce {significant(switch)} of that"
+        share = significant(link.efficiency)
+        lines.append(f"{technology}: {share} of the printed rate{added}; a hop {hop}")
+    return lines
