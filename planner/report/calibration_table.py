@@ -67,7 +67,7 @@ def link_lines(fitted: Fitted) -> list[str]:
     for technology, link in fitted.links.items():
         latency, switch = link.latency_seconds, link.in_network_efficiency
         hop = "as in the profile" if latency is None else f"{significant(latency / MICRO)} us"
-        added = "" if switch is None else f", in-switch all-reduce {significant(switch)} of that"
+        added = "" if switch is None else f", in-switch all-reduce {significant(switch)}"
         share = significant(link.efficiency)
-        lines.append(f"{technology}: {share} of the printed rate{added}; a hop {hop}")
+        lines.append(f"{technology}: {share} of the printed rate{added}; hop {hop}")
     return lines
