@@ -14,7 +14,7 @@ def constants_table(fitted: Fitted) -> Table:
     """One line a constant: value, standard error, rows and sources that inform it, physical bound."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("of", overflow="fold")
-    table.add_column("constant", overflow="fold")
+    table.add_column("constant", no_wrap=True)
     for name in ("value", "+-", "rows"):
         table.add_column(name, justify="right")
     table.add_column("sources", overflow="fold")
