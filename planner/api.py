@@ -11,8 +11,8 @@ from planner.cost.step import CostModel, decision_candidates, price
 from planner.errors import InfeasibleError, InputError
 from planner.pin_rules import check_names, check_pins
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
-from planner.plan_file.read import read_cost_model, read_decision, read_plan
-from planner.plan_file.schema import Alternative, Options, Plan, SearchRecord
+from planner.plan_file.read import read_cost_model, read_decision, read_errors, read_plan
+from planner.plan_file.schema import Alternative, Inputs, Options, Plan, SearchRecord
 from planner.reasons import alternative_reason, plan_reasons, plan_warnings
 from planner.remedies import with_remedies
 from planner.request import Request, Resolved, resolve
@@ -79,6 +79,7 @@ def _plan_of(
         target=target,
         stack=model.stack.name,
         memory_limit_bytes=resolved.problem.memory_limit_bytes,
+        oom_risk=resolved.oom_risk,
         pins=pins.items(),
         top=top,
         assumptions=resolved.assumptions,
@@ -86,9 +87,9 @@ def _plan_of(
     best = result.best
     return Plan(
         planner_version=__version__,
-        inputs=build_inputs(model, resolved.profile, resolved.device, options),
+        inputs=_inputs(model, resolved, options),
         decision=build_decision(best.decision),
-        prediction=build_prediction(model, best.prediction),
+        prediction=build_prediction(model, best.prediction, resolved.errors),
         search=SearchRecord.model_validate(
             {
                 "status": result.status,
@@ -99,17 +100,22 @@ def _plan_of(
                 "solver": result.solver,
             }
         ),
-        why=plan_reasons(model, best, result.alternatives),
+        why=plan_reasons(model, best, result.alternatives, resolved.errors),
         alternatives=[
             Alternative(
                 decision=build_decision(other.decision),
-                prediction=build_prediction(model, other.prediction),
-                why=alternative_reason(best, other),
+                prediction=build_prediction(model, other.prediction, resolved.errors),
+                why=alternative_reason(best, other, resolved.errors),
+                tied=resolved.errors.is_tied(best.seconds, other.seconds),
             )
             for other in result.alternatives
         ],
         warnings=[*resolved.warnings, *plan_warnings(model, best)],
     )
+
+
+def _inputs(model: CostModel, resolved: Resolved, options: Options) -> Inputs:
+    return build_inputs(model, resolved.profile, resolved.device, options, resolved.errors, resolved.origins)
 
 
 @dataclass(frozen=True)
@@ -217,11 +223,14 @@ def reprice(path: str) -> Plan:
     require_valid(decision_candidates(decision, [decision.sharding]), model.problem)
     inputs = saved.inputs
     resolved = Resolved(
-        model.problem,
-        inputs.cluster.profile,
-        inputs.cluster.device,
-        model.constants,
-        inputs.options.assumptions,
+        problem=model.problem,
+        profile=inputs.cluster.profile,
+        device=inputs.cluster.device,
+        constants=model.constants,
+        errors=read_errors(inputs),
+        origins=inputs.constant_origins,
+        oom_risk=inputs.options.oom_risk,
+        assumptions=inputs.options.assumptions,
     )
     return estimate_decision(model, resolved, decision)
 
@@ -237,12 +246,17 @@ def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) 
             f"does not fit: stage {prediction.fullest_stage} needs {format_bytes(peak)}, "
             f"{format_bytes(peak - limit)} above the limit of {format_bytes(limit)}"
         )
-    options = Options(stack=model.stack.name, memory_limit_bytes=limit, assumptions=resolved.assumptions)
+    options = Options(
+        stack=model.stack.name,
+        memory_limit_bytes=limit,
+        oom_risk=resolved.oom_risk,
+        assumptions=resolved.assumptions,
+    )
     return Plan(
         planner_version=__version__,
-        inputs=build_inputs(model, resolved.profile, resolved.device, options),
+        inputs=_inputs(model, resolved, options),
         decision=build_decision(decision),
-        prediction=build_prediction(model, prediction),
+        prediction=build_prediction(model, prediction, resolved.errors),
         search=SearchRecord(
             status="estimate",
             space="the given decision",
@@ -250,6 +264,6 @@ def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) 
             gap=0.0,
             funnel=[],
         ),
-        why=plan_reasons(model, solution, []),
+        why=plan_reasons(model, solution, [], resolved.errors),
         warnings=warnings,
     )

@@ -9,7 +9,8 @@ from planner.api import make_plan
 from planner.cost.step import decision_rows, price
 from planner.cost.traffic import Collective, rank_traffic
 from planner.errors import InfeasibleError, InputError
-from planner.plan_file.read import read_constants, read_cost_model, read_decision
+from planner.explanation_terms import constant_record, explain_terms
+from planner.plan_file.read import read_constants, read_cost_model, read_decision, read_errors
 from planner.plan_file.schema import Plan
 from planner.request import Request
 from planner.search.reporter import Reporter
@@ -55,11 +56,12 @@ def rank_collectives(plan: Plan) -> list[RankCollectives]:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Layer terms, memory by stage, the groups' links, and the constants used."""
+    """Layer terms, memory by stage, the groups' links, every term with its formulas, the constants used."""
 
     kinds: list[KindTerms]
     stage_memory: list[dict[str, float]]
     links: list[dict[str, Any]]
+    terms: list[dict[str, Any]]
     constants: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,6 +70,7 @@ class Explanation:
             "kinds": [kind.__dict__ for kind in self.kinds],
             "stage_memory_bytes": self.stage_memory,
             "links": self.links,
+            "terms": self.terms,
             "constants": self.constants,
         }
 
@@ -91,12 +94,17 @@ def explain_plan(plan: Plan) -> Explanation:
                 parameters_per_rank=cost.dense_parameters + cost.expert_parameters,
             )
         )
-    basis = model.constants.basis
-    constants = [
-        {"name": name, "value": value, "basis": basis, "meaning": meaning, "source": source}
-        for name, value, meaning, source in model.constants.rows()
-    ]
-    return Explanation(kinds, [s.memory_bytes for s in prediction.stages], _links(plan), constants)
+    links = _links(plan)
+    return Explanation(
+        kinds=kinds,
+        stage_memory=[s.memory_bytes for s in prediction.stages],
+        links=links,
+        terms=explain_terms(plan, model, prediction, links),
+        constants=[
+            constant_record(plan, name, value, meaning, source)
+            for name, value, meaning, source in model.constants.rows()
+        ],
+    )
 
 
 def _links(plan: Plan) -> list[dict[str, Any]]:
@@ -179,6 +187,8 @@ def forced_plan(plan: Plan, pin: tuple[str, str], *, reporter: Reporter | None =
         memory_limit_gib=inputs.options.memory_limit_bytes / GIB,
         device=inputs.cluster.device,
         constants=read_constants(inputs.constants),
+        errors=read_errors(inputs),
+        origins=inputs.constant_origins,
     )
     pins = Pins(**{**inputs.options.pins, name: value})  # type: ignore[arg-type]
     try:

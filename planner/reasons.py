@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.calibration.error_bars import ErrorBars
 from planner.cost.step import CostModel
 from planner.search.engine import Solution
 from planner.strategy.decision import GROUP_ISLAND, RECOMPUTES, SHARDING_NONE, SHARDINGS
@@ -26,7 +27,7 @@ CAUSE_WORDS = {
 }
 
 
-def plan_reasons(model: CostModel, best: Solution, others: list[Solution]) -> list[str]:
+def plan_reasons(model: CostModel, best: Solution, others: list[Solution], errors: ErrorBars) -> list[str]:
     """Two to five sentences: the binding limit, tp and its link, the bubble, recompute, the runner-up."""
     found = [_binding(model, best)]
     decision, prediction = best.decision, best.prediction
@@ -57,7 +58,7 @@ def plan_reasons(model: CostModel, best: Solution, others: list[Solution]) -> li
             f"{len(decision.recompute)}, {format_share(extra)} of the step"
         )
     if others:
-        found.append(f"next best {others[0].decision.label()}: {alternative_reason(best, others[0])}")
+        found.append(f"next best {others[0].decision.label()}: {alternative_reason(best, others[0], errors)}")
     return found
 
 
@@ -70,8 +71,8 @@ def _binding(model: CostModel, best: Solution) -> str:
     return f"memory does not bind: {text}"
 
 
-def alternative_reason(best: Solution, other: Solution) -> str:
-    """What makes ``other`` slower: total difference and its largest causes."""
+def alternative_reason(best: Solution, other: Solution, errors: ErrorBars) -> str:
+    """What makes ``other`` slower: total difference, its largest causes, and whether that is within error."""
     difference = other.seconds - best.seconds
     share = difference / best.seconds
     theirs, ours = _causes(other), _causes(best)
@@ -82,7 +83,9 @@ def alternative_reason(best: Solution, other: Solution) -> str:
         if value > max(difference * 0.1, best.seconds * 5e-4)
     ]
     text = f"{share:+.1%}"
-    return f"{text}: {' and '.join(worse)}" if worse else f"{text}: a tie within the model's error"
+    if errors.is_tied(best.seconds, other.seconds):
+        text += f", tied within the error of {errors.ranking_noise:.1%}"
+    return f"{text}: {' and '.join(worse)}" if worse else text
 
 
 def _causes(solution: Solution) -> dict[str, float]:

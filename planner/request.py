@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import load_calibration, shipped
 from planner.catalog import load_device, load_model, load_profile
 from planner.cluster.default_profile import default_profile
@@ -22,9 +23,11 @@ from planner.workload import Workload
 
 DEFAULT_SEQUENCE_LENGTH = 4096
 DEFAULT_TOKENS_PER_STEP = 4e6
-# Share of the device memory kept free by default: what fragmentation and a prediction that is a few
-# per cent low would need.
+# Share of the device memory kept free by default, however sure the prediction is: what fragmentation needs.
 MEMORY_MARGIN = 0.05
+# Highest P(out of memory) a plan may have by default: one run in five. Training jobs that fail for memory do
+# so in their first steps, so a lost start is weighed against memory that would stand idle in every run.
+OOM_RISK = 0.2
 MAX_GPUS = 1 << 20
 DEFAULT_STACK = "megatron"
 
@@ -34,8 +37,9 @@ class Request:
     """What to plan. ``model``, ``cluster`` and ``gpu`` are names or paths; None means a stated default.
 
     ``calibration`` is a file of fitted constants instead of the shipped ones.
-    ``network_gbit`` is per GPU; ``memory_limit_gib`` caps what a plan may use per GPU. ``device`` and
-    ``constants`` bring a plan file's own instead of the catalog's.
+    ``network_gbit`` is per GPU; ``memory_limit_gib`` caps what a plan may use per GPU, ``oom_risk`` its
+    P(out of memory). ``device``, ``constants``, ``errors`` and ``origins`` bring a plan file's own instead of
+    the catalog's and the calibration's.
     """
 
     model: str | ModelSpec
@@ -50,10 +54,13 @@ class Request:
     optimizer: str | None = "adamw"
     attention: str | None = "flash"
     memory_limit_gib: float | None = None
+    oom_risk: float | None = None
     tokens: float | None = None
     calibration: str | None = None
     device: DeviceSpec | None = None
     constants: Constants | None = None
+    errors: ErrorBars | None = None
+    origins: dict[str, str] | None = None
 
     def changed(self, **values: Any) -> Request:
         """A copy with some answers replaced."""
@@ -68,6 +75,9 @@ class Resolved:
     profile: ClusterProfile
     device: DeviceSpec
     constants: Constants
+    errors: ErrorBars
+    origins: dict[str, str]
+    oom_risk: float | None = None
     assumptions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -93,11 +103,25 @@ def resolve(request: Request) -> Resolved:
     notes = list(choice.assumptions)
     workload = _workload(request, model, choice, notes)
     _check_positions(model, workload, warnings)
-    limit = _memory_limit(request, choice.device, notes)
-    problem = Problem(model, choice.cluster, workload, limit)
     fitted = load_calibration(request.calibration) if request.calibration else shipped()
-    constants = request.constants or fitted.constants_for(choice.device, DEFAULT_STACK)
-    return Resolved(problem, choice.profile, choice.device, constants, notes, warnings)
+    generation = choice.device.generation
+    errors = request.errors or fitted.errors_of(generation, DEFAULT_STACK)
+    profile, cluster = choice.profile, choice.cluster
+    if fitted.links and request.constants is None:
+        profile = fitted.with_links(profile)
+        cluster = resolve_cluster(profile, choice.device, cluster.num_devices)
+    limit, risk = _memory_limit(request, choice.device, errors, notes)
+    return Resolved(
+        problem=Problem(model, cluster, workload, limit),
+        profile=profile,
+        device=choice.device,
+        constants=request.constants or fitted.constants_for(choice.device, DEFAULT_STACK),
+        errors=errors,
+        origins=fitted.origins(generation, DEFAULT_STACK) if request.origins is None else request.origins,
+        oom_risk=risk,
+        assumptions=notes,
+        warnings=warnings,
+    )
 
 
 def choose_cluster(request: Request) -> ClusterChoice:
@@ -228,16 +252,34 @@ def _check_positions(model: ModelSpec, workload: Workload, warnings: list[str]) 
         )
 
 
-def _memory_limit(request: Request, device: DeviceSpec, notes: list[str]) -> float:
-    """Bytes a plan may use per device: the cap asked for, or the capacity less the stated margin."""
+def _memory_limit(
+    request: Request, device: DeviceSpec, errors: ErrorBars, notes: list[str]
+) -> tuple[float, float | None]:
+    """(bytes a plan may use per device, the P(out of memory) this was made for or None).
+
+    The cap asked for; else the peak at the highest risk allowed, and no more than the capacity less the
+    margin. A cap and a risk both given: the lower of the two.
+    """
     capacity = device.memory_bytes
-    if request.memory_limit_gib is None:
-        limit = capacity * (1.0 - MEMORY_MARGIN)
-        notes.append(
-            f"memory limit {format_bytes(limit)} of {format_bytes(capacity)}: {MEMORY_MARGIN:.0%} kept free "
-            f"(set --memory-limit-gib)"
+    risk = OOM_RISK if request.oom_risk is None else request.oom_risk
+    if not 0.0 < risk < 1.0:
+        raise InputError(
+            f"--oom-risk must lie between 0 and 1, not {risk:g}", hint=f"use --oom-risk {OOM_RISK:g}"
         )
-        return limit
+    most = errors.peak_bytes_at_risk(capacity, risk)
+    if request.memory_limit_gib is None:
+        margin = capacity * (1.0 - MEMORY_MARGIN)
+        limit = min(most, margin)
+        why = (
+            f"risk of running out of memory at most {risk:.0%}"
+            if most < margin
+            else f"{MEMORY_MARGIN:.0%} kept free"
+        )
+        notes.append(
+            f"memory limit {format_bytes(limit)} of {format_bytes(capacity)}: {why} "
+            f"(set --oom-risk or --memory-limit-gib)"
+        )
+        return limit, risk
     if not _is_positive(request.memory_limit_gib):
         raise InputError(
             f"--memory-limit-gib must be a positive number, not {request.memory_limit_gib}",
@@ -251,7 +293,7 @@ def _memory_limit(request: Request, device: DeviceSpec, notes: list[str]) -> flo
             allowed=capacity / GIB,
             hint=f"use --memory-limit-gib {math.floor(capacity / GIB)} or less",
         )
-    return limit
+    return (limit, None) if request.oom_risk is None else (min(limit, most), risk)
 
 
 def _is_positive(value: float) -> bool:

@@ -132,12 +132,20 @@ def read_cases(path: str | Path) -> list[Case]:
             hint="the first line must name the columns",
         )
     cases: list[Case] = []
+    lines: dict[str, int] = {}
     for row in reader:
         if None in row:
             raise InputError(
                 f"line {reader.line_num} has more cells than the {len(names)} columns",
                 file=str(path),
                 hint="quote cells that hold a comma",
+            )
+        first = lines.setdefault(row["id"] or "", reader.line_num)
+        if first != reader.line_num:
+            raise InputError(
+                f"line {reader.line_num}: id {row['id']!r} is that of line {first} too",
+                file=str(path),
+                hint="give every run an id of its own",
             )
         cases.append(Case({name: value or "" for name, value in row.items()}))
         if len(cases) > MAX_ROWS:

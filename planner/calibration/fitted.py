@@ -1,19 +1,24 @@
-"""Fitted constants as data: parameters with their physical bounds, values by generation and stack, errors.
+"""Fitted constants as data: parameters with their physical bounds, values by generation and stack, evidence.
 
-Residual quantiles give each prediction its interval: by how close the case is to calibrated ground (same
-GPU generation and stack; one of the two; neither).
+``values`` holds what was fitted, by (scope, key, constant); ``evidence`` says for each how many rows and
+which sources inform it, its standard error and whether it stands at a physical bound; ``errors_of`` gives
+each prediction its error bars by how close the case is to calibrated ground (same GPU generation and stack;
+one of the two; neither); ``links`` holds links measured with nccl-tests.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from planner.cluster.spec import DeviceSpec
+from planner.calibration.error_bars import ErrorBars
+from planner.calibration.links import MeasuredLink, read_links
+from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.cost.constants import Constants, default_constants
 from planner.errors import InputError
+
+SCOPES = ("generation", "stack")
 
 
 @dataclass(frozen=True)
@@ -42,24 +47,59 @@ PARAMETERS: tuple[Parameter, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What one fitted constant rests on.
+
+    rows: rows whose step time it moves (see fit.py); sources: theirs; standard_error: in the constant's own
+    unit; bound: "low" or "high" when the value stands at a physical bound (its standard error then speaks of
+    the inside only), "" otherwise.
+    """
+
+    standard_error: float
+    rows: int
+    sources: list[str]
+    bound: str = ""
+
+
+def _by_scope() -> dict[str, dict[str, Any]]:
+    return {scope: {} for scope in SCOPES}
+
+
 @dataclass
 class Fitted:
-    """Values by (scope, key, constant), how many rows stand behind each, and what the fit left."""
+    """Values by (scope, key, constant), what stands behind each, what the fit left, and measured links.
 
-    values: dict[str, dict[str, dict[str, float]]] = field(
-        default_factory=lambda: {"generation": {}, "stack": {}}
-    )
-    rows: dict[str, dict[str, int]] = field(default_factory=lambda: {"generation": {}, "stack": {}})
+    rows: rows of a generation or stack. errors: weighted mean absolute log error by "scope:key".
+    intervals: 10 % and 90 % quantiles of the residuals by kind and closeness. error_bars: risk and ranking
+    figures beside them (``error_bars.py``). provenance: table, its digest, date, planner version.
+    """
+
+    values: dict[str, dict[str, dict[str, float]]] = field(default_factory=_by_scope)
+    rows: dict[str, dict[str, int]] = field(default_factory=_by_scope)
     errors: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    evidence: dict[str, dict[str, dict[str, Evidence]]] = field(default_factory=dict)
+    ranking: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    links: dict[str, MeasuredLink] = field(default_factory=dict)
+
+    def copy(self) -> Fitted:
+        """Another with the same content; changing its parts leaves this one as it is."""
+        return replace(self, links=dict(self.links), provenance=dict(self.provenance))
 
     def constants_for(self, device: DeviceSpec, stack: str) -> Constants:
-        """The prior of the device's architecture with the fitted values of its generation and stack."""
+        """The prior of the device's architecture with the fitted and measured values that apply to it."""
         changes: dict[str, Any] = {
             **self.values["generation"].get(device.generation, {}),
             **self.values["stack"].get(stack, {}),
         }
         base = default_constants(device)
+        if self.links:
+            measured = {name: link.efficiency for name, link in self.links.items()}
+            switched = [link.in_network_efficiency for link in self.links.values()]
+            changes.update(("in_network_efficiency", value) for value in switched if value)
+            changes["link_efficiency"] = tuple({**dict(base.link_efficiency), **measured}.items())
         return replace(base, **changes, basis=self.basis(device.generation, stack)) if changes else base
 
     def basis(self, generation: str, stack: str) -> str:
@@ -69,24 +109,76 @@ class Fitted:
             parts.append(f"{generation}: fitted on {self.rows['generation'].get(generation, 0)} rows")
         if stack in self.values["stack"]:
             parts.append(f"{stack}: fitted on {self.rows['stack'].get(stack, 0)} rows")
+        if self.links:
+            parts.append(f"{', '.join(self.links)}: measured with nccl-tests")
         return "; ".join(parts) or "prior"
+
+    def origins(self, generation: str, stack: str) -> dict[str, str]:
+        """For each constant that is not a literature prior: what it was fitted to or measured with."""
+        found = {}
+        for scope, key in (("generation", generation), ("stack", stack)):
+            evidence = self.evidence.get(scope, {}).get(key, {})
+            for name in self.values[scope].get(key, {}):
+                found[name] = self._fitted_words(key, evidence.get(name), self.rows[scope].get(key, 0))
+        for name, link in self.links.items():
+            found[f"link_efficiency.{name}"] = link.words()
+            if link.in_network_efficiency:
+                found["in_network_efficiency"] = link.words()
+        return found
+
+    def _fitted_words(self, key: str, evidence: Evidence | None, rows: int) -> str:
+        table, date = self.provenance.get("table"), self.provenance.get("date")
+        origin = f"{table}, {date}" if table and date else "table not named"
+        if evidence is None:
+            return f"fitted for {key} on {rows} rows ({origin})"
+        bound = f", at its {evidence.bound} bound" if evidence.bound else ""
+        return (
+            f"fitted for {key} on {evidence.rows} rows of {', '.join(evidence.sources)} "
+            f"({origin}), standard error {evidence.standard_error:.2g}{bound}"
+        )
+
+    def with_links(self, profile: ClusterProfile) -> ClusterProfile:
+        """A machine with the latency of its measured tiers in place of the profile's."""
+        groups = []
+        for group in profile.node_groups:
+            tiers = [
+                tier.model_copy(update={"latency_us": self.links[tier.technology].latency_quantity()})
+                if tier.technology in self.links and self.links[tier.technology].latency_seconds
+                else tier
+                for tier in group.tiers
+            ]
+            groups.append(group.model_copy(update={"tiers": tiers}))
+        return profile.model_copy(update={"node_groups": groups})
 
     def closeness(self, generation: str, stack: str) -> str:
         """How near a case is to calibrated ground: both, one, or neither of generation and stack."""
         known = (generation in self.values["generation"]) + (stack in self.values["stack"])
         return ("datasheet", "part", "same")[known]
 
+    def errors_of(self, generation: str, stack: str) -> ErrorBars:
+        """The error bars of a device and stack. Raises InputError for a file without intervals."""
+        closeness = self.closeness(generation, stack)
+        found = {kind: self.intervals.get(kind, {}).get(closeness) for kind in ("time", "memory")}
+        time, memory = found["time"], found["memory"]
+        if not time or not memory:
+            missing = "time" if not time else "memory"
+            raise InputError(
+                f"the calibration has no {missing} interval for {closeness!r} ground",
+                hint="refit with planner calibrate on rows with measured_step_s and measured_peak_mem_gb",
+            )
+        low, high = time
+        return ErrorBars(closeness, (low, high), (memory[0], memory[1]), self.ranking.get(closeness))
+
     def interval(self, kind: str, generation: str, stack: str, value: float) -> tuple[float, float]:
         """80 % interval of the true value behind a predicted one; ``kind`` is "time" or "memory"."""
-        quantiles = self.intervals.get(kind, {}).get(self.closeness(generation, stack))
-        if not quantiles:
-            raise InputError(f"the calibration has no {kind} interval", hint="refit with planner calibrate")
-        low, high = quantiles
-        return value * math.exp(-high), value * math.exp(-low)
+        bars = self.errors_of(generation, stack)
+        return bars.time_interval(value) if kind == "time" else bars.memory_interval(value)
 
     def as_dict(self) -> dict[str, Any]:
-        """The calibration file's content."""
-        return {"schema_version": 1, **asdict(self)}
+        """The calibration file's content; parts that are empty are left out."""
+        optional = ("evidence", "ranking", "provenance", "links")
+        content = {"schema_version": 1, **asdict(self)}
+        return {name: value for name, value in content.items() if value or name not in optional}
 
 
 def read_fitted(document: dict[str, Any], file: str) -> Fitted:
@@ -99,24 +191,45 @@ def read_fitted(document: dict[str, Any], file: str) -> Fitted:
     for scope, groups in document["values"].items():
         for key, values in groups.items():
             for name, value in values.items():
-                parameter = known.get(name)
-                pointer = f"/values/{scope}/{key}/{name}"
-                if scope not in ("generation", "stack") or parameter is None:
-                    raise InputError(f"unknown constant {name!r}", file=file, pointer=pointer)
-                low, high = parameter.low, parameter.high
-                if not isinstance(value, (int, float)) or not low <= value <= high:
-                    raise InputError(
-                        f"{name} = {value} is outside its physical bounds {low:g} to {high:g}",
-                        file=file,
-                        pointer=pointer,
-                        hint="refit with planner calibrate",
-                    )
+                _check_value(known.get(name), scope, key, name, value, file)
     return Fitted(
-        document["values"],
-        document.get("rows", {}),
-        document.get("errors", {}),
-        document.get("intervals", {}),
+        values={**_by_scope(), **document["values"]},
+        rows={**_by_scope(), **document.get("rows", {})},
+        errors=document.get("errors", {}),
+        intervals=document.get("intervals", {}),
+        evidence=_read_evidence(document.get("evidence", {}), file),
+        ranking=document.get("ranking", {}),
+        provenance=document.get("provenance", {}),
+        links=read_links(document.get("links", {}), file),
     )
+
+
+def _check_value(parameter: Parameter | None, scope: str, key: str, name: str, value: Any, file: str) -> None:
+    pointer = f"/values/{scope}/{key}/{name}"
+    if scope not in SCOPES or parameter is None:
+        raise InputError(f"unknown constant {name!r}", file=file, pointer=pointer)
+    if not isinstance(value, (int, float)) or not parameter.low <= value <= parameter.high:
+        raise InputError(
+            f"{name} = {value} is outside its physical bounds {parameter.low:g} to {parameter.high:g}",
+            file=file,
+            pointer=pointer,
+            hint="refit with planner calibrate",
+        )
+
+
+def _read_evidence(document: Any, file: str) -> dict[str, dict[str, dict[str, Evidence]]]:
+    try:
+        return {
+            scope: {
+                key: {name: Evidence(**fields) for name, fields in constants.items()}
+                for key, constants in groups.items()
+            }
+            for scope, groups in document.items()
+        }
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"the evidence is not readable: {error}", file=file, pointer="/evidence", hint="refit"
+        ) from error
 
 
 def to_json(fitted: Fitted) -> str:

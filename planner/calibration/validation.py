@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_cluster import case_cluster
 from planner.calibration.case_decision import price_case
 from planner.calibration.case_model import case_model
+from planner.calibration.ranking import ranking_by_group
 from planner.cluster.spec import DeviceSpec
 from planner.cluster.topology import Cluster
 from planner.cost.constants import Constants, default_constants
@@ -22,9 +24,14 @@ from planner.strategy.candidates import Problem
 from planner.units import GIB
 from planner.workload import Workload
 
-# What a source's memory figure counts, by the letters of the row id: allocated by tensors, reserved by the
-# allocator, or used on the device.
-MEMORY_KIND = {"bsc": "device"}
+# What a memory figure counts: allocated by tensors, reserved by the allocator, used on the device. A row may
+# say so in a column ``memory_kind``; for the published sources it is known by the letters of the row id
+# (BigScience read nvidia-smi, torchtitan prints the allocator's reservation). "GB" whose counter the source
+# does not name (zbp, slr, prm, inm) is scored as allocated, but apart.
+MEMORY_KINDS = ("allocated", "reserved", "device", "unnamed")
+MEMORY_KIND = {"bsc": "device", "ttn": "reserved", "zbp": "unnamed", "slr": "unnamed", "prm": "unnamed"}
+MEMORY_KIND["inm"] = "unnamed"
+RESERVED_TOO = re.compile(r"\(reserved (\d+(?:\.\d+)?) GiB\)")
 UNFUSED_STACKS = ("megatron-deepspeed", "mist")
 UNFUSED_GENERATIONS = ("volta", "turing")
 STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
@@ -42,7 +49,10 @@ class RowResult:
     predicted_step_s: float | None = None
     predicted_peak_mem_gib: float | None = None
     device: str = ""
+    generation: str = ""
+    stack: str = ""
     notes: list[str] = field(default_factory=list)
+    peaks_gib: dict[str, float] = field(default_factory=dict)
 
     @property
     def measured_step_s(self) -> float | None:
@@ -56,11 +66,25 @@ class RowResult:
         return self.predicted_step_s / measured - 1.0
 
     def memory_error(self) -> float | None:
-        """The same of peak memory."""
+        """The same of peak memory, of the kind the row measured."""
         measured = self.case.number("measured_peak_mem_gb")
         if not measured or self.predicted_peak_mem_gib is None:
             return None
         return self.predicted_peak_mem_gib / measured - 1.0
+
+    def memory_errors(self) -> dict[str, float]:
+        """The same by kind; a row whose notes print the reservation too is scored on both."""
+        error = self.memory_error()
+        found = {} if error is None else {memory_kind(self.case): error}
+        reserved = RESERVED_TOO.search(self.case.text("notes"))
+        if reserved and "reserved" in self.peaks_gib:
+            found["reserved"] = self.peaks_gib["reserved"] / float(reserved[1]) - 1.0
+        return found
+
+    def sim_error(self) -> float | None:
+        """(simulated - measured) / measured of the source's own simulator, None when it gives no figure."""
+        measured, simulated = self.measured_step_s, self.case.number("sim_by_source_step_s")
+        return simulated / measured - 1.0 if measured and simulated else None
 
     def as_dict(self) -> dict[str, Any]:
         """The record of ``validate --json``."""
@@ -69,15 +93,38 @@ class RowResult:
             "status": self.status,
             "predicted_step_s": self.predicted_step_s,
             "predicted_peak_mem_gib": self.predicted_peak_mem_gib,
-            "measured_step_s": self.case.number("measured_step_s") if self.status != "invalid" else None,
+            "measured_step_s": _known(self.case, "measured_step_s"),
+            "measured_peak_mem_gib": _known(self.case, "measured_peak_mem_gb"),
+            "memory_kind": memory_kind(self.case) if self.status == "ok" else None,
             "message": self.message,
             "assumed": self.notes,
         }
 
 
+def _known(case: Case, name: str) -> float | None:
+    """A cell as a number where it is one: rows that are refused may hold anything."""
+    try:
+        return case.number(name)
+    except Unsupported:
+        return None
+
+
+def memory_kind(case: Case) -> str:
+    """What the row's memory figure counts. Raises Unsupported for a kind that is none of MEMORY_KINDS."""
+    stated = case.text("memory_kind").lower()
+    if stated and stated not in MEMORY_KINDS:
+        raise Unsupported(f"memory_kind {stated!r} is none of {', '.join(MEMORY_KINDS)}")
+    return stated or MEMORY_KIND.get(case.source, "allocated")
+
+
 @dataclass(frozen=True)
 class Summary:
-    """Errors of one group of rows; shares, not per cent. None where there is nothing to score."""
+    """Errors of one group of rows; shares, not per cent. None where there is nothing to score.
+
+    memory_mape: only where all rows measured one kind; memory_by_kind: {rows, mape, bias} of each.
+    ranking_groups: groups of comparable rows behind kendall_tau and top1_regret. sim_*: the source's own
+    simulator on the rows it gives (and that are priced here), own_* this project's error on the same rows.
+    """
 
     source: str
     rows: int
@@ -90,6 +137,13 @@ class Summary:
     memory_kind: str
     kendall_tau: float | None
     top1_regret: float | None
+    ranking_groups: int
+    memory_by_kind: dict[str, dict[str, float]]
+    sim_rows: int
+    sim_mape: float | None
+    own_mape: float | None
+    sim_median_ape: float | None
+    own_median_ape: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """The record of ``validate --json``."""
@@ -108,6 +162,9 @@ def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
         _, prediction = price_case(case, model)
         case.number("measured_step_s")
         case.number("measured_peak_mem_gb")
+        case.number("sim_by_source_step_s")
+        peaks = _peaks(model, prediction)
+        kind = memory_kind(case)
     except Unsupported as reason:
         return RowResult(case, "unsupported", str(reason))
     except InputError as error:
@@ -116,20 +173,31 @@ def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
         case,
         "ok",
         predicted_step_s=prediction.step_seconds,
-        predicted_peak_mem_gib=_memory(case, model, prediction) / GIB,
+        predicted_peak_mem_gib=peaks[kind],
         device=model.problem.cluster.device.name,
+        generation=model.problem.cluster.device.generation,
+        stack=model.stack.name,
         notes=list(dict.fromkeys(case.notes)),
+        peaks_gib=peaks,
     )
 
 
-def _memory(case: Case, model: CostModel, prediction: Prediction) -> float:
-    """The predicted counterpart of the figure the source prints: device memory, or tensors only."""
+def _peaks(model: CostModel, prediction: Prediction) -> dict[str, float]:
+    """The predicted peak as each kind of counter would read it, GiB.
+
+    allocated: tensors alone; reserved: with the allocator's slack; device: with the driver's reserve too.
+    """
     stage = prediction.stages[prediction.fullest_stage].memory_bytes
-    if MEMORY_KIND.get(case.source) == "device":
-        return stage["total"]
     slack = 1.0 + model.constants.allocator_slack
     tensors = stage["parameters"] + stage["gradients"] + stage["optimizer"]
-    return tensors + (stage["activations"] + stage["buffers"]) / slack
+    moving = stage["activations"] + stage["buffers"]
+    allocated = (tensors + moving / slack) / GIB
+    return {
+        "allocated": allocated,
+        "reserved": (tensors + moving) / GIB,
+        "device": stage["total"] / GIB,
+        "unnamed": allocated,
+    }
 
 
 def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
@@ -168,12 +236,6 @@ def _default_precision(case: Case, cluster: Cluster) -> str:
     return chosen
 
 
-def group_key(case: Case) -> tuple[str, ...]:
-    """Rows that compare plans of one model on one machine at one batch."""
-    names = ("model_name", "layers", "hidden", "seq_len", "gpu_name", "gpus", "global_batch", "precision")
-    return (case.source, *(case.text(name) for name in names))
-
-
 def summarise(results: Iterable[RowResult], by: Callable[[RowResult], str]) -> list[Summary]:
     """One summary a group, groups in order of first appearance."""
     groups: dict[str, list[RowResult]] = defaultdict(list)
@@ -183,12 +245,22 @@ def summarise(results: Iterable[RowResult], by: Callable[[RowResult], str]) -> l
 
 
 def summary(name: str, rows: list[RowResult]) -> Summary:
-    """MAPE, median, bias and p90 of time; MAPE of memory; ranking over groups of comparable rows."""
+    """MAPE, median, bias and p90 of time; memory by kind; ranking over groups of comparable rows."""
     time = [e for r in rows if (e := r.time_error()) is not None]
-    memory = [e for r in rows if (e := r.memory_error()) is not None]
     absolute = sorted(abs(e) for e in time)
-    tau, regret = ranking(rows)
-    kinds = {MEMORY_KIND.get(r.case.source, "allocated") for r in rows if r.memory_error() is not None}
+    memory: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for kind, error in row.memory_errors().items():
+            memory[kind].append(error)
+    own_kinds = {memory_kind(r.case) for r in rows if r.memory_error() is not None}
+    one = next(iter(own_kinds)) if len(own_kinds) == 1 else ""
+    taus, regrets = ranking_by_group(rows)
+    pairs = [
+        (abs(ours), abs(theirs))
+        for r in rows
+        if (ours := r.time_error()) is not None and (theirs := r.sim_error()) is not None
+    ]
+    own, sim = [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
     return Summary(
         source=name,
         rows=len(rows),
@@ -197,48 +269,25 @@ def summary(name: str, rows: list[RowResult]) -> Summary:
         time_median_ape=median(absolute) if absolute else None,
         time_bias=_mean(time),
         time_p90=absolute[math.ceil(0.9 * len(absolute)) - 1] if absolute else None,
-        memory_mape=_mean([abs(e) for e in memory]),
-        memory_kind="+".join(sorted(kinds)),
-        kendall_tau=tau,
-        top1_regret=regret,
+        memory_mape=_mean([abs(e) for e in memory[one]]) if one else None,
+        memory_kind="+".join(sorted(own_kinds)),
+        kendall_tau=_mean(taus),
+        top1_regret=_mean(regrets),
+        ranking_groups=len(regrets),
+        memory_by_kind={kind: _memory_errors(memory[kind]) for kind in MEMORY_KINDS if memory[kind]},
+        sim_rows=len(pairs),
+        sim_mape=_mean(sim),
+        own_mape=_mean(own),
+        sim_median_ape=median(sim) if sim else None,
+        own_median_ape=median(own) if own else None,
     )
+
+
+def _memory_errors(errors: list[float]) -> dict[str, float]:
+    """Rows, mean absolute error and bias of one kind of memory figure."""
+    count = len(errors)
+    return {"rows": count, "mape": sum(abs(e) for e in errors) / count, "bias": sum(errors) / count}
 
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def ranking(rows: list[RowResult]) -> tuple[float | None, float | None]:
-    """(mean Kendall tau-b, mean top-1 regret) over groups of at least two comparable rows.
-
-    Regret: the measured loss of running the predicted-best plan instead of the measured-best.
-    """
-    groups: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
-    for row in rows:
-        measured = row.measured_step_s if row.status == "ok" else None
-        if measured and row.predicted_step_s is not None:
-            groups[group_key(row.case)].append((row.predicted_step_s, measured))
-    taus, regrets = [], []
-    for pairs in groups.values():
-        if len(pairs) < 2:
-            continue
-        best = min(measured for _, measured in pairs)
-        regrets.append(min(pairs)[1] / best - 1.0)
-        tau = kendall_tau(pairs)
-        if tau is not None:
-            taus.append(tau)
-    return _mean(taus), _mean(regrets)
-
-
-def kendall_tau(pairs: list[tuple[float, float]]) -> float | None:
-    """Kendall's tau-b of (predicted, measured) pairs; None when one side is constant (Kendall 1945)."""
-    concordant = ties_first = ties_second = total = 0
-    for i, (a, b) in enumerate(pairs):
-        for c, d in pairs[:i]:
-            first, second = (a > c) - (a < c), (b > d) - (b < d)
-            concordant += first * second
-            ties_first += first == 0
-            ties_second += second == 0
-            total += 1
-    scale = (total - ties_first) * (total - ties_second)
-    return concordant / math.sqrt(scale) if scale else None

@@ -19,6 +19,7 @@ from planner.cli import (
     hardware_command,
     models_command,
     plan_command,
+    report_command,
     schema_command,
     trace_command,
     validate_command,
@@ -42,6 +43,7 @@ app.command("export", help=export_command.HELP)(export_command.export)
 app.command("check", help=check_command.HELP)(check_command.check)
 app.command("diff", help=diff_command.HELP)(diff_command.diff)
 app.command("trace", help=trace_command.HELP)(trace_command.trace)
+app.command("report", help=report_command.HELP)(report_command.report)
 app.command("validate", help=validate_command.HELP)(validate_command.validate)
 app.command("calibrate", help=calibrate_command.HELP)(calibrate_command.calibrate)
 app.add_typer(models_command.app, name="models")

@@ -35,6 +35,7 @@ def compare(
     gpus_per_node: o.GpusPerNode = None,
     attention: o.AttentionKernel = "flash",
     memory_limit_gib: o.MemoryLimit = None,
+    oom_risk: o.OomRisk = None,
     tokens: o.Tokens = None,
     target: o.Target = "any",
     tp: o.Tp = None,
@@ -72,6 +73,7 @@ def compare(
         gpus_per_node=gpus_per_node,
         attention=attention,
         memory_limit_gib=memory_limit_gib,
+        oom_risk=oom_risk,
         tokens=tokens,
     )
     line = ProgressLine()

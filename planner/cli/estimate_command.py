@@ -37,6 +37,7 @@ def estimate(
     ] = None,
     attention: Annotated[str | None, typer.Option("--attention", help="flash (default) or unfused.")] = None,
     memory_limit_gib: o.MemoryLimit = None,
+    oom_risk: o.OomRisk = None,
     tokens: o.Tokens = None,
     calibration: o.Calibration = None,
     tp: Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree (default 1).")] = None,
@@ -100,6 +101,7 @@ def estimate(
         optimizer=optimizer,
         attention=attention,
         memory_limit_gib=memory_limit_gib,
+        oom_risk=oom_risk,
         tokens=tokens,
         calibration=calibration,
     )

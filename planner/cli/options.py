@@ -22,7 +22,11 @@ Optimizer = Annotated[
 ]
 AttentionKernel = Annotated[str, typer.Option("--attention", help="flash or unfused.")]
 MemoryLimit = Annotated[
-    float | None, typer.Option("--memory-limit-gib", help="Cap per GPU; default 95 % of capacity.")
+    float | None, typer.Option("--memory-limit-gib", help="Cap per GPU; default by --oom-risk.")
+]
+OomRisk = Annotated[
+    float | None,
+    typer.Option("--oom-risk", help="Highest P(out of memory) of a plan; default 0.2, and 5 % free."),
 ]
 Tokens = Annotated[float | None, typer.Option("--tokens", help="Tokens of the whole run, for days.")]
 Calibration = Annotated[

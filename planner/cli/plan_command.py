@@ -33,6 +33,7 @@ def plan(
     optimizer: o.Optimizer = "adamw",
     attention: o.AttentionKernel = "flash",
     memory_limit_gib: o.MemoryLimit = None,
+    oom_risk: o.OomRisk = None,
     tokens: o.Tokens = None,
     calibration: o.Calibration = None,
     target: o.Target = "any",
@@ -77,6 +78,7 @@ def plan(
         optimizer=optimizer,
         attention=attention,
         memory_limit_gib=memory_limit_gib,
+        oom_risk=oom_risk,
         tokens=tokens,
         calibration=calibration,
     )

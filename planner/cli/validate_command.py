@@ -10,13 +10,16 @@ from planner.cli import options as o
 
 HELP = """Price every row of a table of measured runs and score the predictions.
 
-Example: planner validate tests/published/measurements.csv
+Example: planner validate --html accuracy.html tests/published/measurements.csv
 """
 
 
 def validate(
     cases: Annotated[str, typer.Argument(help="CSV of measured runs; columns as in the README.")],
-    by: Annotated[str, typer.Option("--by", help="Group the errors by source, gpu or stack.")] = "source",
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="Group by source, gpu or stack; default: source, then gpu."),
+    ] = None,
     judged: Annotated[
         bool, typer.Option("--judged", help="Only the rows a calibration leaves out (every other one).")
     ] = False,
@@ -28,44 +31,77 @@ def validate(
         str | None, typer.Option("--calibration", help="Calibration file instead of the shipped one.")
     ] = None,
     rows: Annotated[bool, typer.Option("--rows", help="Print every row too.")] = False,
+    html: Annotated[
+        str | None, typer.Option("--html", help="Write one self-contained page with plots to this file.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Errors by group; rows that cannot be priced, each with its reason."""
     from planner.calibration.case import read_cases
-    from planner.calibration.fit import split_rows
+    from planner.calibration.fitted import Fitted
+    from planner.calibration.intervals import coverage, with_interval
+    from planner.calibration.ranking import group_records
+    from planner.calibration.rows import split_rows
     from planner.calibration.shipped import load_calibration, shipped
     from planner.calibration.validation import summarise, validate_cases
+    from planner.catalog import check_writable, save_atomic
     from planner.cli.output import console, note, print_json
     from planner.errors import InputError, UnknownName
-    from planner.report.validation_table import (
-        GROUPINGS,
-        markdown_table,
-        reasons_text,
-        rows_table,
-        summary_table,
-    )
+    from planner.report import validation_table as tables
 
-    if by not in GROUPINGS:
-        raise UnknownName("grouping", by, GROUPINGS, hint=f"one of {', '.join(GROUPINGS)}")
+    if by is not None and by not in tables.GROUPINGS:
+        raise UnknownName("grouping", by, tables.GROUPINGS, hint=f"one of {', '.join(tables.GROUPINGS)}")
     if (judged and fitted) or (priors and calibration):
         raise InputError("--judged and --fitted, or --priors and --calibration, exclude each other")
-    chosen = read_cases(cases)
-    if judged or fitted:
-        chosen = split_rows(chosen)[1 if judged else 0]
-    constants = (load_calibration(calibration) if calibration else shipped()).constants_for
-    results = validate_cases(chosen, None if priors else constants)
-    summaries = summarise(results, GROUPINGS[by])
+    if html is not None:
+        check_writable(html)
+    every = read_cases(cases)
+    halves = split_rows(every)
+    chosen = halves[1 if judged else 0] if judged or fitted else every
+    used = load_calibration(calibration) if calibration else shipped()
+    results = validate_cases(chosen, (Fitted() if priors else used).constants_for)
+    first = by or "source"
+    summaries = summarise(results, tables.GROUPINGS[first])
+    by_gpu = summarise(results, tables.GROUPINGS["gpu"])
+    if html is not None:
+        from planner.report.validation_page import validation_page
+
+        fitted_ids = set() if priors else {case.id for case in halves[0]}
+        save_atomic(html, validation_page(results, fitted_ids, used, cases))
+        note(f"wrote {html}")
     if as_json:
-        print_json({"rows": [r.as_dict() for r in results], "summary": [s.as_dict() for s in summaries]})
+        unpriced = [{"id": r.case.id, "reason": r.message} for r in results if r.status != "ok"]
+        print_json(
+            {
+                "rows": [with_interval(r, used) for r in results],
+                "summary": [s.as_dict() for s in summaries],
+                "summary_by_gpu": [s.as_dict() for s in by_gpu],
+                "interval_coverage": coverage(used, results),
+                "groups": group_records(results),
+                "unpriced": unpriced,
+            }
+        )
         return
     if markdown:
-        typer.echo(markdown_table(summaries), nl=False)
+        typer.echo(tables.markdown_table(summaries), nl=False)
         return
     out = console()
     if rows:
-        out.print(rows_table(results))
+        out.print(tables.rows_table(results))
         out.print()
-    out.print(summary_table(by, summaries))
-    for line in reasons_text(results):
+    out.print(tables.summary_table(first, summaries))
+    for line in tables.overall_lines(summaries):
+        typer.echo(line)
+    if by is None:
+        typer.echo("")
+        out.print(tables.summary_table("gpu", by_gpu))
+    for title, table in (
+        ("Memory by what was counted", tables.memory_table(first, summaries)),
+        ("Simulators of the sources, on the same rows", tables.simulator_table(first, summaries)),
+    ):
+        if table is not None:
+            typer.echo(f"\n{title}")
+            out.print(table)
+    for line in tables.reasons_text(results):
         note(line)

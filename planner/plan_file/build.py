@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from itertools import groupby
 
+from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import shipped
 from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.cost.step import CostModel, Prediction
@@ -14,6 +15,7 @@ from planner.plan_file.schema import (
     ClusterInput,
     DecisionRecord,
     DegreesRecord,
+    ErrorsRecord,
     Inputs,
     LayerStrategyRecord,
     Options,
@@ -31,9 +33,21 @@ from planner.strategy.decision import (
 )
 
 
-def build_inputs(model: CostModel, profile: ClusterProfile, device: DeviceSpec, options: Options) -> Inputs:
-    """Everything needed to repeat the run, with its digest."""
+def build_inputs(
+    model: CostModel,
+    profile: ClusterProfile,
+    device: DeviceSpec,
+    options: Options,
+    errors: ErrorBars | None = None,
+    origins: dict[str, str] | None = None,
+) -> Inputs:
+    """Everything needed to repeat the run, with its digest.
+
+    ``errors`` and ``origins`` are the calibration's; the shipped one's where they are not given.
+    """
     problem = model.problem
+    generation, stack = problem.cluster.device.generation, model.stack.name
+    errors = errors or shipped().errors_of(generation, stack)
     constants = asdict(model.constants)
     constants["link_efficiency"] = dict(model.constants.link_efficiency)
     cluster = ClusterInput(profile=profile, device=device, gpus=problem.world_size)
@@ -43,6 +57,8 @@ def build_inputs(model: CostModel, profile: ClusterProfile, device: DeviceSpec, 
         workload=problem.workload,
         options=options,
         constants=constants,
+        constant_origins=shipped().origins(generation, stack) if origins is None else origins,
+        errors=ErrorsRecord(**asdict(errors)),
         digest="",
     )
     return draft.model_copy(update={"digest": inputs_digest(draft)})
@@ -56,6 +72,12 @@ def inputs_digest(inputs: Inputs) -> str:
     data = inputs.model_dump(mode="json", exclude={"digest"})
     if inputs.options.stack == Options.model_fields["stack"].default:
         del data["options"]["stack"]
+    # Fields that files of earlier versions lack do not change their digest.
+    for name in ("constant_origins", "errors"):
+        if not data[name]:
+            del data[name]
+    if data["options"]["oom_risk"] is None:
+        del data["options"]["oom_risk"]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -121,14 +143,18 @@ def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyR
     return found
 
 
-def build_prediction(model: CostModel, prediction: Prediction) -> PredictionRecord:
-    """The prediction as the file states it, with its interval and the device's capacity.
+def build_prediction(
+    model: CostModel, prediction: Prediction, errors: ErrorBars | None = None
+) -> PredictionRecord:
+    """The prediction as the file states it, with its intervals, its risk and the device's capacity.
 
-    The intervals are the shipped calibration's, by how close this GPU and stack are to measured ground.
+    ``errors`` are the calibration's, by how close this GPU and stack are to measured ground; the shipped
+    one's where they are not given.
     """
     seconds, peak = prediction.step_seconds, prediction.peak_memory_bytes
     problem = model.problem
-    where = (problem.cluster.device.generation, model.stack.name)
+    capacity = problem.cluster.device.memory_bytes
+    errors = errors or shipped().errors_of(problem.cluster.device.generation, model.stack.name)
     stages = [
         StagePredictionRecord(
             index=s.index,
@@ -140,16 +166,17 @@ def build_prediction(model: CostModel, prediction: Prediction) -> PredictionReco
     ]
     return PredictionRecord(
         step_seconds=seconds,
-        step_seconds_interval=shipped().interval("time", *where, seconds),
+        step_seconds_interval=errors.time_interval(seconds),
         tokens_per_second=prediction.tokens_per_second,
         tokens_per_second_per_gpu=prediction.tokens_per_second / problem.world_size,
         mfu=prediction.mfu,
         hfu=prediction.hfu,
         breakdown_seconds=prediction.breakdown_seconds,
         peak_memory_bytes=peak,
-        peak_memory_interval=shipped().interval("memory", *where, peak),
-        memory_capacity_bytes=problem.cluster.device.memory_bytes,
+        peak_memory_interval=errors.memory_interval(peak),
+        memory_capacity_bytes=capacity,
         memory_limit_bytes=problem.memory_limit_bytes,
+        out_of_memory_probability=errors.out_of_memory_probability(peak, capacity),
         fullest_stage=prediction.fullest_stage,
         slowest_stage=prediction.slowest_stage,
         stages=stages,

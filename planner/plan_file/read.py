@@ -6,6 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from planner.calibration.error_bars import ErrorBars
+from planner.calibration.shipped import shipped
 from planner.cluster.topology import resolve_cluster
 from planner.cost.constants import Constants
 from planner.cost.step import CostModel
@@ -68,6 +70,14 @@ def read_cost_model(inputs: Inputs) -> CostModel:
     cluster = resolve_cluster(inputs.cluster.profile, inputs.cluster.device, inputs.cluster.gpus)
     problem = Problem(inputs.model, cluster, inputs.workload, inputs.options.memory_limit_bytes)
     return CostModel.of(problem, read_constants(inputs.constants), inputs.options.stack)
+
+
+def read_errors(inputs: Inputs) -> ErrorBars:
+    """The error bars a plan was made with; the shipped ones for files that do not state them."""
+    stated = inputs.errors
+    if stated is None:
+        return shipped().errors_of(inputs.cluster.device.generation, "megatron")
+    return ErrorBars(stated.closeness, stated.time, stated.memory, stated.ranking_noise)
 
 
 def read_constants(values: dict[str, Any]) -> Constants:

@@ -31,28 +31,49 @@ class ClusterInput(_Record):
     gpus: int = Field(gt=0)
 
 
+class ErrorsRecord(_Record):
+    """How far a measured run may lie from its prediction (see the calibration's ``error_bars``).
+
+    time and memory: 10 % and 90 % quantiles of log(predicted / measured); ranking_noise: the same between
+    plans of one search; closeness: same, part or datasheet.
+    """
+
+    closeness: str
+    time: tuple[float, float]
+    memory: tuple[float, float]
+    ranking_noise: float | None = None
+
+
 class Options(_Record):
     """Search options: launcher target, memory limit per device, pinned choices, alternatives asked for.
 
     ``stack`` names the training stack whose bytes and overlaps the plan is priced with.
+    ``oom_risk`` is the highest P(out of memory) that the limit was made for, null where the limit was given.
     """
 
     target: str = "any"
     stack: str = "megatron"
     memory_limit_bytes: float = Field(gt=0)
+    oom_risk: float | None = None
     pins: dict[str, int | str] = {}
     top: int = 4
     assumptions: list[str] = []
 
 
 class Inputs(_Record):
-    """Everything needed to repeat the run. ``digest`` is the SHA-256 of the rest in canonical JSON."""
+    """Everything needed to repeat the run. ``digest`` is the SHA-256 of the rest in canonical JSON.
+
+    ``constant_origins`` says of each constant that is no literature prior what it was fitted to or measured
+    with; ``errors`` are the error bars the prediction carries.
+    """
 
     model: ModelSpec
     cluster: ClusterInput
     workload: Workload
     options: Options
     constants: dict[str, Any]
+    constant_origins: dict[str, str] = {}
+    errors: ErrorsRecord | None = None
     digest: str
 
 
@@ -119,7 +140,11 @@ class StagePredictionRecord(_Record):
 
 
 class PredictionRecord(_Record):
-    """What the decision is predicted to cost. ``breakdown_seconds`` sums to ``step_seconds``."""
+    """What the decision is predicted to cost. ``breakdown_seconds`` sums to ``step_seconds``.
+
+    ``out_of_memory_probability``: that the true peak passes the device's capacity; null in files of versions
+    that did not state it.
+    """
 
     step_seconds: float
     step_seconds_interval: tuple[float, float]
@@ -132,6 +157,7 @@ class PredictionRecord(_Record):
     peak_memory_interval: tuple[float, float]
     memory_capacity_bytes: float
     memory_limit_bytes: float
+    out_of_memory_probability: float | None = None
     fullest_stage: int
     slowest_stage: int
     stages: list[StagePredictionRecord]
@@ -172,11 +198,15 @@ class SearchRecord(_Record):
 
 
 class Alternative(_Record):
-    """A runner-up: its decision, its prediction, and what sets it apart."""
+    """A runner-up: its decision, its prediction, and what sets it apart.
+
+    ``tied``: its predicted step time differs from the plan's by less than the noise between plans.
+    """
 
     decision: DecisionRecord
     prediction: PredictionRecord
     why: str
+    tied: bool = False
 
 
 class Plan(_Record):

@@ -15,13 +15,14 @@ MAX_STAGES = 12
 
 
 def print_explanation(console: Console, plan: Plan, explanation: Explanation) -> None:
-    """Where the bytes go, where the seconds go, which links, which funnel, which constants."""
+    """Where the bytes go, where the seconds go, which links, which funnel, which formulas and constants."""
     for line in decision_words(plan.decision):
         console.print(line)
     _memory(console, explanation)
     _layers(console, explanation)
     _links(console, explanation)
     _funnel(console, plan)
+    _terms(console, explanation)
     _constants(console, explanation)
 
 
@@ -128,13 +129,38 @@ def _funnel(console: Console, plan: Plan) -> None:
     console.print(f"space: {plan.search.space}")
 
 
+def _terms(console: Console, explanation: Explanation) -> None:
+    for unit, title, words in (
+        ("seconds", "Terms of the step, and their formulas", format_seconds),
+        ("bytes", "Terms of the peak, and their formulas", format_bytes),
+    ):
+        _title(console, title)
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        table.add_column("term")
+        table.add_column("value", justify="right")
+        for name in ("formulas", "constants and printed figures"):
+            table.add_column(name, overflow="fold")
+        for term in explanation.terms:
+            if term["unit"] == unit and term["value"]:
+                reads = [*(c["name"] for c in term["constants"]), *(f["name"] for f in term["facts"])]
+                names = "; ".join(f["name"] for f in term["formulas"])
+                table.add_row(term["name"], words(term["value"]), names, ", ".join(reads) or "none")
+        console.print(table)
+
+
 def _constants(console: Console, explanation: Explanation) -> None:
-    _title(console, "Constants")
+    _title(console, "Constants and printed figures, and where they come from")
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("constant", "value", "basis", "source"):
+    for name in ("name", "value", "origin"):
         table.add_column(name, overflow="fold", justify="right" if name == "value" else "left")
-    for row in explanation.constants:
-        table.add_row(row["name"], f"{row['value']:.4g}", row["basis"], row["source"])
+    seen = set()
+    read = [row for term in explanation.terms for row in (*term["constants"], *term["facts"])]
+    for row in read:
+        if row["name"] not in seen:
+            seen.add(row["name"])
+            origin, basis = row["origin"], row["basis"]
+            words = origin if origin.startswith(basis) else f"{basis}: {origin}"
+            table.add_row(row["name"], f"{row['value']:.4g}", words)
     console.print(table)
 
 

@@ -95,6 +95,8 @@ def _verdict(console: Console, plan: Plan) -> None:
         f"({format_seconds(low)} to {format_seconds(high)}); {format_share(p.mfu)} MFU; "
         f"{format_count(p.tokens_per_second)} tokens/s"
     )
+    if p.out_of_memory_probability is not None:
+        text += f"; {risk_words(p.out_of_memory_probability)} risk of running out of memory"
     console.print()
     console.print(Text(text, style="bold green" if fits(plan) else "bold red"))
     tokens = plan.inputs.workload.tokens
@@ -125,6 +127,13 @@ def restriction_words(record: RestrictionRecord) -> str:
         f"Keeping to {name} costs {more}{cost}: the fastest plan of any launcher takes "
         f"{format_seconds(record.step_seconds)} a step ({record.label}); {who}"
     )
+
+
+def risk_words(probability: float) -> str:
+    """A probability as a whole percentage, without false precision at the ends."""
+    if probability < 0.005:
+        return "under 1 %"
+    return "over 99 %" if probability > 0.995 else f"{probability * 100:.0f} %"
 
 
 def decision_words(d: DecisionRecord) -> list[str]:

@@ -7,12 +7,23 @@ from collections.abc import Callable
 
 from rich.table import Table
 
+from planner.calibration.case import Case, Unsupported
+from planner.calibration.case_cluster import case_device
 from planner.calibration.validation import RowResult, Summary
 from planner.units import significant
 
+
+def _gpu(case: Case) -> str:
+    """The GPU of a row that is not priced: the device it means, else the name as printed."""
+    try:
+        return case_device(case).name
+    except Unsupported:
+        return case.text("gpu_name")
+
+
 GROUPINGS: dict[str, Callable[[RowResult], str]] = {
     "source": lambda result: result.case.source,
-    "gpu": lambda result: result.device or result.case.text("gpu_name"),
+    "gpu": lambda result: result.device or _gpu(result.case),
     "stack": lambda result: result.case.text("stack") or "not stated",
 }
 
@@ -47,6 +58,54 @@ def summary_table(by: str, summaries: list[Summary]) -> Table:
     for s in summaries:
         table.add_row(*_row(s))
     return table
+
+
+def memory_table(by: str, summaries: list[Summary]) -> Table | None:
+    """One line a group and kind of memory figure, errors in per cent; None when nothing was measured."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in (by, "memory", "rows", "mean", "bias"):
+        table.add_column(name, justify="left" if name in (by, "memory") else "right")
+    for s in summaries:
+        for kind, found in s.memory_by_kind.items():
+            rows = f"{found['rows']:.0f}"
+            table.add_row(s.source, kind, rows, _percent(found["mape"]), _percent(found["bias"]))
+    return table if table.row_count else None
+
+
+def simulator_table(by: str, summaries: list[Summary]) -> Table | None:
+    """The sources' own simulators beside this planner on the same rows; None when no row has one."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(by)
+    for name in ("rows", "planner median", "mean", "source's simulator median", "mean"):
+        table.add_column(name, justify="right")
+    for s in summaries:
+        if s.sim_rows:
+            errors = (s.own_median_ape, s.own_mape, s.sim_median_ape, s.sim_mape)
+            table.add_row(s.source, str(s.sim_rows), *map(_percent, errors))
+    return table if table.row_count else None
+
+
+def overall_lines(summaries: list[Summary]) -> list[str]:
+    """The figures that stand for the whole table, every group weighing the same."""
+
+    def mean(values: list[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        return _percent(sum(known) / len(known)) if known else "-"
+
+    groups = sum(s.ranking_groups for s in summaries)
+    lines = [
+        f"mean over groups: median {mean([s.time_median_ape for s in summaries])}, "
+        f"mean {mean([s.time_mape for s in summaries])} per cent of step time; "
+        f"{sum(s.priced for s in summaries)} of {sum(s.rows for s in summaries)} rows priced"
+    ]
+    if groups:
+        ranked = [s for s in summaries if s.ranking_groups]
+        regret = sum((s.top1_regret or 0.0) * s.ranking_groups for s in ranked) / groups
+        taus = [(s.kendall_tau, s.ranking_groups) for s in ranked if s.kendall_tau is not None]
+        tau = sum(t * n for t, n in taus) / sum(n for _, n in taus) if taus else None
+        words = "-" if tau is None else f"{tau:.2f}"
+        lines.append(f"ranking of {groups} groups: tau {words}, top-1 regret {_percent(regret)} per cent")
+    return lines
 
 
 def markdown_table(summaries: list[Summary]) -> str:

@@ -7,12 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+import planner
 from planner.calibration.case import Case
-from planner.calibration.fit import fit, samples
+from planner.calibration.fit import MIN_ROWS, fit
 from planner.calibration.fitted import PARAMETERS, Fitted, read_fitted, to_json
+from planner.calibration.leave_out import leave_out
+from planner.calibration.provenance import provenance
+from planner.calibration.rows import samples
 from planner.calibration.shipped import SHIPPED, shipped
 from planner.calibration.validation import validate_cases
 from planner.catalog import load_device
+from planner.cli.app import run as run_planner
 from planner.cost.constants import default_constants
 from planner.errors import InputError
 
@@ -119,3 +124,127 @@ def test_suspect_rows_are_left_out():
     good = runs(lambda device, stack: default_constants(device), count=2)
     suspect = [Case({**case.cells, "notes": "SUSPECT: printed twice"}) for case in good]
     assert len(samples(good + suspect, Fitted().constants_for)) == len(good)
+
+
+def test_a_constant_that_fewer_than_three_rows_inform_keeps_its_prior():
+    """Seven rows of one node and one of four nodes: only that one could tell stragglers."""
+    cases = runs(lambda device, stack: replace(default_constants(device), matmul_efficiency=0.6))
+    cases[-1].cells.update(gpus="32", dp="32", global_batch="256")
+    fitted = fit(cases)
+    assert "straggler_per_doubling" not in fitted.values["stack"]["megatron"]
+    assert "matmul_efficiency" in fitted.values["generation"]["ampere"]
+
+
+def test_two_rows_fit_nothing():
+    fitted = fit(runs(lambda device, stack: default_constants(device), count=2))
+    assert fitted.values == {"generation": {}, "stack": {}}
+    assert fitted.evidence == {}
+
+
+def test_every_fitted_constant_states_its_rows_sources_and_standard_error():
+    fitted = fit(runs(lambda device, stack: replace(default_constants(device), pass_factor=2.0)))
+    for scope, groups in fitted.values.items():
+        for key, values in groups.items():
+            assert set(fitted.evidence[scope][key]) == set(values)
+            for evidence in fitted.evidence[scope][key].values():
+                assert evidence.rows >= MIN_ROWS
+                assert evidence.sources == ["own"]
+                assert evidence.standard_error > 0.0
+    assert read_fitted(json.loads(to_json(fitted)), "mine.json") == fitted
+
+
+def test_a_second_source_that_agrees_makes_the_constants_surer():
+    cases = runs(lambda device, stack: replace(default_constants(device), matmul_efficiency=0.6))
+    more = [Case({**case.cells, "id": f"other-{index}"}) for index, case in enumerate(cases)]
+
+    def errors(rows):
+        return {
+            (key, name): evidence.standard_error
+            for groups in fit(rows).evidence.values()
+            for key, constants in groups.items()
+            for name, evidence in constants.items()
+        }
+
+    one, two = errors(cases), errors(cases + more)
+    assert one.keys() == two.keys()
+    assert all(two[key] <= one[key] for key in one)
+    assert any(two[key] < one[key] for key in one)
+
+
+def test_a_constant_at_a_physical_bound_is_marked():
+    cases = runs(lambda device, stack: default_constants(device))
+    slow = [Case({**c.cells, "measured_step_s": str(9.0 * float(c.text("measured_step_s")))}) for c in cases]
+    fitted = fit(slow)
+    marked = 0
+    for scope, groups in fitted.evidence.items():
+        for key, constants in groups.items():
+            for name, evidence in constants.items():
+                parameter = next(p for p in PARAMETERS if p.name == name)
+                value = fitted.values[scope][key][name]
+                is_at = {"low": parameter.low, "high": parameter.high}.get(evidence.bound)
+                assert is_at is None or value == pytest.approx(is_at, rel=0.05, abs=parameter.high * 0.006)
+                marked += is_at is not None
+    assert marked
+
+
+def test_a_group_left_out_does_not_touch_its_own_prediction():
+    """The left-out rows may say anything: their prediction is that of a fit which never held them."""
+    cases = runs(lambda device, stack: replace(default_constants(device), matmul_efficiency=0.6))
+    wrong = [
+        Case({**c.cells, "id": f"odd-{i}", "measured_step_s": str(5.0 * float(c.text("measured_step_s")))})
+        for i, c in enumerate(cases)
+    ]
+    [_, odd] = leave_out(cases + wrong, cases + wrong, "source", processes=1)
+    assert odd.group == "odd"
+    alone = validate_cases(wrong, fit(cases).constants_for)
+    for found, expected in zip(odd.results, alone, strict=True):
+        assert found.predicted_step_s == pytest.approx(expected.predicted_step_s, rel=0.03)
+
+
+def test_leaving_out_gives_the_same_digits_in_one_process_and_in_two():
+    cases = runs(lambda device, stack: replace(default_constants(device), pass_factor=2.0), count=6)
+    cases += [Case({**c.cells, "id": f"odd-{i}", "hidden": "2048"}) for i, c in enumerate(cases)]
+
+    def predicted(processes):
+        found = leave_out(cases, cases, "source", processes=processes)
+        return [[row.predicted_step_s for row in one.results] for one in found]
+
+    assert predicted(1) == predicted(2)
+
+
+def test_leaving_out_the_only_group_is_an_error():
+    cases = runs(lambda device, stack: default_constants(device), count=4)
+    with pytest.raises(InputError, match="one gpu only"):
+        list(leave_out(cases, cases, "gpu"))
+    with pytest.raises(InputError, match="unknown group"):
+        list(leave_out(cases, cases, "colour"))
+
+
+def test_a_table_of_times_alone_gives_a_calibration_that_plans(tmp_path, capsys):
+    """Memory was not measured: its error bars stay as shipped, and that is said."""
+    cases = runs(lambda device, stack: replace(default_constants(device), matmul_efficiency=0.6), count=6)
+    names = list(dict.fromkeys(name for case in cases for name in case.cells))
+    table = tmp_path / "runs.csv"
+    lines = [",".join(case.text(name) for name in names) for case in cases]
+    table.write_text("\n".join([",".join(names), *lines]) + "\n", encoding="utf-8")
+    file = tmp_path / "mine.json"
+    assert run_planner(["calibrate", str(table), "--all-rows", "-o", str(file)]) == 0
+    shown = capsys.readouterr()
+    assert "memory interval" in shown.err
+    assert "matmul_efficiency" in shown.out
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["intervals"]["memory"] == shipped().intervals["memory"]
+    assert document["provenance"]["table"] == "runs.csv"
+    found = planner.estimate("megatron-1.7b", gpu="a100-80g-sxm", gpus=8, calibration=str(file))
+    assert "rows of own (runs.csv" in found.inputs.constant_origins["matmul_efficiency"]
+
+
+def test_the_same_day_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    table = tmp_path / "runs.csv"
+    table.write_text("id\n", encoding="utf-8")
+    assert provenance(str(table), 1) == provenance(str(table), 1)
+    assert provenance(str(table), 1)["date"] == "1970-01-02"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "tomorrow")
+    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH"):
+        provenance(str(table), 1)

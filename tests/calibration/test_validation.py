@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from planner.calibration.case import Case, Unsupported, read_cases
-from planner.calibration.fit import split_rows
 from planner.calibration.intervals import coverage, quantile
+from planner.calibration.ranking import kendall_tau, ranking_by_group
+from planner.calibration.rows import split_rows
 from planner.calibration.shipped import shipped
 from planner.calibration.validation import (
     RowResult,
     case_cost_model,
-    kendall_tau,
-    ranking,
     summarise,
     summary,
     validate_cases,
@@ -93,10 +92,23 @@ def test_kendall_tau_of_known_orders():
 
 
 def test_regret_is_the_measured_loss_of_running_the_predicted_best():
-    rows = [row(1.0, 1.2, model_name="m"), row(2.0, 1.0, model_name="m"), row(3.0, 5.0, model_name="other")]
-    tau, regret = ranking(rows)
-    assert tau == pytest.approx(-1.0)
-    assert regret == pytest.approx(0.2)
+    rows = [
+        row(1.0, 1.2, model_name="m", tp="1"),
+        row(2.0, 1.0, model_name="m", tp="2"),
+        row(3.0, 5.0, model_name="other"),
+    ]
+    taus, regrets = ranking_by_group(rows)
+    assert taus == [pytest.approx(-1.0)]
+    assert regrets == [pytest.approx(0.2)]
+
+
+def test_repeated_runs_of_one_plan_are_no_ranking():
+    again = [row(1.0, 1.2, model_name="m", tp="1"), row(1.1, 1.0, model_name="m", tp="1", recompute="full")]
+    assert ranking_by_group(again) == ([], [])
+    third = row(2.0, 1.05, model_name="m", tp="2")
+    taus, regrets = ranking_by_group([*again, third])
+    assert taus == [pytest.approx(-1.0)]
+    assert regrets == [pytest.approx(1.1 / 1.05 - 1.0)]
 
 
 def test_quantiles_lie_between_neighbours():

@@ -17,6 +17,7 @@ COMMANDS = [
     "explain",
     "compare",
     "export",
+    "report",
     "validate",
     "calibrate",
     "schema",

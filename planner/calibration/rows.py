@@ -1,0 +1,83 @@
+"""The rows a fit reads: which are fitted, which are judged, which count lightly, and each ready to price."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.calibration.case import Case, Unsupported
+from planner.calibration.case_decision import price_case
+from planner.calibration.validation import STACK_ALIASES, case_cost_model
+from planner.cluster.spec import DeviceSpec
+from planner.cost.constants import Constants
+from planner.cost.step import CostModel, price
+from planner.errors import InputError
+from planner.strategy.decision import Decision
+
+SUSPECT = "SUSPECT"
+# Sources the measurements' own notes ask to weigh lightly (tiny models on slow Ethernet; doubtful rows).
+LIGHT = {"amp": 0.1, "slr": 0.2}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row ready to be priced again and again: its cost model, its decision, what was measured."""
+
+    case: Case
+    model: CostModel
+    decision: Decision
+    stack: str
+    measured: float
+
+    @property
+    def device(self) -> DeviceSpec:
+        return self.model.problem.cluster.device
+
+    def key(self, scope: str) -> str:
+        """The generation or the stack of the row, whose constants price it."""
+        return self.device.generation if scope == "generation" else self.stack
+
+    def log_error(self, constants: Constants) -> float:
+        """log(predicted / measured) of the step time."""
+        model = CostModel.of(self.model.problem, constants, self.stack, self.model.chain)
+        return math.log(price(model, self.decision).step_seconds / self.measured)
+
+
+def split_rows(cases: list[Case]) -> tuple[list[Case], list[Case]]:
+    """(fitted, judged): every other row of each source, in file order."""
+    seen: dict[str, int] = defaultdict(int)
+    fitted: list[Case] = []
+    judged: list[Case] = []
+    for case in cases:
+        (fitted if seen[case.source] % 2 == 0 else judged).append(case)
+        seen[case.source] += 1
+    return fitted, judged
+
+
+def samples(cases: list[Case], constants_for: Callable[[DeviceSpec, str], Constants]) -> list[Sample]:
+    """The rows that can be priced and have a step time; suspect rows are left out."""
+    found = []
+    for case in cases:
+        if SUSPECT in case.text("notes"):
+            continue
+        try:
+            measured = case.number("measured_step_s")
+            if not measured:
+                continue
+            model = case_cost_model(case, constants_for)
+            decision, _ = price_case(case, model)
+        except (Unsupported, InputError):
+            continue
+        stack = STACK_ALIASES.get(case.text("stack"), case.text("stack"))
+        found.append(Sample(case, model, decision, stack, measured))
+    return found
+
+
+def row_weights(rows: list[Sample]) -> list[float]:
+    """What each row counts: n rows of one source count as sqrt(n), because they share its errors."""
+    counts: dict[str, int] = defaultdict(int)
+    for sample in rows:
+        counts[sample.case.source] += 1
+    return [LIGHT.get(s.case.source, 1.0) / math.sqrt(counts[s.case.source]) for s in rows]
