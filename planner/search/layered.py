@@ -20,12 +20,14 @@ from planner.cost.layered_table import EndCosts, Floats, LayeredSetting
 from planner.errors import InfeasibleError
 from planner.search.layered_bounds import Bounds, bounds_of, slack_seconds
 from planner.search.layered_front import BYTES, StageOptions, TooManyLabels, end_row, layer_rows, stage_options
-from planner.search.layered_pipeline import assemble
+from planner.search.layered_pipeline import assemble, relaxed
 from planner.search.layered_start import choice_seconds, first_plan
 from planner.strategy.layered import LayeredDecision
 from planner.units import format_bytes
 
 TIED = 1e-12
+# Settings given a first plan before any bound can be compared with one.
+FIRST_LOOKS = 4
 
 
 @dataclass
@@ -73,11 +75,21 @@ class _Search:
         self.settings, self.limit, self.deadline = settings, limit_bytes, deadline
         self.best, self.effort = _Best(), _Effort()
         self.unproved: list[float] = []
-        self.solved: dict[int, float] = {}
+        self.coarse: dict[int, Bounds] = {}
 
     def run(self) -> list[float]:
-        coarse = [bounds_of(_with_least_end(s), 0, self.limit).step for s in self.settings]
+        coarse = []
+        for index, setting in enumerate(self.settings):
+            bounds = bounds_of(_with_least_end(setting), 0, self.limit)
+            coarse.append(bounds.step)
+            self.coarse[index] = bounds
         order = sorted(range(len(coarse)), key=lambda i: (coarse[i], i))
+        for index in order[:FIRST_LOOKS]:
+            self.look(index, coarse)
+        for index in order[FIRST_LOOKS:]:
+            if coarse[index] < self.best.seconds * (1 - TIED):
+                self.look(index, coarse)
+        order.sort(key=lambda i: (coarse[i], i))
         for index in order:
             if coarse[index] >= self.best.seconds * (1 - TIED) or not math.isfinite(coarse[index]):
                 break
@@ -87,21 +99,35 @@ class _Search:
             self.solve(index)
         return coarse
 
-    def solve(self, index: int) -> None:
+    def look(self, index: int, coarse: list[float]) -> None:
+        """A tighter bound of a setting, and a first plan on the split that has it."""
         setting = self.settings[index]
-        bounded = [(bounds_of(setting, end, self.limit), end) for end in range(len(setting.ends))]
-        bounded = [pair for pair in bounded if math.isfinite(pair[0].step)]
-        bounded.sort(key=lambda pair: (pair[0].step, pair[1]))
-        for bounds, end in bounded:
-            if bounds.step >= self.best.seconds * (1 - TIED):
-                break
-            start = first_plan(setting, end, bounds, self.limit)
+        if not math.isfinite(coarse[index]):
+            return
+        step, split = relaxed(setting, self.coarse[index], self.best.seconds)
+        coarse[index] = max(coarse[index], min(step, self.best.seconds))
+        if not split:
+            return
+        for end in range(len(setting.ends)):
+            start = first_plan(setting, end, split, self.limit)
             if start is not None:
                 self.offer(choice_seconds(setting, end, start), index, end, *start)
-        for bounds, end in bounded:
-            if bounds.step >= self.best.seconds * (1 - TIED):
-                break
-            self.solve_end(index, end, bounds)
+
+    def solve(self, index: int) -> None:
+        setting = self.settings[index]
+        bounded = []
+        for end in range(len(setting.ends)):
+            bounds = bounds_of(setting, end, self.limit)
+            step, split = relaxed(setting, bounds, self.best.seconds) if math.isfinite(bounds.step) else (math.inf, ())
+            if split:
+                bounded.append((step, end, bounds))
+                start = first_plan(setting, end, split, self.limit)
+                if start is not None:
+                    self.offer(choice_seconds(setting, end, start), index, end, *start)
+        bounded.sort(key=lambda entry: entry[:2])
+        for step, end, bounds in bounded:
+            if step < self.best.seconds * (1 - TIED):
+                self.solve_end(index, end, bounds, step)
 
     def offer(
         self, seconds: float, index: int, end: int, stages: tuple[tuple[int, int], ...], chosen: tuple[int, ...]
@@ -109,7 +135,7 @@ class _Search:
         if seconds < self.best.seconds * (1 - TIED):
             self.best = _Best(seconds, index, end, stages, chosen)
 
-    def solve_end(self, index: int, end: int, bounds: Bounds) -> None:
+    def solve_end(self, index: int, end: int, bounds: Bounds, step: float) -> None:
         setting = self.settings[index]
         self.effort.solved += 1
         found: dict[tuple[int, int, int], StageOptions] = {}
@@ -136,7 +162,7 @@ class _Search:
         try:
             result = assemble(setting, bounds, options, self.best.seconds)
         except TooManyLabels:
-            self.unproved.append(bounds.step)
+            self.unproved.append(step)
             return
         self.effort.labels += result.labels
         self.effort.replays += result.replays

@@ -2,8 +2,8 @@
 
 A stage of layers a to b within M bytes needs, for any multiplier u >= 0, at least
 sum over layers of min over strategies (seconds + u bytes) - u M: the Lagrangian relaxation of the memory limit
-(layout changes and working sets left out). Multipliers are the slopes of each kind's lower hull, where the
-relaxation's optimum lies.
+(layout changes left out). Multipliers are the slopes of each kind's lower hull, where the
+relaxation's optimum lies. The working set is one value of the choice, so the bound is the least over its values.
 
 A pipeline needs at least the longest of these paths through its 1F1B event graph, from microbatch 0 entering
 stage i to the last backward leaving it (t = f + b, w = pp - 1 - i stages behind, D = their t and sends both
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.layered_table import Floats, LayeredSetting
-from planner.search.layered_front import BYTES, end_row, layer_rows, weight_rows
+from planner.search.layered_front import BYTES, WORKING, end_row, layer_rows, weight_rows
 
 MAX_MULTIPLIERS = 24
 
@@ -111,24 +111,29 @@ def _stage_bounds(
 ) -> tuple[Floats, Floats]:
     rows = layer_rows(setting, stage)
     own = end_row(setting, stage, end)
-    seconds, size = weight_rows(rows, setting.pp), rows[:, :, BYTES]
+    seconds, size, working = weight_rows(rows, setting.pp), rows[:, :, BYTES], rows[:, :, WORKING]
     order = np.array(setting.layers)
     room = limit_bytes - setting.reserve_bytes - float(own[BYTES])
-    usable = np.isfinite(seconds)
-    least = np.where(usable, size, np.inf).min(axis=1)[order]
-    needed = np.concatenate([[0.0], np.cumsum(least)])
-    found = np.full((len(order) + 1,) * 2, -np.inf)
-    proof = np.zeros_like(found)
-    for u in _multipliers(seconds, size):
-        priced = (seconds + u * size).min(axis=1)[order]
-        total = np.concatenate([[0.0], np.cumsum(priced)])
-        value = total[None, :] - total[:, None] - u * room
-        better = value > found
-        found[better], proof[better] = value[better], u
-    found = found + float(weight_rows(own, setting.pp))
+    multipliers = _multipliers(seconds, size)
     spans = np.arange(len(order) + 1)
-    is_empty = spans[None, :] <= spans[:, None]
-    found[is_empty | (needed[None, :] - needed[:, None] > room)] = np.inf
+    found = np.full((len(order) + 1,) * 2, np.inf)
+    proof = np.zeros_like(found)
+    # A choice whose largest working set is w uses strategies of at most w and has w less for the rest.
+    for w in np.unique(working):
+        usable = np.isfinite(seconds) & (working <= w)
+        is_open = usable.any(axis=1)
+        blocked = _ranges((~is_open).astype(float)[order][None])[0]
+        least = _ranges(np.where(is_open, np.where(usable, size, np.inf).min(axis=1), 0.0)[order][None])[0]
+        priced = np.where(usable, seconds[None] + multipliers[:, None, None] * size[None], np.inf)
+        cheapest = np.where(is_open, priced.min(axis=2), 0.0)[:, order]
+        values = _ranges(cheapest) - (multipliers * (room - w))[:, None, None]
+        best = values.argmax(axis=0)
+        value = np.take_along_axis(values, best[None], axis=0)[0]
+        value[(least > room - w) | (blocked > 0.0)] = np.inf
+        better = value < found
+        found[better], proof[better] = value[better], multipliers[best][better]
+    found = found + float(weight_rows(own, setting.pp))
+    found[spans[None, :] <= spans[:, None]] = np.inf
     if stage == 0:
         found[1:] = np.inf
     if stage == setting.pp - 1:
@@ -136,7 +141,13 @@ def _stage_bounds(
     return found, proof
 
 
-def _multipliers(seconds: Floats, size: Floats) -> list[float]:
+def _ranges(values: Floats) -> Floats:
+    """[row, a, b]: sums of values a to b - 1 of every row."""
+    sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
+    return sums[:, None, :] - sums[:, :, None]
+
+
+def _multipliers(seconds: Floats, size: Floats) -> Floats:
     """Slopes of every kind's lower hull of (bytes, seconds), and 0."""
     slopes = {0.0}
     for kind in range(len(seconds)):
@@ -155,7 +166,7 @@ def _multipliers(seconds: Floats, size: Floats) -> list[float]:
         slopes |= {(one[1] - two[1]) / (two[0] - one[0]) for one, two in zip(hull, hull[1:], strict=False)}
     ordered = sorted(slopes)
     every = -(-len(ordered) // MAX_MULTIPLIERS)
-    return ordered[::every]
+    return np.array(ordered[::every])
 
 
 def _is_above(one: tuple[float, float], middle: tuple[float, float], other: tuple[float, float]) -> bool:

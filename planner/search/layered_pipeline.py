@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.layered_table import Codes, Floats, LayeredSetting, step_seconds
-from planner.search.layered_bounds import Bounds, path_seconds
+from planner.search.layered_bounds import Bounds, path_seconds, slack_seconds
 from planner.search.layered_front import TooManyLabels, pareto
 
 MAX_LABELS = 20_000
 TOLERANCE = 1e-12
 
 Options = Callable[[int, int, int], Floats]
+Split = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,32 @@ class PipelineResult:
     lower_bound: float
     labels: int
     replays: int
+
+
+def relaxed(setting: LayeredSetting, bounds: Bounds, below: float) -> tuple[float, Split]:
+    """(least step, the split that has it) when every stage costs its bound; (infinity, ()) if not ``below``.
+
+    Half of a stage's bound each way: the longer of the paths "start late" and "end late" is at least their mean,
+    and the others depend on the sum alone, so this bounds every choice.
+    """
+    if setting.pp == 1:
+        step = float(bounds.stage[0, 0, -1])
+        return (step, ((0, len(setting.layers)),)) if step < below else (np.inf, ())
+
+    def options(i: int, a: int, b: int) -> Floats:
+        return np.full((1, 3), bounds.stage[i, a, b] / 2.0)
+
+    tables, _ = _label(setting, bounds, options, below, is_exact=False)
+    final = tables[0].get(0)
+    if final is None:
+        return np.inf, ()
+    at = int(final.rows[:, 1].argmin())
+    first, index, split = 0, at, []
+    for i in range(setting.pp):
+        end, _, label = (int(x) for x in tables[i][first].came[index])
+        split.append((first, end))
+        first, index = end, label
+    return float(final.rows[at, 1]), tuple(split)
 
 
 def assemble(setting: LayeredSetting, bounds: Bounds, options: Options, below: float) -> PipelineResult:
@@ -89,11 +116,12 @@ def _label(
     tables: list[dict[int, Labels]] = [{} for _ in range(pp)]
     made = 0
     for i in range(pp - 1, -1, -1):
+        is_open = bounds.stage[i] < slack_seconds(setting, bounds, i, below)
         for a in range(count) if i else (0,):
             rows, came = [], []
-            for b in range(a + 1, count + 1):
+            for b in np.flatnonzero(is_open[a]).tolist():
                 behind = None if i == pp - 1 else tables[i + 1].get(b)
-                if not np.isfinite(bounds.stage[i, a, b]) or (i < pp - 1) != (behind is not None):
+                if (i < pp - 1) != (behind is not None):
                     continue
                 own = options(i, a, b)
                 if not len(own):

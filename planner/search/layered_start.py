@@ -1,4 +1,4 @@
-"""A first plan for the per-layer search: the most even split, two strategies a stage, one change.
+"""A first plan for the per-layer search: the relaxed split, two strategies a stage, one change.
 
 Any complete choice is an upper bound; this one is found by enumerating, for every stage, the pairs of strategies
 and the layer where the first gives way to the second. It only makes the exact search's pruning bite early.
@@ -8,33 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.cost.layered_table import Floats, LayeredSetting, stage_cost, step_seconds
-from planner.search.layered_bounds import Bounds
+from planner.cost.layered_table import LayeredSetting, stage_cost, step_seconds
 from planner.search.layered_front import BYTES, WORKING, end_row, layer_rows, weight_rows
 
-Choice = tuple[tuple[tuple[int, int], ...], tuple[int, ...]]
+Split = tuple[tuple[int, int], ...]
+Choice = tuple[Split, tuple[int, ...]]
 
 
-def even_split(bounds: Bounds) -> tuple[tuple[int, int], ...]:
-    """The split whose slowest stage is bounded lowest. Only for finite ``bounds.step``."""
-    pp, size = bounds.stage.shape[:2]
-    least = bounds.stage[0][0]
-    came: list[Floats] = []
-    for i in range(1, pp):
-        joined = np.maximum(least[:, None], bounds.stage[i])
-        came.append(joined.argmin(axis=0))
-        least = joined.min(axis=0)
-    ends = [size - 1]
-    for back in reversed(came):
-        ends.append(int(back[ends[-1]]))
-    ends.append(0)
-    cuts = ends[::-1]
-    return tuple(zip(cuts, cuts[1:], strict=False))
-
-
-def first_plan(setting: LayeredSetting, end: int, bounds: Bounds, limit_bytes: float) -> Choice | None:
+def first_plan(setting: LayeredSetting, end: int, split: Split, limit_bytes: float) -> Choice | None:
     """(stages, strategy of every layer) within memory, or None when two strategies a stage never fit."""
-    split = even_split(bounds)
     chosen: list[int] = []
     for stage, layers in enumerate(split):
         found = _fill(setting, stage, layers, end, limit_bytes)
