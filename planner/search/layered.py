@@ -26,6 +26,8 @@ from planner.strategy.layered import LayeredDecision
 from planner.units import format_bytes
 
 TIED = 1e-12
+# (stage, kinds, end or -1) -> (seconds the front is complete below, front)
+Fronts = dict[tuple[int, tuple[int, ...], int], tuple[float, StageOptions]]
 # Settings given a first plan before any bound can be compared with one.
 FIRST_LOOKS = 4
 
@@ -125,9 +127,10 @@ class _Search:
                 if start is not None:
                     self.offer(choice_seconds(setting, end, start), index, end, *start)
         bounded.sort(key=lambda entry: entry[:2])
+        shared: Fronts = {}
         for step, end, bounds in bounded:
             if step < self.best.seconds * (1 - TIED):
-                self.solve_end(index, end, bounds, step)
+                self.solve_end(index, end, bounds, step, shared)
 
     def offer(
         self, seconds: float, index: int, end: int, stages: tuple[tuple[int, int], ...], chosen: tuple[int, ...]
@@ -135,11 +138,10 @@ class _Search:
         if seconds < self.best.seconds * (1 - TIED):
             self.best = _Best(seconds, index, end, stages, chosen)
 
-    def solve_end(self, index: int, end: int, bounds: Bounds, step: float) -> None:
+    def solve_end(self, index: int, end: int, bounds: Bounds, step: float, shared: Fronts) -> None:
         setting = self.settings[index]
         self.effort.solved += 1
         found: dict[tuple[int, int, int], StageOptions] = {}
-        shared: dict[tuple[int, tuple[int, ...], bool], StageOptions] = {}
         slack = [slack_seconds(setting, bounds, i, self.best.seconds) for i in range(setting.pp)]
 
         def options(i: int, a: int, b: int) -> Floats:
@@ -149,14 +151,17 @@ class _Search:
                 if bounds.stage[i, a, b] >= below:
                     found[key] = StageOptions(np.zeros((0, 3)), ())
                 else:
-                    same = (i, setting.layers[a:b], False)
-                    if same not in shared:
-                        widest = _widest(setting, slack[i], a, b)
-                        shared[same] = stage_options(
+                    # Fronts of inner stages do not depend on the ends: kept from one end to the next.
+                    own_end = end if i in (0, setting.pp - 1) else -1
+                    same = (i, setting.layers[a:b], own_end)
+                    widest = _widest(setting, slack[i], a, b)
+                    if same not in shared or shared[same][0] < widest:
+                        front = stage_options(
                             setting, i, (a, b), end, self.limit, widest, float(bounds.multiplier[i, a, b])
                         )
-                        self.effort.options += len(shared[same].seconds)
-                    found[key] = shared[same]
+                        shared[same] = (widest, front)
+                        self.effort.options += len(front.seconds)
+                    found[key] = shared[same][1]
             return found[key].seconds
 
         try:
