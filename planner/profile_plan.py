@@ -237,8 +237,8 @@ def predict(problem: ProfiledProblem, setting: LayeredSetting, decision: Layered
         mfu=mfu,
         hfu=mfu * _hardware_factor(problem, decision),
         breakdown_seconds={
-            "compute": busy,
-            "bubble": timeline.finish[last] - busy,
+            "compute": busy if setting.pp > 1 else timeline.finish[last],
+            "bubble": timeline.finish[last] - busy if setting.pp > 1 else 0.0,
             "dp": costs[last].sync_seconds,
         },
         peak_memory_bytes=peak,
@@ -278,7 +278,7 @@ def _why(problem: ProfiledProblem, result: LayeredResult) -> list[str]:
     lines = [f"memory: {format_bytes(peak)} of {format_bytes(problem.limit_bytes)} on the fullest stage"]
     kinds = Counter(choice.label() for choice in result.decision.choices)
     lines += [f"{count} layers {label}" for label, count in kinds.most_common()]
-    others = {}
+    others: dict[int, tuple[float, int]] = {}
     for pp, m, seconds, is_best in result.seconds_by_setting:
         if not is_best and math.isfinite(seconds) and pp != result.decision.pp:
             others[pp] = min(others.get(pp, (math.inf, 0)), (seconds, m))

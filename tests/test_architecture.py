@@ -18,6 +18,7 @@ ALLOWED = {
     "strategy": {"units", "errors", "model", "cluster", "workload"},
     "schedule": {"errors"},
     "cost": {"units", "errors", "model", "cluster", "workload", "strategy", "schedule"},
+    "profiles": {"units", "errors", "documents", "model", "strategy", "cost"},
     "search": {"units", "errors", "model", "cluster", "workload", "strategy", "schedule", "cost"},
     "launchers": {"units", "errors", "model", "cluster", "workload", "strategy", "plan_file"},
 }
@@ -29,7 +30,7 @@ OUTSIDE = {
     "typer": "cli/",
     "rich": ("report/", "cli/"),
 }
-NO_PYDANTIC = ("cost", "search", "schedule", "strategy")
+NO_PYDANTIC = ("cost", "profiles", "search", "schedule", "strategy")
 
 
 def imports(path: Path) -> set[str]:

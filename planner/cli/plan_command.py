@@ -79,7 +79,9 @@ def plan(
         )
         return plan_on_profile(measured, refused, target, time_budget, output, as_json)
     if model is None:
-        raise InputError("--model is missing", hint="use --model llama-3.1-70b, or --profile with measured files")
+        raise InputError(
+            "Missing option '--model'.", hint="use --model llama-3.1-70b, or --profile with measured files"
+        )
     request = Request(
         model=model,
         cluster=cluster,

@@ -144,7 +144,8 @@ def _stage_bounds(
 def _ranges(values: Floats) -> Floats:
     """[row, a, b]: sums of values a to b - 1 of every row."""
     sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
-    return sums[:, None, :] - sums[:, :, None]
+    found: Floats = sums[:, None, :] - sums[:, :, None]
+    return found
 
 
 def _multipliers(seconds: Floats, size: Floats) -> Floats:
