@@ -30,6 +30,8 @@ TIED = 1e-12
 Fronts = dict[tuple[int, tuple[int, ...], int], tuple[float, StageOptions]]
 # Settings given a first plan before any bound can be compared with one.
 FIRST_LOOKS = 4
+# Shares of the way from a bound to the best step at which a search under a target is tried.
+TARGETS = (0.15, 0.4, 1.0)
 
 
 @dataclass
@@ -139,10 +141,29 @@ class _Search:
             self.best = _Best(seconds, index, end, stages, chosen)
 
     def solve_end(self, index: int, end: int, bounds: Bounds, step: float, shared: Fronts) -> None:
-        setting = self.settings[index]
+        """The best of one setting and end: ever looser targets, so that fronts stay short.
+
+        A target that nothing meets is proved to be a bound; the first that something meets gives the optimum.
+        """
         self.effort.solved += 1
+        proved = step
+        for share in TARGETS:
+            target = step + (self.best.seconds - step) * share if share < 1.0 else self.best.seconds
+            if not math.isfinite(target) and share < 1.0:
+                continue
+            try:
+                if self.solve_below(index, end, bounds, target, shared):
+                    return
+            except TooManyLabels:
+                self.unproved.append(proved)
+                return
+            proved = target
+
+    def solve_below(self, index: int, end: int, bounds: Bounds, target: float, shared: Fronts) -> bool:
+        """Whether a step under ``target`` exists; the best one is offered. Raises TooManyLabels."""
+        setting = self.settings[index]
         found: dict[tuple[int, int, int], StageOptions] = {}
-        slack = [slack_seconds(setting, bounds, i, self.best.seconds) for i in range(setting.pp)]
+        slack = [slack_seconds(setting, bounds, i, target) for i in range(setting.pp)]
 
         def options(i: int, a: int, b: int) -> Floats:
             key = (i, a, b)
@@ -164,15 +185,11 @@ class _Search:
                     found[key] = shared[same][1]
             return found[key].seconds
 
-        try:
-            result = assemble(setting, bounds, options, self.best.seconds)
-        except TooManyLabels:
-            self.unproved.append(step)
-            return
+        result = assemble(setting, bounds, options, target)
         self.effort.labels += result.labels
         self.effort.replays += result.replays
         if result.best is None:
-            return
+            return False
         chosen: list[int] = []
         for i, (a, b, option) in enumerate(result.best.stages):
             chosen += found[(i, a, b)].chosen[option]
@@ -180,6 +197,7 @@ class _Search:
         self.offer(result.best.seconds, index, end, stages, tuple(chosen))
         if result.lower_bound < result.best.seconds * (1 - 1e-9):
             self.unproved.append(result.lower_bound)
+        return True
 
 
 def search_layered(

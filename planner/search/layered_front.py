@@ -20,7 +20,8 @@ import numpy as np
 from planner.cost.layered_table import Codes, Floats, LayeredSetting
 
 FORWARD, BACKWARD, ENDING, BYTES, WORKING = range(5)
-MAX_LABELS = 60_000
+# A front past these many labels, before and after dominance, is not worth its proof: the bound stays.
+MAX_LABELS, MAX_FRONT = 8_000, 800
 
 
 class TooManyLabels(Exception):
@@ -35,14 +36,19 @@ class StageOptions:
     chosen: tuple[tuple[int, ...], ...]
 
 
-def pareto(rows: Floats) -> Codes:
-    """Indices of rows no other row is at most everywhere; of equal rows the first, by total then by index."""
+def pareto(rows: Floats, most: int | None = None) -> Codes:
+    """Indices of rows no other row is at most everywhere; of equal rows the first, by total then by index.
+
+    Raises TooManyLabels when the front passes ``most`` rows.
+    """
     order = np.argsort(rows.sum(axis=1), kind="stable")
     kept: list[int] = []
     left = order
     values = rows[order]
     while len(left):
         kept.append(int(left[0]))
+        if most is not None and len(kept) > most:
+            raise TooManyLabels
         alive = (values < values[0]).any(axis=1)
         left, values = left[alive], values[alive]
     return np.array(kept, dtype=np.intp)
@@ -140,7 +146,7 @@ def stage_options(
                 rows, came = rows[alive], came[alive]
                 if len(rows) > MAX_LABELS:
                     raise TooManyLabels
-                front = pareto(rows)
+                front = pareto(rows, MAX_FRONT)
                 found[layout] = rows[front], came[front]
         labels = {layout: rows for layout, (rows, _) in found.items()}
         history.append({layout: came for layout, (_, came) in found.items()})
@@ -167,7 +173,7 @@ def _arrivals(labels: dict[int, Floats], change: Floats, layout: int) -> tuple[F
         for before, label in labels.items()
     ]
     merged, source = np.concatenate(rows), np.concatenate(sources)
-    kept = pareto(merged)
+    kept = pareto(merged, MAX_FRONT)
     return merged[kept], source[kept]
 
 
