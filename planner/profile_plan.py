@@ -42,7 +42,8 @@ from planner.strategy.decision import RANK_ORDER, RECOMPUTES, SHARDINGS
 from planner.strategy.layered import LayerChoice, LayeredDecision
 from planner.units import format_bytes, format_seconds
 
-# Predicted over measured peaks of the single-stage rows of the profile in tests/data (tests/profiles checks it).
+# Predicted over measured peaks of the single-stage rows of the profile in tests/data (tests/profiles
+# checks it).
 MEMORY_ERROR = (-0.05, 0.065)
 
 
@@ -52,7 +53,8 @@ def make_profile_plan(
     """The best plan on measured files. Raises InputError, InfeasibleError, UnsupportedByTarget."""
     problem = resolve_profile(request)
     left_out = [
-        {"step": "left out", "candidates": count, "reason": reason} for reason, count in problem.tabled.left_out
+        {"step": "left out", "candidates": count, "reason": reason}
+        for reason, count in problem.tabled.left_out
     ]
     result = search_layered(
         problem.tabled.settings, problem.limit_bytes, time_budget_seconds=time_budget_seconds, funnel=left_out
@@ -91,7 +93,8 @@ def _plan(problem: ProfiledProblem, result: LayeredResult, request: ProfileReque
         search=SearchRecord(
             status=status,
             space="measured profile: pp and microbatches of every divisor, uneven stages, 1F1B; per layer tp or "
-            "sp, sharding of gradients or parameters, recompute none or full; embedding and head on their own",
+            "sp, sharding of gradients or parameters, recompute none or full; embedding and head on their
+            own",
             lower_bound_seconds=result.lower_bound_seconds,
             gap=result.gap,
             funnel=result.funnel,
@@ -283,5 +286,7 @@ def _why(problem: ProfiledProblem, result: LayeredResult) -> list[str]:
         if not is_best and math.isfinite(seconds) and pp != result.decision.pp:
             others[pp] = min(others.get(pp, (math.inf, 0)), (seconds, m))
     for pp, (seconds, m) in sorted(others.items()):
-        lines.append(f"pp {pp}: no plan below {format_seconds(max(seconds, result.step_seconds))} (at {m} microbatches)")
+        lines.append(
+            f"pp {pp}: no plan below {format_seconds(max(seconds, result.step_seconds))} (at {m} microbatches)"
+        )
     return lines

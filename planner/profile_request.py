@@ -20,8 +20,8 @@ from planner.profiles.galvatron import GalvatronProfile, read_galvatron
 from planner.profiles.galvatron_costs import (
     CONTEXT_BYTES,
     Tabled,
-    least_step_flop_rate,
     layered_settings,
+    least_step_flop_rate,
     profiled_model,
 )
 from planner.units import GIB, GIGA, TERA, format_bytes
@@ -65,7 +65,8 @@ def resolve_profile(request: ProfileRequest) -> ProfiledProblem:
     graphs = [file for file in files if file.kind == "piper"]
     if graphs:
         raise InputError(
-            "a Piper graph has no layers of a known model: it is planned by planner.search.downsets from Python, "
+            "a Piper graph has no layers of a known model: it is planned by planner.search.downsets from
+            Python, "
             "not by this command",
             file=graphs[0].path,
             hint="give the files of Hetu-Galvatron's profiler",
@@ -96,7 +97,9 @@ def problem_of(files: Sequence[ProfileFile], request: ProfileRequest) -> Profile
         f"{format_bytes(CONTEXT_BYTES)} a GPU for the CUDA context and NCCL; gradients are reduced once a step",
         "the optimizer's own pass is not in the profile and not in the step",
     ]
-    return ProfiledProblem(profile, model, workload, tabled, limit, _cluster(profile, device), device, notes, warnings)
+    return ProfiledProblem(
+        profile, model, workload, tabled, limit, _cluster(profile, device), device, notes, warnings
+    )
 
 
 def problem_of_inputs(inputs: Any) -> ProfiledProblem:
@@ -148,7 +151,9 @@ def _model(profile: GalvatronProfile, name: str | None) -> ModelSpec:
 
 def _workload(profile: GalvatronProfile, request: ProfileRequest) -> Workload:
     if request.global_batch is None:
-        raise InputError("--global-batch is missing: a profile does not state it", hint="use --global-batch 64")
+        raise InputError(
+            "--global-batch is missing: a profile does not state it", hint="use --global-batch 64"
+        )
     try:
         return Workload.model_validate(
             {
@@ -160,14 +165,18 @@ def _workload(profile: GalvatronProfile, request: ProfileRequest) -> Workload:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{first['loc'][0]}: {first['msg'].lower()}", hint="use --global-batch 64") from error
+        raise InputError(
+            f"{first['loc'][0]}: {first['msg'].lower()}", hint="use --global-batch 64"
+        ) from error
 
 
 def _only_pp(tabled: Tabled, pp: int) -> Tabled:
     kept = [s for s in tabled.settings if s.pp == pp]
     if not kept:
         have = sorted({s.pp for s in tabled.settings})
-        raise InputError(f"--pp {pp}: the profile covers pp {have}", allowed=have, hint=f"use --pp {have[-1]}")
+        raise InputError(
+            f"--pp {pp}: the profile covers pp {have}", allowed=have, hint=f"use --pp {have[-1]}"
+        )
     return Tabled(kept, tabled.left_out)
 
 
@@ -176,11 +185,14 @@ def _limit(request: ProfileRequest, device: DeviceSpec) -> float:
     if gib is None:
         if request.gpu is None:
             raise InputError(
-                "--memory-limit-gib is missing: a profile names no GPU", hint="use --memory-limit-gib 36, or --gpu"
+                "--memory-limit-gib is missing: a profile names no GPU",
+                hint="use --memory-limit-gib 36, or --gpu",
             )
         return device.memory_bytes
     if not (math.isfinite(gib) and gib > 0):
-        raise InputError(f"--memory-limit-gib must be a positive number, not {gib}", hint="use --memory-limit-gib 36")
+        raise InputError(
+            f"--memory-limit-gib must be a positive number, not {gib}", hint="use --memory-limit-gib 36"
+        )
     if request.gpu is not None and gib * GIB > device.memory_bytes:
         raise InputError(
             f"--memory-limit-gib {gib:g} is more than {device.name} has ({format_bytes(device.memory_bytes)})",
@@ -198,10 +210,17 @@ def _device(
     rate = least_step_flop_rate(profile, model) / TERA
 
     def unstated(unit: float = 1.0) -> dict[str, Any]:
-        return {"value": unit, "basis": "assumed", "source": "none", "note": "not in the profile; prices nothing"}
+        return {
+            "value": unit,
+            "basis": "assumed",
+            "source": "none",
+            "note": "not in the profile; prices nothing",
+        }
 
     limit = request.memory_limit_gib
-    memory = {**unstated(), "value": limit, "note": "the limit asked for"} if limit and limit > 0 else unstated()
+    memory = (
+        {**unstated(), "value": limit, "note": "the limit asked for"} if limit and limit > 0 else unstated()
+    )
     device = DeviceSpec.model_validate(
         {
             "name": "profiled-gpu",
@@ -236,10 +255,12 @@ def _cluster(profile: GalvatronProfile, device: DeviceSpec) -> ClusterProfile:
             "name": name,
             "technology": technology,
             "devices": devices,
-            "bandwidth_gb_per_s": {"value": rate / GIGA, "basis": "measured", "source": "the profile's all-reduce"},
+            "bandwidth_gb_per_s": {"value": rate / GIGA, "basis": "measured", "source": "the profile's
+            all-reduce"},
             "links": links,
             "latency_us": {
-                "value": LATENCY_US[technology], "basis": "assumed", "source": "none", "note": "prices nothing"
+                "value": LATENCY_US[technology], "basis": "assumed", "source": "none", "note": "prices
+                nothing"
             },
         }  # fmt: skip
 

@@ -70,9 +70,11 @@ def plan(
         from planner.profile_request import ProfileRequest
 
         refused = {
-            "--cluster": cluster, "--gpus-per-node": gpus_per_node, "--network": network, "--tp": tp, "--dp": dp,
+            "--cluster": cluster, "--gpus-per-node": gpus_per_node, "--network": network, "--tp": tp,
+            "--dp": dp,
             "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages, "--micro-batch": micro_batch,
-            "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration": calibration,
+            "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration":
+            calibration,
         }  # fmt: skip
         measured = ProfileRequest(
             tuple(profile), global_batch, gpus, memory_limit_gib, model, gpu, seq_len, precision, tokens, pp

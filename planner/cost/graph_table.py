@@ -1,6 +1,7 @@
 """The cost table of a layer graph: what a search over its stages sees.
 
-A node is a layer; its alternatives at tensor width t differ in seconds and memory (plain, recomputed). Node order is
+A node is a layer; its alternatives at tensor width t differ in seconds and memory (plain, recomputed).
+Node order is
 topological.
 """
 
@@ -18,8 +19,10 @@ class WidthCosts:
     """Costs at one tensor width; arrays [node].
 
     ``seconds``, ``kept_bytes`` (a microbatch in flight) and ``fixed_bytes`` of the fastest alternative;
-    ``extra_seconds``, ``saved_kept_bytes``, ``saved_fixed_bytes`` of the leaner one against it (zeros without one).
-    ``weight_bytes`` are what replicas synchronise; ``in_bytes`` and ``out_bytes`` [edge] what an edge cut in front
+    ``extra_seconds``, ``saved_kept_bytes``, ``saved_fixed_bytes`` of the leaner one against it (zeros
+    without one).
+    ``weight_bytes`` are what replicas synchronise; ``in_bytes`` and ``out_bytes`` [edge] what an edge cut
+    in front
     of its head, or behind its tail, moves for one sample one way.
     """
 
@@ -36,7 +39,8 @@ class WidthCosts:
 
 @dataclass(frozen=True)
 class GraphTable:
-    """A layer graph with costs by tensor width; ``nodes`` names in topological order, ``edges`` (tail, head)."""
+    """A layer graph with costs by tensor width; ``nodes`` names in topological order, ``edges`` (tail,
+    head)."""
 
     nodes: tuple[str, ...]
     edges: tuple[tuple[int, int], ...]
@@ -60,7 +64,8 @@ class GraphStage:
 def stage_load(table: GraphTable, stage: GraphStage, behind: int) -> tuple[float, float]:
     """(seconds a sample, bytes) of a stage when replicas of it and all stages behind it sum to ``behind``.
 
-    Piper (Tarnawski et al., NeurIPS 2021, section 3): compute / d + traffic / bandwidth, where traffic is twice
+    Piper (Tarnawski et al., NeurIPS 2021, section 3): compute / d + traffic / bandwidth, where traffic is
+    twice
     every cut edge / d, and 4 (d - 1) / d of the weights once in all samples; memory is what ceil(behind / d)
     samples keep and what is fixed.
     """

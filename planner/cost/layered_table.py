@@ -11,7 +11,8 @@ decision is read off the table here and nowhere else:
     step           = max over stages of (its last backward's end in the replayed 1F1B timeline + its
                      exposed gradient synchronisation, which only the last microbatch has)
 
-Layouts: strategies that leave activations on the same ranks share a layout; ``change_*[a, b]`` is what a layer
+Layouts: strategies that leave activations on the same ranks share a layout; ``change_*[a, b]`` is what a
+layer
 of layout b pays behind one of layout a (both directions of a microbatch).
 """
 
@@ -109,7 +110,8 @@ class LayeredStageCost:
 def stage_cost(
     setting: LayeredSetting, stage: int, layers: tuple[int, int], chosen: tuple[int, ...], end: int
 ) -> LayeredStageCost:
-    """Price of layers first to end (exclusive) on ``stage``; ``chosen`` are strategy indices of all layers."""
+    """Price of layers first to end (exclusive) on ``stage``; ``chosen`` are strategy indices of all
+    layers."""
     c, kept = setting.costs, setting.in_flight(stage)
     forward = backward = sync = states = activations = working = 0.0
     before: int | None = int(setting.end_layout[end]) if stage == 0 else None

@@ -1,6 +1,7 @@
 """Profile files on disk: a list of files or folders in, named JSON documents out.
 
-Hetu-Galvatron tells what a file is by its name (docs of its profiler; galvatron/core/search_engine), so the names
+Hetu-Galvatron tells what a file is by its name (docs of its profiler; galvatron/core/search_engine), so
+the names
 are parsed here and nowhere else.
 """
 
@@ -61,7 +62,9 @@ def read_files(paths: Sequence[str]) -> list[ProfileFile]:
     for file in found:
         if file.name in seen:
             raise InputError(
-                f"two profile files are called {file.name}", file=file.path, hint=f"drop one; the other is {seen[file.name]}"
+                f"two profile files are called {file.name}",
+                file=file.path,
+                hint=f"drop one; the other is {seen[file.name]}",
             )
         seen[file.name] = file.path
     return found

@@ -1,7 +1,8 @@
 """Hetu-Galvatron's measured profile as tables of plain numbers, strictly read.
 
 Meaning and units are those of the code that writes the files (galvatron/core/profiler/model_profiler.py,
-galvatron/profile_hardware/profile_*.py, June 2026): milliseconds, MiB, and bandwidths in MiB per millisecond of
+galvatron/profile_hardware/profile_*.py, June 2026): milliseconds, MiB, and bandwidths in MiB per
+millisecond of
 bus traffic. Everything leaves this file in seconds, bytes and bytes/s.
 """
 
@@ -34,7 +35,8 @@ SIZE_ROW = re.compile(r"(allreduce|all2all)_size_(\d+)_(\d+)MB_time")
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer kind: parameters, bytes kept a sample by split degree, bytes kept a sample when recomputed."""
+    """One layer kind: parameters, bytes kept a sample by split degree, bytes kept a sample when
+    recomputed."""
 
     parameters: float
     activation_bytes: dict[int, float]
@@ -82,7 +84,8 @@ def read_galvatron(
 ) -> GalvatronProfile:
     """The profile that ``files`` hold for ``gpus`` devices at ``sequence_length``.
 
-    Both may be left out when the files hold one choice. Raises InputError naming the missing file, the unknown
+    Both may be left out when the files hold one choice. Raises InputError naming the missing file, the
+    unknown
     key, the gap, or the unit that does not fit.
     """
     notes: list[str] = []
@@ -201,9 +204,7 @@ def _missing(files: Sequence[ProfileFile], kind: str, name: str) -> ProfileFile:
 def _shape(files: Sequence[ProfileFile], gpus: int | None) -> tuple[int, int]:
     """(nodes, GPUs per node) of the machine with ``gpus`` devices that the all-reduce files cover."""
     _required(files, "allreduce", "allreduce_bandwidth_{N}nodes_{G}gpus_per_node.json")
-    shapes = sorted(
-        (int(f.facts["nodes"]), int(f.facts["per_node"])) for f in files if f.kind == "allreduce"
-    )
+    shapes = sorted((int(f.facts["nodes"]), int(f.facts["per_node"])) for f in files if f.kind == "allreduce")
     fitting = [s for s in shapes if gpus is None or s[0] * s[1] == gpus]
     sizes = sorted({n * g for n, g in shapes})
     if len(fitting) == 1:
@@ -216,7 +217,9 @@ def _shape(files: Sequence[ProfileFile], gpus: int | None) -> tuple[int, int]:
         )
     if gpus is None:
         raise InputError(
-            f"the profile covers several machines: {sizes} GPUs", allowed=sizes, hint=f"use --gpus {sizes[-1]}"
+            f"the profile covers several machines: {sizes} GPUs",
+            allowed=sizes,
+            hint=f"use --gpus {sizes[-1]}",
         )
     raise InputError(
         f"several machines of {gpus} GPUs: {fitting} as (nodes, GPUs per node)",
@@ -273,7 +276,9 @@ def _memory(
     """Memory of every layer kind and of the ends, with sequence parallelism (the _sp tables)."""
     for key in file.content:
         if not any(p.fullmatch(key) for p in (RAW_MEMORY, LAYER_MEMORY, OTHER_MEMORY)):
-            raise _unknown(file, key, ["layertype_0_sp", "other_memory_pp_off_sp", "other_memory_pp_on_first_sp"])
+            raise _unknown(
+                file, key, ["layertype_0_sp", "other_memory_pp_off_sp", "other_memory_pp_on_first_sp"]
+            )
     layers = []
     for kind in range(kinds):
         where = (f"layertype_{kind}_sp", str(length))
@@ -285,7 +290,9 @@ def _memory(
         degrees = _degrees(file, {k: v for k, v in kept.items() if k != "checkpoint"}, *where)
         layers.append(
             LayerMemory(
-                parameters=number(file, entry.get("parameter_size"), *where, "parameter_size") * MIB / PARAMETER_BYTES,
+                parameters=number(file, entry.get("parameter_size"), *where, "parameter_size")
+                * MIB
+                / PARAMETER_BYTES,
                 activation_bytes=degrees,
                 recomputed_bytes=number(file, kept["checkpoint"], *where, "checkpoint") * MIB,
             )
@@ -309,7 +316,10 @@ def _entry(file: ProfileFile, *where: str) -> dict[str, Any]:
         if not isinstance(value, dict) or key not in value:
             have = sorted(value) if isinstance(value, dict) else []
             raise InputError(
-                f"no {key!r}", file=file.path, pointer="/" + "/".join(where[: depth + 1]), allowed=have or None
+                f"no {key!r}",
+                file=file.path,
+                pointer="/" + "/".join(where[: depth + 1]),
+                allowed=have or None,
             )
         value = value[key]
     if not isinstance(value, dict):
@@ -321,7 +331,10 @@ def _only(file: ProfileFile, entry: dict[str, Any], known: tuple[str, ...], wher
     for key in entry:
         if key not in known:
             raise InputError(
-                f"unknown key {key!r}", file=file.path, pointer="/" + "/".join((*where, key)), allowed=list(known)
+                f"unknown key {key!r}",
+                file=file.path,
+                pointer="/" + "/".join((*where, key)),
+                allowed=list(known),
             )
 
 
@@ -396,6 +409,12 @@ def _size_tables(file: ProfileFile) -> tuple[dict[int, SizeTable], dict[int, Siz
         seconds = number(file, value, key) * MILLI
         rows[match[1]].setdefault(int(match[2]), {})[int(match[3]) * MIB] = seconds
     return (
-        {group: SizeTable.of(sizes, file.path, f"allreduce of {group}") for group, sizes in rows["allreduce"].items()},
-        {group: SizeTable.of(sizes, file.path, f"all2all of {group}") for group, sizes in rows["all2all"].items()},
+        {
+            group: SizeTable.of(sizes, file.path, f"allreduce of {group}")
+            for group, sizes in rows["allreduce"].items()
+        },
+        {
+            group: SizeTable.of(sizes, file.path, f"all2all of {group}")
+            for group, sizes in rows["all2all"].items()
+        },
     )

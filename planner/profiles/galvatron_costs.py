@@ -1,32 +1,42 @@
 """From a measured profile to the cost table of per-layer strategies.
 
-Letters: B sequences of the global batch, m microbatches, n devices of a stage, t = tp or sp, d = n / t the data
-ranks, N = d sp the ranks that hold the same weights, P a layer's weights on one rank in bytes (2 a parameter in
+Letters: B sequences of the global batch, m microbatches, n devices of a stage, t = tp or sp, d = n / t the
+data
+ranks, N = d sp the ranks that hold the same weights, P a layer's weights on one rank in bytes (2 a
+parameter in
 half precision), A the bytes of one sequence's hidden states. A data rank has b = B / (m d) sequences.
 
-    compute         forward = line(b / t), backward = 2 x forward (+ forward when recomputed): the profile measures
+    compute         forward = line(b / t), backward = 2 x forward (+ forward when recomputed): the profile
+    measures
                     forward only, and Hetu-Galvatron's bct_fct_coe is 2
-    overlap(x, y)   max + (slowdown - 1) min of compute x beside communication y (the measured coefficient holds
+    overlap(x, y)   max + (slowdown - 1) min of compute x beside communication y (the measured coefficient
+    holds
                     while both run)
-    tp              one all-gather of b A a time (half the measured all-reduce): 4 in forward, 2 in backward that
+    tp              one all-gather of b A a time (half the measured all-reduce): 4 in forward, 2 in
+    backward that
                     cannot hide (Korthikanti et al., arXiv 2205.05198), 4 more when recomputed
-    sp              all-to-all of query, key, value and output, b A / t each, in forward, again in backward, and
+    sp              all-to-all of query, key, value and output, b A / t each, in forward, again in
+    backward, and
                     again when recomputed (arXiv 2309.14509)
     weights         sharded parameters: all-gather (N - 1) / N P beside forward and beside backward of every
                     microbatch
-    gradients       once a step, beside the last backward: 2 (N - 1) / N P, or a reduce-scatter of (N - 1) / N P on
+    gradients       once a step, beside the last backward: 2 (N - 1) / N P, or a reduce-scatter of (N - 1)
+    / N P on
                     top of the gather when parameters are sharded. Exposed part only.
     layout change   all-gather of the wider group's hidden states, each way: what the launcher does before it
                     takes its slice
     send            the stage's hidden states, shared by its n devices, over the measured pair bandwidth
-    states          weights 2, gradients 2, master weights 4, moments 8 bytes a parameter; gradients stay whole
+    states          weights 2, gradients 2, master weights 4, moments 8 bytes a parameter; gradients stay
+    whole
                     between microbatches and are sharded only when m = 1 (they are reduced once)
     recompute       keeps the layer's input and needs one layer's other activations while it runs backward
 
-Embedding, head and loss: the profile times them together. The time goes to the last stage: a table lookup is none
+Embedding, head and loss: the profile times them together. The time goes to the last stage: a table lookup
+is none
 of it. Their states are measured apart for the first and the last stage.
 
-Not in the profile, so not in the table: the optimizer's own pass, and the CUDA context (``CONTEXT_BYTES`` stands
+Not in the profile, so not in the table: the optimizer's own pass, and the CUDA context (``CONTEXT_BYTES``
+stands
 for it, Hetu-Galvatron's constant).
 """
 
@@ -89,7 +99,8 @@ class Tabled:
 def profiled_model(profile: GalvatronProfile, model: ModelSpec) -> ProfiledModel:
     """The model of a profile, checked against it: kinds, weights and speed must be of the same model.
 
-    Raises UnsupportedFeature for layer kinds that do not map, InputError for numbers of another model or unit.
+    Raises UnsupportedFeature for layer kinds that do not map, InputError for numbers of another model or
+    unit.
     """
     sequence = model.block_sequence()
     kinds = len(profile.layer_seconds)
@@ -128,7 +139,8 @@ def profiled_model(profile: GalvatronProfile, model: ModelSpec) -> ProfiledModel
 
 
 def layered_settings(profile: GalvatronProfile, model: ProfiledModel, global_batch: int) -> Tabled:
-    """One table a (pp, microbatches): every divisor of the devices and of the batch that the profile covers."""
+    """One table a (pp, microbatches): every divisor of the devices and of the batch that the profile
+    covers."""
     gaps: dict[str, int] = {}
 
     def gap(reason: str) -> None:
@@ -250,7 +262,9 @@ class _Filler:
         return size / self.profile.bus_bytes_per_s[self.bus_key(c)] if c.sharding_ranks > 1 else 0.0
 
     def overlap(self, compute: float, communication: float) -> float:
-        return max(compute, communication) + (self.profile.overlap_slowdown - 1.0) * min(compute, communication)
+        return max(compute, communication) + (self.profile.overlap_slowdown - 1.0) * min(
+            compute, communication
+        )
 
     def gather_seconds(self, group: int, size: float) -> float:
         """All-gather of ``size`` bytes inside a group of adjacent ranks: half an all-reduce."""
@@ -322,7 +336,9 @@ class _Filler:
         f, b, sync, states = self.end_passes(c, size, compute)
         return f, b, sync, states, self.end_activation(c, p.end_off if self.pp == 1 else p.end_last)
 
-    def end_passes(self, c: LayerChoice, state_bytes: float, compute: float) -> tuple[float, float, float, float]:
+    def end_passes(
+        self, c: LayerChoice, state_bytes: float, compute: float
+    ) -> tuple[float, float, float, float]:
         parameters = state_bytes / STATE_BYTES
         f, b, sync = self.passes(c, compute, BACKWARD_FACTOR * compute, parameters * WEIGHT_BYTES)
         if c.tp > 1:

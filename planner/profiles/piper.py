@@ -1,6 +1,7 @@
 """Piper's layer graphs, strictly read (format: the README of msr-fiddle/piper).
 
-Times are seconds a sample, sizes bytes, bandwidth bytes/s; the bundled GNMT and ResNet-50 hold milliseconds by
+Times are seconds a sample, sizes bytes, bandwidth bytes/s; the bundled GNMT and ResNet-50 hold
+milliseconds by
 their size, which a graph cannot say: the planner takes what is written, as Piper does.
 """
 
@@ -56,7 +57,9 @@ def read_piper(
         _keys(file, edge, EDGE_KEYS, where)
         ends = (edge["sourceId"], edge["destId"])
         if ends[0] not in by_id or ends[1] not in by_id or ends in costs:
-            raise InputError(f"edge {ends[0]} to {ends[1]} is double or has no node", file=file.path, pointer=where)
+            raise InputError(
+                f"edge {ends[0]} to {ends[1]} is double or has no node", file=file.path, pointer=where
+            )
         costs[ends] = _number(file, edge["communicationCost"], f"{where}/communicationCost")
         graph.add_edge(*ends)
     if not nx.is_directed_acyclic_graph(graph):
@@ -107,7 +110,12 @@ def _keys(
 
 
 def _number(file: ProfileFile, value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < 0
+    ):
         raise InputError(f"must be a number of at least 0, not {value!r}", file=file.path, pointer=where)
     return float(value)
 
@@ -144,7 +152,8 @@ def _width(
         first, last = alternatives[0], alternatives[-1]
         if any(first[key] != last[key] for key in ("parameterSize", "syncTimeFw", "syncTimeBw")):
             raise UnsupportedFeature(
-                f"node {node['id']}, width {t}: alternatives with different weights or traffic", file=file.path
+                f"node {node['id']}, width {t}: alternatives with different weights or traffic",
+                file=file.path,
             )
         read.sort(key=lambda row: row[0])
         (p, w, a, b), (lean_p, _, lean_a, lean_b) = read[0], read[-1]

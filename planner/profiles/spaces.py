@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from planner.cost.layered_table import LayeredSetting
 
@@ -19,5 +20,5 @@ def even_settings(settings: Sequence[LayeredSetting]) -> list[LayeredSetting]:
             continue
         each = len(s.layers) // s.pp
         ends = [*(each * i for i in range(s.pp)), len(s.layers)]
-        found.append(replace(s, splits=tuple(zip(ends, ends[1:], strict=False))))
+        found.append(replace(s, splits=tuple(pairwise(ends))))
     return found

@@ -1,7 +1,9 @@
 """Measured tables and the two places where they are read between their rows.
 
-Batch: seconds of b samples follow a + c b, least squares over the measured batches (Hetu-Galvatron fits the same
-line). Message size: straight lines between neighbouring sizes; below the smallest its time (latency), above the
+Batch: seconds of b samples follow a + c b, least squares over the measured batches (Hetu-Galvatron fits
+the same
+line). Message size: straight lines between neighbouring sizes; below the smallest its time (latency),
+above the
 largest its last slope. Nothing else is interpolated: a degree or group that was not measured is a gap.
 """
 

@@ -1,15 +1,19 @@
 """Stages of a layer graph that need not be a chain: Piper's space, searched by feasibility.
 
-A stage is the difference of two sets closed under successors (Tarnawski et al., NeurIPS 2021: "downsets" there;
+A stage is the difference of two sets closed under successors (Tarnawski et al., NeurIPS 2021: "downsets"
+there;
 in a chain they are the suffixes). For a load T, walk the sets from the empty one and keep the Pareto front of
-(devices, replicas) that cover a set with no stage above T: fewer of either never hurts what comes in front, so
+(devices, replicas) that cover a set with no stage above T: fewer of either never hurts what comes in
+front, so
 a stage takes the fewest replicas that meet T and fit. Memory sees only ceil(replicas behind / its own): each
-choice of leaner alternatives turns into the greatest such number it can carry, and T into a budget of seconds.
+choice of leaner alternatives turns into the greatest such number it can carry, and T into a budget of
+seconds.
 The least feasible T is found by bisection, every feasible T replaced by the load of the plan it gave.
 
 Choices of leaner alternatives are exact when few classes of equal savings exist (the cheapest of a class
 first); else greedy orders, and the bound comes from letting every node be fast and lean at once. Sets beyond
-``MAX_SETS`` are those of several topological orders and their unions; then the bound is the work over the devices.
+``MAX_SETS`` are those of several topological orders and their unions; then the bound is the work over the
+devices.
 """
 
 from __future__ import annotations
@@ -69,7 +73,8 @@ def successor_closed_sets(table: GraphTable, most: int = MAX_SETS) -> tuple[list
 
 
 def _along_orders(heads: list[int], count: int, most: int) -> set[int]:
-    """Sets along topological orders: by number, reversed, and depth first, with unions while there is room."""
+    """Sets along topological orders: by number, reversed, and depth first, with unions while there is
+    room."""
     chains = []
     for choose in (max, min, None):
         done, chain, recent = 0, [0], count
@@ -92,7 +97,8 @@ def _along_orders(heads: list[int], count: int, most: int) -> set[int]:
 class _Rows:
     """One row a (set, subset, width): what a stage of that difference costs.
 
-    ``configs`` [row, config] are seconds of compute by rising cost, ``carried`` the most samples a replica can
+    ``configs`` [row, config] are seconds of compute by rising cost, ``carried`` the most samples a replica
+    can
     keep with it or a cheaper one (both padded).
     """
 
@@ -106,7 +112,8 @@ class _Rows:
 
 
 def search_graph(table: GraphTable) -> GraphPlan:
-    """The least load of a plan on at most ``table.devices`` devices. Raises InfeasibleError when nothing fits."""
+    """The least load of a plan on at most ``table.devices`` devices. Raises InfeasibleError when nothing
+    fits."""
     sets, is_all = successor_closed_sets(table)
     masks = np.array([[mask >> v & 1 for v in range(len(table.nodes))] for mask in sets], dtype=float)
     rows, is_exact = _rows(table, masks, relaxed=False)
@@ -165,7 +172,9 @@ def _work_bound(table: GraphTable) -> float:
 
 def _rows(table: GraphTable, masks: Floats, *, relaxed: bool) -> tuple[_Rows, bool]:
     inside = masks.astype(bool)
-    whole, rest = np.nonzero((masks @ (1.0 - masks).T == 0).T & (masks.sum(1)[:, None] > masks.sum(1)[None, :]))
+    whole, rest = np.nonzero(
+        (masks @ (1.0 - masks).T == 0).T & (masks.sum(1)[:, None] > masks.sum(1)[None, :])
+    )
     tails = [tail for tail, _ in table.edges]
     heads = [head for _, head in table.edges]
     parts: list[tuple[Codes, Codes, int, Floats, Floats]] = []
@@ -308,7 +317,11 @@ def _configs(
             if less[node] > 0 or less_fixed[node] > 0:
                 classes.setdefault((float(less[node]), float(less_fixed[node])), []).append(node)
         choices = [
-            [node for members, count in zip(classes.values(), counts, strict=True) for node in members[:count]]
+            [
+                node
+                for members, count in zip(classes.values(), counts, strict=True)
+                for node in members[:count]
+            ]
             for counts in product(*(range(len(members) + 1) for members in classes.values()))
         ]
     else:
@@ -405,7 +418,12 @@ def _stages(table: GraphTable, masks: Floats, rows: _Rows, found: _Found) -> tup
 
 def _infeasible(table: GraphTable) -> InfeasibleError:
     leanest = min(
-        float((c.kept_bytes - c.saved_kept_bytes + c.fixed_bytes - c.saved_fixed_bytes)[np.isfinite(c.seconds)].sum()) / t
+        float(
+            (c.kept_bytes - c.saved_kept_bytes + c.fixed_bytes - c.saved_fixed_bytes)[
+                np.isfinite(c.seconds)
+            ].sum()
+        )
+        / t
         for t, c in table.widths.items()
     )
     return InfeasibleError(

@@ -19,7 +19,14 @@ import numpy as np
 from planner.cost.layered_table import EndCosts, Floats, LayeredSetting
 from planner.errors import InfeasibleError
 from planner.search.layered_bounds import Bounds, bounds_of, slack_seconds
-from planner.search.layered_front import BYTES, StageOptions, TooManyLabels, end_row, layer_rows, stage_options
+from planner.search.layered_front import (
+    BYTES,
+    StageOptions,
+    TooManyLabels,
+    end_row,
+    layer_rows,
+    stage_options,
+)
 from planner.search.layered_pipeline import assemble, relaxed
 from planner.search.layered_start import choice_seconds, first_plan
 from planner.strategy.layered import LayeredDecision
@@ -31,7 +38,7 @@ Fronts = dict[tuple[int, tuple[int, ...], int], tuple[float, StageOptions]]
 # Settings given a first plan before any bound can be compared with one.
 FIRST_LOOKS = 4
 # Shares of the way from a bound to the best step at which a search under a target is tried.
-TARGETS = (0.15, 0.4, 1.0)
+TARGETS = (1.0,)
 
 
 @dataclass
@@ -122,7 +129,9 @@ class _Search:
         bounded = []
         for end in range(len(setting.ends)):
             bounds = bounds_of(setting, end, self.limit)
-            step, split = relaxed(setting, bounds, self.best.seconds) if math.isfinite(bounds.step) else (math.inf, ())
+            step, split = (
+                relaxed(setting, bounds, self.best.seconds) if math.isfinite(bounds.step) else (math.inf, ())
+            )
             if split:
                 bounded.append((step, end, bounds))
                 start = first_plan(setting, end, split, self.limit)
@@ -135,7 +144,12 @@ class _Search:
                 self.solve_end(index, end, bounds, step, shared)
 
     def offer(
-        self, seconds: float, index: int, end: int, stages: tuple[tuple[int, int], ...], chosen: tuple[int, ...]
+        self,
+        seconds: float,
+        index: int,
+        end: int,
+        stages: tuple[tuple[int, int], ...],
+        chosen: tuple[int, ...],
     ) -> None:
         if seconds < self.best.seconds * (1 - TIED):
             self.best = _Best(seconds, index, end, stages, chosen)
@@ -312,9 +326,7 @@ def least_bytes(setting: LayeredSetting) -> float:
     return min(floors) + setting.reserve_bytes
 
 
-def _infeasible(
-    settings: Sequence[LayeredSetting], limit_bytes: float, *, unproved: bool
-) -> InfeasibleError:
+def _infeasible(settings: Sequence[LayeredSetting], limit_bytes: float, *, unproved: bool) -> InfeasibleError:
     if unproved:
         return InfeasibleError("the search stopped before any plan was found", hint="raise --time-budget")
     if not settings:

@@ -1,16 +1,19 @@
 """Bounds of the per-layer search: seconds no stage, and no pipeline, can beat.
 
 A stage of layers a to b within M bytes needs, for any multiplier u >= 0, at least
-sum over layers of min over strategies (seconds + u bytes) - u M: the Lagrangian relaxation of the memory limit
+sum over layers of min over strategies (seconds + u bytes) - u M: the Lagrangian relaxation of the memory
+limit
 (layout changes left out). Multipliers are the slopes of each kind's lower hull, where the
-relaxation's optimum lies. The working set is one value of the choice, so the bound is the least over its values.
+relaxation's optimum lies. The working set is one value of the choice, so the bound is the least over its
+values.
 
 A pipeline needs at least the longest of these paths through its 1F1B event graph, from microbatch 0 entering
 stage i to the last backward leaving it (t = f + b, w = pp - 1 - i stages behind, D = their t and sends both
 ways, m microbatches):
 
     stay        m t
-    start late  t + D + max(0, m - 1 - w) f + (m - 1) b         down and up once, then the rest of the rank's work
+    start late  t + D + max(0, m - 1 - w) f + (m - 1) b         down and up once, then the rest of the
+    rank's work
     end late    t + D + (m - 1) f + max(0, m - 1 - w) b         the mirror image
     bounce r    r (t + D) + (m - 1 - (r - 1)(w + 1)) t          a round trip every w + 1 microbatches, r >= 2
 
@@ -21,6 +24,7 @@ they are the timeline.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,7 +38,8 @@ MAX_MULTIPLIERS = 24
 class Bounds:
     """Of one setting and end strategy.
 
-    ``stage[i, a, b]``: least seconds of layers a to b on stage i (infinite when they do not fit or the split is
+    ``stage[i, a, b]``: least seconds of layers a to b on stage i (infinite when they do not fit or the
+    split is
     not allowed); ``multiplier[i, a, b]`` that proves it. ``before[i, a]``: least sum of stages 0 to i - 1
     holding layers 0 to a, sends both ways included; ``behind[i, b]``: least sum of stages i to pp - 1 holding
     layers b to the last, sends from stage i - 1 on included. ``step``: least seconds of a step.
@@ -63,9 +68,7 @@ def bounds_of(setting: LayeredSetting, end: int, limit_bytes: float) -> Bounds:
     return Bounds(stage, multiplier, before, behind, _least_step(setting, stage, before, behind))
 
 
-def path_seconds(
-    microbatches: int, after: int, forward: Floats, backward: Floats, behind: Floats
-) -> Floats:
+def path_seconds(microbatches: int, after: int, forward: Floats, backward: Floats, behind: Floats) -> Floats:
     """The longest path above for a stage with ``after`` stages behind it, elementwise."""
     m, w = microbatches, after
     whole = forward + backward
@@ -106,9 +109,7 @@ def _nothing_behind(setting: LayeredSetting) -> Floats:
     return behind
 
 
-def _stage_bounds(
-    setting: LayeredSetting, stage: int, end: int, limit_bytes: float
-) -> tuple[Floats, Floats]:
+def _stage_bounds(setting: LayeredSetting, stage: int, end: int, limit_bytes: float) -> tuple[Floats, Floats]:
     rows = layer_rows(setting, stage)
     own = end_row(setting, stage, end)
     seconds, size, working = weight_rows(rows, setting.pp), rows[:, :, BYTES], rows[:, :, WORKING]
@@ -164,7 +165,7 @@ def _multipliers(seconds: Floats, size: Floats) -> Floats:
             while len(hull) > 1 and _is_above(hull[-2], hull[-1], (b, t)):
                 hull.pop()
             hull.append((b, t))
-        slopes |= {(one[1] - two[1]) / (two[0] - one[0]) for one, two in zip(hull, hull[1:], strict=False)}
+        slopes |= {(one[1] - two[1]) / (two[0] - one[0]) for one, two in pairwise(hull)}
     ordered = sorted(slopes)
     every = -(-len(ordered) // MAX_MULTIPLIERS)
     return np.array(ordered[::every])

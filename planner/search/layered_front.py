@@ -114,7 +114,9 @@ def stage_options(
     table, change, own = layer_rows(setting, stage), change_rows(setting), end_row(setting, stage, end)
     limit = limit_bytes - setting.reserve_bytes
     kinds = [setting.layers[layer] for layer in range(*layers)]
-    reduced = [float((weight_rows(table[k], setting.pp) + multiplier * table[k, :, BYTES]).min()) for k in kinds]
+    reduced = [
+        float((weight_rows(table[k], setting.pp) + multiplier * table[k, :, BYTES]).min()) for k in kinds
+    ]
     least = [float(table[k, :, BYTES].min()) for k in kinds]
     rest_cost, rest_bytes = _suffix_sums(reduced), _suffix_sums(least)
     usable = [_usable(table[k], setting.layout) for k in kinds]

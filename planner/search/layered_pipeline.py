@@ -1,6 +1,7 @@
 """Stages put together: labels over suffixes of the pipeline, bounded by paths, decided by replay.
 
-A label of (stage i, first layer a) is a choice for stages i to the last: D the sum behind, N the least seconds
+A label of (stage i, first layer a) is a choice for stages i to the last: D the sum behind, N the least
+seconds
 from microbatch 0 entering stage i to the last backward leaving it, S the same to the end of every stage's
 synchronisation (paths of layered_bounds). First the labels are kept by (D, N, S) alone: the best of them is
 the bound, and replaying it usually meets the bound. When it does not, the labels below the best replayed step
@@ -56,7 +57,8 @@ class PipelineResult:
 def relaxed(setting: LayeredSetting, bounds: Bounds, below: float) -> tuple[float, Split]:
     """(least step, the split that has it) when every stage costs its bound; (infinity, ()) if not ``below``.
 
-    Half of a stage's bound each way: the longer of the paths "start late" and "end late" is at least their mean,
+    Half of a stage's bound each way: the longer of the paths "start late" and "end late" is at least their
+    mean,
     and the others depend on the sum alone, so this bounds every choice.
     """
     if setting.pp == 1:
@@ -131,9 +133,7 @@ def _label(
                 alive = np.maximum(bounds.before[i, a] + found[:, 1], found[:, 2]) < below
                 if alive.any():
                     rows.append(found[alive])
-                    came.append(
-                        np.stack([np.full(int(alive.sum()), b), option[alive], label[alive]], axis=1)
-                    )
+                    came.append(np.stack([np.full(int(alive.sum()), b), option[alive], label[alive]], axis=1))
             if rows:
                 merged, source = np.concatenate(rows), np.concatenate(came)
                 kept = pareto(merged[:, 3:] if is_exact else merged[:, :3])

@@ -1,6 +1,7 @@
 """A first plan for the per-layer search: the relaxed split, two strategies a stage, one change.
 
-Any complete choice is an upper bound; this one is found by enumerating, for every stage, the pairs of strategies
+Any complete choice is an upper bound; this one is found by enumerating, for every stage, the pairs of
+strategies
 and the layer where the first gives way to the second. It only makes the exact search's pruning bite early.
 """
 
@@ -47,7 +48,9 @@ def _fill(
     count, strategies = len(kinds), rows.shape[1]
     scale = setting.microbatches if setting.pp == 1 else 1
     change = scale * (setting.change_forward_seconds + setting.change_backward_seconds)
-    seconds = np.where(np.isfinite(weight_rows(rows, setting.pp)), weight_rows(rows, setting.pp), np.inf)[kinds]
+    seconds = np.where(np.isfinite(weight_rows(rows, setting.pp)), weight_rows(rows, setting.pp), np.inf)[
+        kinds
+    ]
     sums = np.concatenate([np.zeros((1, strategies)), np.cumsum(seconds, axis=0)])
     size = np.concatenate([np.zeros((1, strategies)), np.cumsum(rows[kinds][:, :, BYTES], axis=0)])
     working = rows[kinds][:, :, WORKING].max(axis=0)

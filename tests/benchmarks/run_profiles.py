@@ -1,6 +1,8 @@
-"""Measured profiles: CPU seconds of whole processes, plans against Hetu-Galvatron's space and Piper's own program.
+"""Measured profiles: CPU seconds of whole processes, plans against Hetu-Galvatron's space and Piper's own
+program.
 
-Run from the repository: python tests/benchmarks/run_profiles.py [galvatron] [space] [piper]; tables go to stdout.
+Run from the repository: python tests/benchmarks/run_profiles.py [galvatron] [space] [piper]; tables go to
+stdout.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from planner.units import GIB
 DATA = Path(__file__).parents[1] / "data"
 PROFILE = DATA / "galvatron_profiles"
 LIMITS_GIB = (12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80)
-# Loads printed by Piper's own program (C++, commit d7fc8cf, -O3) on this grid, bandwidth 25 GiB/s, and its CPU
+# Loads printed by Piper's own program (C++, commit d7fc8cf, -O3) on this grid, bandwidth 25 GiB/s, and its
+# CPU
 # seconds; infinite where it finds nothing.
 PIPER = {
     ("bert32a100", 128, 1.0, 1920): (0.03887175, 0.23),
@@ -120,7 +123,10 @@ def space() -> None:
 
 def piper() -> None:
     """Every cell of Piper's grid: our load, Piper's, CPU seconds of both."""
-    print("| graph | devices | GiB | our load | gap | Piper's load | our CPU s | Piper's |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| graph | devices | GiB | our load | gap | Piper's load | our CPU s | Piper's
+        |\n|---|---|---|---|---|---|---|---|"
+    )
     for (name, devices, gib, samples), (load, seconds) in PIPER.items():
         started = time.process_time()
         table = read_piper(
@@ -133,7 +139,10 @@ def piper() -> None:
         except InfeasibleError:
             ours = "none fits | "
         spent = time.process_time() - started
-        print(f"| {name} | {devices} | {gib:g} | {ours} | {load:.9g} | {spent:.2f} | {seconds:.2f} |", flush=True)
+        print(
+            f"| {name} | {devices} | {gib:g} | {ours} | {load:.9g} | {spent:.2f} | {seconds:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Everything about the per-layer search once more, slow and obvious, for instances a person could check.
 
-Written without the search, the table's pricing or the schedule room: the 1F1B timeline is the longest path in a
-graph built from the definition (a device does one thing at a time, in 1F1B order; an input must have arrived).
+Written without the search, the table's pricing or the schedule room: the 1F1B timeline is the longest path
+in a
+graph built from the definition (a device does one thing at a time, in 1F1B order; an input must have
+arrived).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from itertools import combinations, product
+from functools import cache
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pulp
@@ -28,7 +30,7 @@ def timeline_seconds(m, forward, backward, sync, send_f, send_b):
         order += [("B", k) for k in range(m - warm, m)]
         orders.append(order)
 
-    @lru_cache(maxsize=None)
+    @cache
     def end(i, op, k):
         position = orders[i].index((op, k))
         free = end(i, *orders[i][position - 1]) if position else 0.0
@@ -57,7 +59,7 @@ def stage_numbers(s, stage, first, last, chosen, end):
         layouts = [int(s.end_layout[end]), *layouts]
     if stage == s.pp - 1:
         layouts = [*layouts, int(s.end_layout[end])]
-    for before, after in zip(layouts, layouts[1:]):
+    for before, after in pairwise(layouts):
         f += s.change_forward_seconds[before, after]
         b += s.change_backward_seconds[before, after]
     for at, costs in ((0, s.first), (s.pp - 1, s.last)):
@@ -72,7 +74,7 @@ def splits(s):
     count = len(s.layers)
     for cuts in combinations(range(1, count), s.pp - 1):
         ends = [0, *cuts, count]
-        split = tuple(zip(ends, ends[1:]))
+        split = tuple(pairwise(ends))
         if s.splits is None or split == s.splits:
             yield split
 
@@ -82,7 +84,8 @@ def exhaustive_seconds(settings, limit):
     best = np.inf
     for s in settings:
         usable = [
-            [x for x in range(len(s.strategies)) if np.isfinite(s.costs.forward_seconds[k, x])] for k in s.layers
+            [x for x in range(len(s.strategies)) if np.isfinite(s.costs.forward_seconds[k, x])]
+            for k in s.layers
         ]
         for end in range(len(s.ends)):
             for split in splits(s):
@@ -99,7 +102,8 @@ def exhaustive_seconds(settings, limit):
 
 
 def integer_program_seconds(s, end, limit):
-    """Least step of one single-stage setting and end strategy as an integer program; infinite when infeasible.
+    """Least step of one single-stage setting and end strategy as an integer program; infinite when
+    infeasible.
 
     Variables: x[l, s] layer l uses strategy s; y[l, a, b] layers l - 1 and l have layouts a and b (the ends
     included); w the largest working set. Objective: m (forward + backward + changes) + synchronisation.
@@ -108,7 +112,10 @@ def integer_program_seconds(s, end, limit):
     """
     assert s.pp == 1
     c, m, count = s.costs, s.microbatches, len(s.layers)
-    strategies, layouts = range(len(s.strategies)), sorted({int(v) for v in s.layout} | {int(s.end_layout[end])})
+    strategies, layouts = (
+        range(len(s.strategies)),
+        sorted({int(v) for v in s.layout} | {int(s.end_layout[end])}),
+    )
     problem = pulp.LpProblem("stage", pulp.LpMinimize)
     x = pulp.LpVariable.dicts("x", (range(count), strategies), cat="Binary")
     y = pulp.LpVariable.dicts("y", (range(count + 1), layouts, layouts), lowBound=0)
@@ -140,7 +147,9 @@ def integer_program_seconds(s, end, limit):
                 seconds.append(m * change * y[layer][a][b])
     fixed_seconds = fixed_bytes = 0.0
     for costs in (s.first, s.last):
-        fixed_seconds += m * (costs.forward_seconds[end] + costs.backward_seconds[end]) + costs.sync_seconds[end]
+        fixed_seconds += (
+            m * (costs.forward_seconds[end] + costs.backward_seconds[end]) + costs.sync_seconds[end]
+        )
         fixed_bytes += costs.state_bytes[end] + costs.activation_bytes[end]
     problem += pulp.lpSum(seconds)
     problem += pulp.lpSum(size) <= limit - s.reserve_bytes - fixed_bytes

@@ -37,7 +37,11 @@ def slow_load(table, nodes, d, t, lean, behind):
     for index, (u, v) in enumerate(table.edges):
         if (u in nodes) != (v in nodes):
             traffic += 2 * (c.in_bytes[index] if v in nodes else c.out_bytes[index])
-    load = seconds / d + traffic / d / table.bytes_per_s + 4 * (d - 1) / d * weights / table.samples / table.bytes_per_s
+    load = (
+        seconds / d
+        + traffic / d / table.bytes_per_s
+        + 4 * (d - 1) / d * weights / table.samples / table.bytes_per_s
+    )
     return load if size <= table.memory_bytes else np.inf
 
 

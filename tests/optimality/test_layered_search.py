@@ -79,7 +79,8 @@ def check_decision(found, limit):
     """The decision costs what is said, by the oracle's own arithmetic, and fits."""
     s = found.setting
     numbers = [
-        oracle.stage_numbers(s, i, a, b, found.chosen, found.end) for i, (a, b) in enumerate(found.decision.stages)
+        oracle.stage_numbers(s, i, a, b, found.chosen, found.end)
+        for i, (a, b) in enumerate(found.decision.stages)
     ]
     f, b, g = ([n[x] for n in numbers] for x in range(3))
     again = oracle.timeline_seconds(s.microbatches, f, b, g, s.send_forward_seconds, s.send_backward_seconds)
