@@ -27,12 +27,14 @@ def profile_checks(plan: Plan) -> list[tuple[str, bool, str]]:
         (
             "step time",
             math.isclose(again.step_seconds, stated.step_seconds, rel_tol=TOLERANCE),
-            f"{format_seconds(again.step_seconds)} priced again, {format_seconds(stated.step_seconds)} stated",
+            f"{format_seconds(again.step_seconds)} priced again, "
+            f"{format_seconds(stated.step_seconds)} stated",
         ),
         (
             "peak memory",
             math.isclose(again.peak_memory_bytes, stated.peak_memory_bytes, rel_tol=TOLERANCE),
-            f"{format_bytes(again.peak_memory_bytes)} priced again, {format_bytes(stated.peak_memory_bytes)} stated",
+            f"{format_bytes(again.peak_memory_bytes)} priced again, "
+            f"{format_bytes(stated.peak_memory_bytes)} stated",
         ),
         (
             "memory limit",

@@ -92,9 +92,9 @@ def _plan(problem: ProfiledProblem, result: LayeredResult, request: ProfileReque
         prediction=predict(problem, result.setting, result.decision),
         search=SearchRecord(
             status=status,
-            space="measured profile: pp and microbatches of every divisor, uneven stages, 1F1B; per layer tp or "
-            "sp, sharding of gradients or parameters, recompute none or full; embedding and head on their
-            own",
+            space="measured profile: pp and microbatches of every divisor, uneven stages, 1F1B; per layer "
+            "tp or sp, sharding of gradients or parameters, recompute none or full; embedding and head on "
+            "their own",
             lower_bound_seconds=result.lower_bound_seconds,
             gap=result.gap,
             funnel=result.funnel,
@@ -287,6 +287,7 @@ def _why(problem: ProfiledProblem, result: LayeredResult) -> list[str]:
             others[pp] = min(others.get(pp, (math.inf, 0)), (seconds, m))
     for pp, (seconds, m) in sorted(others.items()):
         lines.append(
-            f"pp {pp}: no plan below {format_seconds(max(seconds, result.step_seconds))} (at {m} microbatches)"
+            f"pp {pp}: no plan below {format_seconds(max(seconds, result.step_seconds))} "
+            f"(at {m} microbatches)"
         )
     return lines

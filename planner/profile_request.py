@@ -65,8 +65,8 @@ def resolve_profile(request: ProfileRequest) -> ProfiledProblem:
     graphs = [file for file in files if file.kind == "piper"]
     if graphs:
         raise InputError(
-            "a Piper graph has no layers of a known model: it is planned by planner.search.downsets from
-            Python, "
+            "a Piper graph has no layers of a known model: it is planned by planner.search.downsets "
+            "from Python, "
             "not by this command",
             file=graphs[0].path,
             hint="give the files of Hetu-Galvatron's profiler",
@@ -94,7 +94,8 @@ def problem_of(files: Sequence[ProfileFile], request: ProfileRequest) -> Profile
         *profile.notes,
         "backward is twice the measured forward; embedding, head and loss run on the last stage",
         f"batch lines through the measured batches: worst row {worst_misfit(profile):.1%} off",
-        f"{format_bytes(CONTEXT_BYTES)} a GPU for the CUDA context and NCCL; gradients are reduced once a step",
+        f"{format_bytes(CONTEXT_BYTES)} a GPU for the CUDA context and NCCL; "
+        "gradients are reduced once a step",
         "the optimizer's own pass is not in the profile and not in the step",
     ]
     return ProfiledProblem(
@@ -142,8 +143,8 @@ def _model(profile: GalvatronProfile, name: str | None) -> ModelSpec:
         if name:
             raise
         raise InputError(
-            f"the profile calls its model {profile.model!r}, which no shipped model is called: number of layers "
-            f"and hidden size are not in the files",
+            f"the profile calls its model {profile.model!r}, which no shipped model is called: "
+            f"number of layers and hidden size are not in the files",
             hint="add --model NAME, a model file or a config.json",
             nearest=error.details.get("nearest"),
         ) from None
@@ -195,7 +196,8 @@ def _limit(request: ProfileRequest, device: DeviceSpec) -> float:
         )
     if request.gpu is not None and gib * GIB > device.memory_bytes:
         raise InputError(
-            f"--memory-limit-gib {gib:g} is more than {device.name} has ({format_bytes(device.memory_bytes)})",
+            f"--memory-limit-gib {gib:g} is more than {device.name} has "
+            f"({format_bytes(device.memory_bytes)})",
             hint=f"use --memory-limit-gib {math.floor(device.memory_bytes / GIB)}",
         )
     return gib * GIB
@@ -241,8 +243,8 @@ def _device(
         }
     )
     warning = (
-        f"the profile names no GPU: MFU is relative to the {rate:.0f} TFLOP/s its layers reach; --gpu NAME gives the "
-        f"datasheet's"
+        f"the profile names no GPU: MFU is relative to the {rate:.0f} TFLOP/s its layers reach; "
+        f"--gpu NAME gives the datasheet's"
     )
     return device, [warning]
 
@@ -255,12 +257,13 @@ def _cluster(profile: GalvatronProfile, device: DeviceSpec) -> ClusterProfile:
             "name": name,
             "technology": technology,
             "devices": devices,
-            "bandwidth_gb_per_s": {"value": rate / GIGA, "basis": "measured", "source": "the profile's
-            all-reduce"},
+            "bandwidth_gb_per_s": {"value": rate / GIGA, "basis": "measured", "source": "all-reduce rows"},
             "links": links,
             "latency_us": {
-                "value": LATENCY_US[technology], "basis": "assumed", "source": "none", "note": "prices
-                nothing"
+                "value": LATENCY_US[technology],
+                "basis": "assumed",
+                "source": "none",
+                "note": "prices nothing",
             },
         }  # fmt: skip
 

@@ -15,7 +15,7 @@ PlannedModel = Annotated[
 ]
 Profile = Annotated[
     list[str] | None,
-    typer.Option("--profile", help="Measured profile files or a folder of them (Hetu-Galvatron); repeatable."),
+    typer.Option("--profile", help="Measured profile files or a folder (Hetu-Galvatron); repeatable."),
 ]
 ClusterName = Annotated[str | None, typer.Option("--cluster", help="Hardware profile: name or file.")]
 Gpu = Annotated[str | None, typer.Option("--gpu", help="GPU name, with --gpus (a default machine).")]

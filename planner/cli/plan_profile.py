@@ -30,8 +30,8 @@ def plan_on_profile(
     for flag, value in refused.items():
         if value is not None:
             raise InputError(
-                f"{flag} has no meaning beside --profile: the files measure one machine, and the search covers their "
-                f"whole space",
+                f"{flag} has no meaning beside --profile: the files measure one machine, "
+                f"and the search covers their whole space",
                 hint=f"leave {flag} out, or plan without --profile",
             )
     started = time.process_time()

@@ -110,12 +110,12 @@ def profiled_model(profile: GalvatronProfile, model: ModelSpec) -> ProfiledModel
         layers = tuple(stack for stack, _ in sequence)
     else:
         raise UnsupportedFeature(
-            f"the profile measures {kinds} layer types; {model.name} has {len(model.stacks)} stacks: which layer "
-            f"is which type is not stated",
+            f"the profile measures {kinds} layer types; {model.name} has {len(model.stacks)} stacks: "
+            f"which layer is which type is not stated",
             hint="profile one type, or one a stack",
         )
     heads, kv_heads = 0, 0
-    for (stack, name), kind in zip(sequence, layers, strict=True):
+    for (_, name), kind in zip(sequence, layers, strict=True):
         block = model.block_kinds[name]
         own = float(block_parameters(block, model.hidden_size))
         found = profile.layer_memory[kind].parameters

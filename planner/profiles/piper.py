@@ -127,7 +127,8 @@ def _widths(file: ProfileFile, node: dict[str, Any]) -> list[str]:
     for key, alternatives in entries.items():
         if not key.isdigit() or not isinstance(alternatives, list) or not 1 <= len(alternatives) <= 2:
             raise UnsupportedFeature(
-                f"node {node['id']}, width {key!r}: one or two alternatives (plain, recomputed) are understood",
+                f"node {node['id']}, width {key!r}: one or two alternatives "
+                "(plain, recomputed) are understood",
                 file=file.path,
             )
     return list(entries)
@@ -163,8 +164,8 @@ def _width(
     for u, v, cost in edges:
         into.append(cost + _sync(file, syncs, v, 0, u))
         out.append(cost + _sync(file, syncs, u, 1, v))
-    columns = np.array(rows).T
-    return WidthCosts(*columns, in_bytes=np.array(into), out_bytes=np.array(out))
+    p, a, b, extra, less, less_fixed, weights = np.array(rows).T
+    return WidthCosts(p, a, b, extra, less, less_fixed, weights, np.array(into), np.array(out))
 
 
 def _sync(file: ProfileFile, syncs: dict[int, tuple[Any, Any]], node: int, side: int, other: int) -> float:

@@ -75,7 +75,8 @@ class SizeTable:
         rate = sizes[-1] / times[-1]
         if not RATE_RANGE[0] <= rate <= RATE_RANGE[1]:
             raise InputError(
-                f"{what}: {sizes[-1]:.3g} bytes in {times[-1]:.3g} s is {rate / GIGA:.3g} GB/s: times of this file "
+                f"{what}: {sizes[-1]:.3g} bytes in {times[-1]:.3g} s is {rate / GIGA:.3g} GB/s: times of "
+                f"this file "
                 f"are milliseconds",
                 file=file,
                 hint="multiply seconds by 1000",

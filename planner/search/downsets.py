@@ -428,5 +428,6 @@ def _infeasible(table: GraphTable) -> InfeasibleError:
     )
     return InfeasibleError(
         f"no stages of {table.devices} devices with {format_bytes(table.memory_bytes)} each hold the graph",
-        hint=f"give more devices or more memory; one sample in flight keeps about {format_bytes(leanest)} in all",
+        hint="give more devices or more memory; one sample in flight keeps about "
+        f"{format_bytes(leanest)} in all",
     )

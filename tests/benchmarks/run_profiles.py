@@ -116,7 +116,8 @@ def space() -> None:
     seconds = step_seconds(setting, [cost.forward_seconds], [cost.backward_seconds], [cost.sync_seconds])
     best = search_layered(settings, 36 * GIB)
     print(
-        f"\n{name} (global batch {batch}): {seconds:.4f} s a step, {cost.total_bytes / GIB:.1f} GiB by this table; "
+        f"\n{name} (global batch {batch}): {seconds:.4f} s a step, {cost.total_bytes / GIB:.1f} GiB by this "
+        f"table; "
         f"ours within 36 GiB: {best.step_seconds:.4f} s ({best.status})"
     )
 
@@ -124,8 +125,8 @@ def space() -> None:
 def piper() -> None:
     """Every cell of Piper's grid: our load, Piper's, CPU seconds of both."""
     print(
-        "| graph | devices | GiB | our load | gap | Piper's load | our CPU s | Piper's
-        |\n|---|---|---|---|---|---|---|---|"
+        "| graph | devices | GiB | our load | gap | Piper's load | our CPU s "
+        "| Piper's |\n|---|---|---|---|---|---|---|---|"
     )
     for (name, devices, gib, samples), (load, seconds) in PIPER.items():
         started = time.process_time()
