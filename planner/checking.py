@@ -44,7 +44,12 @@ def check_plan(plan: Plan, target: str | None = None) -> list[Finding]:
     """
     found = [_digest(plan), *_coverage(plan)]
     if all(finding.holds for finding in found[1:]):
-        found += _repriced(plan)
+        if plan.inputs.profile is not None:
+            from planner.profile_check import profile_checks
+
+            found += [Finding(*check) for check in profile_checks(plan)]
+        else:
+            found += _repriced(plan)
     if target not in (None, "any"):
         from planner.launchers.registry import launcher
 

@@ -9,6 +9,14 @@ import typer
 Model = Annotated[
     str, typer.Option("--model", help="Built-in name, our JSON, or a Hugging Face config.json.")
 ]
+PlannedModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Built-in name, our JSON, or a Hugging Face config.json."),
+]
+Profile = Annotated[
+    list[str] | None,
+    typer.Option("--profile", help="Measured profile files or a folder (Hetu-Galvatron); repeatable."),
+]
 ClusterName = Annotated[str | None, typer.Option("--cluster", help="Hardware profile: name or file.")]
 Gpu = Annotated[str | None, typer.Option("--gpu", help="GPU name, with --gpus (a default machine).")]
 Gpus = Annotated[int | None, typer.Option("--gpus", help="How many GPUs.")]

@@ -21,7 +21,7 @@ Example: planner plan --model llama-3.1-70b --gpu h100-sxm --gpus 64 --seq-len 8
 
 
 def plan(
-    model: o.Model,
+    model: o.PlannedModel = None,
     cluster: o.ClusterName = None,
     gpu: o.Gpu = None,
     gpus: o.Gpus = None,
@@ -49,6 +49,7 @@ def plan(
     schedule: o.ScheduleName = None,
     top: o.Top = 4,
     time_budget: o.TimeBudget = None,
+    profile: o.Profile = None,
     output: o.Output = None,
     as_json: o.Json = False,
 ) -> int:
@@ -64,6 +65,25 @@ def plan(
     if time_budget is not None and not (math.isfinite(time_budget) and time_budget > 0):
         raise InputError(
             f"--time-budget must be positive seconds, not {time_budget}", hint="--time-budget 10"
+        )
+    if profile:
+        from planner.cli.plan_profile import plan_on_profile
+        from planner.profile_request import ProfileRequest
+
+        refused = {
+            "--cluster": cluster, "--gpus-per-node": gpus_per_node, "--network": network, "--tp": tp,
+            "--dp": dp,
+            "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages, "--micro-batch": micro_batch,
+            "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration":
+            calibration,
+        }  # fmt: skip
+        measured = ProfileRequest(
+            tuple(profile), global_batch, gpus, memory_limit_gib, model, gpu, seq_len, precision, tokens, pp
+        )
+        return plan_on_profile(measured, refused, target, time_budget, output, as_json)
+    if model is None:
+        raise InputError(
+            "Missing option '--model'.", hint="use --model llama-3.1-70b, or --profile with measured files"
         )
     request = Request(
         model=model,

@@ -111,14 +111,15 @@ def galvatron_config(plan: Plan) -> dict[str, Any]:
     """The per-layer JSON of an expressible plan; lists are comma-separated strings, one entry a block."""
     q, d = plan.decision, plan.decision.degrees
     count = plan.inputs.model.num_layers
-    is_whole = q.sharding == "parameters"
+    is_whole = (q.sharding if q.ends is None else q.ends.sharding) == "parameters"
+    widths = layer_widths(plan)
     config: dict[str, Any] = {
         "pp_deg": d.pp,
-        "tp_sizes_enc": _each(d.tp, count),
+        "tp_sizes_enc": _list([width for width, _, _ in widths]),
         "tp_consecutive_flags": _each(1, count),
-        "cp_sizes_enc": _each(d.cp, count),
+        "cp_sizes_enc": _list([cp for _, cp, _ in widths]),
         "dp_types_enc": _list([int(sharding == "parameters") for sharding in shardings(plan)]),
-        "use_sp": _each(0, count),  # 1 would be Ulysses in place of tensor parallelism
+        "use_sp": _list([int(is_ulysses) for _, _, is_ulysses in widths]),
         "checkpoint": _list([int(mode == "full") for mode in recomputes(plan)]),
     }
     if plan.inputs.model.is_moe:
@@ -129,25 +130,44 @@ def galvatron_config(plan: Plan) -> dict[str, Any]:
         "pp_division": _list(stage_sizes(plan)),
         "pipeline_type": PIPELINES[q.schedule],
         "default_dp_type": base_dp_type(plan),
-        "vtp": d.tp,
-        "vsp": 0,
-        "vcp": d.cp,
+        "vtp": d.tp if q.ends is None else q.ends.tp * q.ends.cp,
+        "vsp": 0 if q.ends is None else int(q.ends.cp > 1),
+        "vcp": d.cp if q.ends is None else 1,
         "vocab_sdp": int(is_whole),
         "embed_sdp": int(is_whole),
     }
 
 
+def layer_widths(plan: Plan) -> list[tuple[int, int, bool]]:
+    """(tp width, ring cp, whether the width is Ulysses) of every block.
+
+    The cp of a plan priced on a profile is Ulysses, which Galvatron writes as a tp width with use_sp.
+    """
+    d, count = plan.decision.degrees, plan.inputs.model.num_layers
+    if plan.inputs.profile is None:
+        return [(d.tp, d.cp, False)] * count
+    return [
+        (run.tp * run.cp, 1, run.cp > 1)
+        for stage in plan.decision.stages
+        for run in stage.layer_strategies
+        for _ in range(run.layers[0], run.layers[1] + 1)
+    ]
+
+
 def runtime_sections(plan: Plan) -> dict[str, dict[str, Any]]:
     """The sections of train.yaml: what the JSON does not hold, by GalvatronRuntimeArgs' names."""
     q, workload = plan.decision, plan.inputs.workload
-    is_reduced_often = any(sharding != "none" for sharding in (q.sharding, *shardings(plan)))
+    # A profile prices one reduction a step; the analytical model one a microbatch of sharded gradients.
+    is_reduced_often = plan.inputs.profile is None and any(
+        sharding != "none" for sharding in (q.sharding, *shardings(plan))
+    )
     return {
         "parallel": {
             "mixed_precision": workload.precision,
             "cp_mode": "zigzag",
             "async_grad_reduce": not (is_reduced_often and q.microbatches > 1),
             "reduce_in_fp32": True,
-            "use_ulysses": False,
+            "use_ulysses": any(is_ulysses for _, _, is_ulysses in layer_widths(plan)),
         },
         "model": model_section(plan),
         "profile": {"profile": 0, "exit_after_profiling": 0},
@@ -204,7 +224,7 @@ def notes(plan: Plan) -> list[str]:
     found = ["Not in the plan, Galvatron's defaults apply: schedule, weight decay, clipping, checkpoints."]
     if workload.optimizer == "adam":
         found.append("Galvatron's Adam decouples weight decay (AdamW); equal to Adam at weight decay 0.")
-    is_priced = plan.inputs.options.stack == GALVATRON_LIMITS.stack
+    is_priced = plan.inputs.options.stack == GALVATRON_LIMITS.stack or plan.inputs.profile is not None
     if "gradients" in used and q.microbatches > 1 and not is_priced:
         found.append(
             "zero2 (FSDP SHARD_GRAD_OP) gathers weights for every microbatch; the predicted time has one "
@@ -212,7 +232,7 @@ def notes(plan: Plan) -> list[str]:
         )
     if "none" in used and len(used) > 1 and q.microbatches > 1:
         found.append("Layers without sharding are reduced after every microbatch too: one switch for all.")
-    if plan.decision.degrees.cp > 1 or plan.inputs.model.is_moe:
+    if any(cp > 1 for _, cp, _ in layer_widths(plan)) or plan.inputs.model.is_moe:
         found.append(
             "Release 2.4.0 ignores cp_sizes_enc and ep_sizes_enc: this plan needs a newer Galvatron."
         )

@@ -30,9 +30,19 @@ DP_TYPES = {"none": "ddp", "gradients": "zero2", "parameters": "zero3"}
 _MODEL = {rule.name: rule for rule in MODEL_RULES}
 
 
+def used_shardings(plan: Plan) -> set[str]:
+    """Shardings of layers with ranks to shard over; a layer alone on its weights follows any of them."""
+    if plan.inputs.profile is None:
+        return {plan.decision.sharding, *shardings(plan)}
+    runs = [run for stage in plan.decision.stages for run in stage.layer_strategies]
+    ends = plan.decision.ends
+    alone = {ends.sharding} if ends is not None and ends.dp * ends.cp > 1 else set()
+    return {run.sharding for run in runs if run.dp * run.cp > 1} | alone or {"none"}
+
+
 def base_dp_type(plan: Plan) -> str:
     """default_dp_type: what layers have that do not ask for zero3. Raises ValueError when there is no one."""
-    used = {plan.decision.sharding, *shardings(plan)}
+    used = used_shardings(plan)
     rest = used - {"parameters"}
     if len(rest) > 1 or "optimizer" in used:
         raise ValueError(f"no default_dp_type for shardings {sorted(used)}")
@@ -40,7 +50,7 @@ def base_dp_type(plan: Plan) -> str:
 
 
 def _sharding(plan: Plan) -> Break | None:
-    used = sorted({plan.decision.sharding, *shardings(plan)})
+    used = sorted(used_shardings(plan))
     if "optimizer" in used:
         return Break("sharding optimizer", "sharding gradients (zero2)")
     if "none" in used and "gradients" in used:
@@ -54,6 +64,8 @@ def _recompute(plan: Plan) -> Break | None:
 
 
 def _degrees(plan: Plan) -> Break | None:
+    if plan.inputs.profile is not None:  # its layers state their own degrees, which the JSON can hold
+        return None
     d = plan.decision.degrees
     want = (d.tp, d.cp, d.ep, d.dp, plan.decision.sequence_parallel)
     for stage in plan.decision.stages:
@@ -68,8 +80,11 @@ def _degrees(plan: Plan) -> Break | None:
 
 
 def _power_of_two(plan: Plan) -> Break | None:
-    tp = plan.decision.degrees.tp
-    return None if tp & (tp - 1) == 0 else Break(f"tp {tp}", f"tp {1 << (tp.bit_length() - 1)}")
+    runs = [run for stage in plan.decision.stages for run in stage.layer_strategies]
+    for tp in {plan.decision.degrees.tp, *(run.tp for run in runs)}:
+        if tp & (tp - 1):
+            return Break(f"tp {tp}", f"tp {1 << (tp.bit_length() - 1)}")
+    return None
 
 
 def _sequence_parallel(plan: Plan) -> Break | None:

@@ -12,7 +12,7 @@ from planner.cluster.topology import resolve_cluster
 from planner.cost.constants import Constants
 from planner.cost.step import CostModel
 from planner.documents import read_document, validate
-from planner.errors import InputError
+from planner.errors import InputError, UnsupportedFeature
 from planner.plan_file.schema import DecisionRecord, Inputs, Plan
 from planner.strategy.candidates import Problem
 from planner.strategy.decision import RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
@@ -66,7 +66,15 @@ def _blocks(record: DecisionRecord) -> int:
 
 
 def read_cost_model(inputs: Inputs) -> CostModel:
-    """The cost model of a plan's own inputs: its machine, its constants, its workload."""
+    """The cost model of a plan's own inputs: its machine, its constants, its workload.
+
+    Raises UnsupportedFeature for a plan priced on a measured profile, which no formula may price again.
+    """
+    if inputs.profile is not None:
+        raise UnsupportedFeature(
+            "this plan was priced on a measured profile; this command prices with the analytical model",
+            hint="use planner check or planner export, or plan again without --profile",
+        )
     cluster = resolve_cluster(inputs.cluster.profile, inputs.cluster.device, inputs.cluster.gpus)
     problem = Problem(inputs.model, cluster, inputs.workload, inputs.options.memory_limit_bytes)
     return CostModel.of(problem, read_constants(inputs.constants), inputs.options.stack)

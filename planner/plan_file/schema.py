@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.model.spec import ModelSpec
@@ -21,6 +21,11 @@ Schedule = Literal["1f1b", "interleaved", "gpipe", "zb-h1", "zb-v", "zb-h2"]
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+def _without_absent(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """``data`` without a field that is null: files of plans that do not use it stay as they are."""
+    return {key: value for key, value in data.items() if key != name or value is not None}
 
 
 class ClusterInput(_Record):
@@ -60,11 +65,20 @@ class Options(_Record):
     assumptions: list[str] = []
 
 
+class ProfileInput(_Record):
+    """Measured profile files a plan was priced on, by name, as they were read."""
+
+    tool: Literal["galvatron"]
+    files: dict[str, dict[str, Any]]
+
+
 class Inputs(_Record):
     """Everything needed to repeat the run. ``digest`` is the SHA-256 of the rest in canonical JSON.
 
     ``constant_origins`` says of each constant that is no literature prior what it was fitted to or measured
     with; ``errors`` are the error bars the prediction carries.
+    ``profile`` is set when measured files priced the plan; then ``constants`` and the numbers of the device
+    enter no prediction. It is left out of files of other plans.
     """
 
     model: ModelSpec
@@ -74,7 +88,12 @@ class Inputs(_Record):
     constants: dict[str, Any]
     constant_origins: dict[str, str] = {}
     errors: ErrorsRecord | None = None
+    profile: ProfileInput | None = None
     digest: str
+
+    @model_serializer(mode="wrap")
+    def _without_absent_profile(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(handler(self), "profile")
 
 
 class DegreesRecord(_Record):
@@ -113,8 +132,21 @@ class StageRecord(_Record):
     layer_strategies: list[LayerStrategyRecord]
 
 
+class EndsRecord(_Record):
+    """The strategy of embedding and head where it is its own choice."""
+
+    tp: int = Field(gt=0)
+    cp: int = Field(gt=0)
+    dp: int = Field(gt=0)
+    sharding: Sharding
+
+
 class DecisionRecord(_Record):
-    """All choices of the plan."""
+    """All choices of the plan.
+
+    ``degrees``, ``microbatch_size``, ``sharding`` and ``sequence_parallel`` are those of most layers when
+    layers differ. ``ends`` is left out when embedding and head follow them.
+    """
 
     degrees: DegreesRecord
     sequence_parallel: bool
@@ -128,6 +160,11 @@ class DecisionRecord(_Record):
     global_batch: int = Field(gt=0)
     stages: list[StageRecord]
     rank_order: str
+    ends: EndsRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_ends(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(handler(self), "ends")
 
 
 class StagePredictionRecord(_Record):

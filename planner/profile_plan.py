@@ -1,0 +1,293 @@
+"""Plans on measured profiles: search the tables, write schema version 1, read it back and price it again.
+
+A plan file holds the profile it was priced on; sp of the tables is cp of the file (Ulysses).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import groupby
+from typing import Any
+
+from planner import __version__
+from planner.cost.layered_table import (
+    LayeredSetting,
+    LayeredStageCost,
+    chosen_indices,
+    pipeline_timeline,
+    stage_cost,
+)
+from planner.errors import InputError
+from planner.model.flop import model_step_flop
+from planner.plan_file.build import inputs_digest
+from planner.plan_file.schema import (
+    ClusterInput,
+    DecisionRecord,
+    DegreesRecord,
+    EndsRecord,
+    Inputs,
+    LayerStrategyRecord,
+    Options,
+    Plan,
+    PredictionRecord,
+    ProfileInput,
+    SearchRecord,
+    StagePredictionRecord,
+    StageRecord,
+)
+from planner.profile_request import ProfiledProblem, ProfileRequest, resolve_profile, worst_misfit
+from planner.search.layered import LayeredResult, search_layered
+from planner.strategy.decision import RANK_ORDER, RECOMPUTES, SHARDINGS
+from planner.strategy.layered import LayerChoice, LayeredDecision
+from planner.units import format_bytes, format_seconds
+
+# Predicted over measured peaks of the single-stage rows of the profile in tests/data (tests/profiles
+# checks it).
+MEMORY_ERROR = (-0.05, 0.065)
+
+
+def make_profile_plan(
+    request: ProfileRequest, *, target: str = "any", time_budget_seconds: float = math.inf
+) -> Plan:
+    """The best plan on measured files. Raises InputError, InfeasibleError, UnsupportedByTarget."""
+    problem = resolve_profile(request)
+    left_out = [
+        {"step": "left out", "candidates": count, "reason": reason}
+        for reason, count in problem.tabled.left_out
+    ]
+    result = search_layered(
+        problem.tabled.settings, problem.limit_bytes, time_budget_seconds=time_budget_seconds, funnel=left_out
+    )
+    plan = _plan(problem, result, request, target)
+    if target != "any":
+        from planner.api import require_expressible
+
+        require_expressible(plan, target)
+    return plan
+
+
+def _plan(problem: ProfiledProblem, result: LayeredResult, request: ProfileRequest, target: str) -> Plan:
+    options = Options(
+        target=target,
+        memory_limit_bytes=problem.limit_bytes,
+        pins={} if request.pp is None else {"pp": request.pp},
+        top=1,
+        assumptions=problem.assumptions,
+    )
+    inputs = Inputs(
+        model=problem.model,
+        cluster=ClusterInput(profile=problem.cluster, device=problem.device, gpus=problem.profile.gpus),
+        workload=problem.workload,
+        options=options,
+        constants={},
+        profile=ProfileInput(tool="galvatron", files=problem.profile.files),
+        digest="",
+    )
+    status: Any = result.status
+    return Plan(
+        planner_version=__version__,
+        inputs=inputs.model_copy(update={"digest": inputs_digest(inputs)}),
+        decision=decision_record(problem, result.decision),
+        prediction=predict(problem, result.setting, result.decision),
+        search=SearchRecord(
+            status=status,
+            space="measured profile: pp and microbatches of every divisor, uneven stages, 1F1B; per layer "
+            "tp or sp, sharding of gradients or parameters, recompute none or full; embedding and head on "
+            "their own",
+            lower_bound_seconds=result.lower_bound_seconds,
+            gap=result.gap,
+            funnel=result.funnel,
+        ),
+        why=_why(problem, result),
+        warnings=problem.warnings,
+    )
+
+
+def decision_record(problem: ProfiledProblem, decision: LayeredDecision) -> DecisionRecord:
+    """The decision as the file states it; plan-wide fields are those of most layers."""
+    most = Counter(decision.choices).most_common(1)[0][0]
+    ranks = problem.profile.gpus // decision.pp
+    batch = problem.workload.global_batch
+    modes = {choice.recompute for choice in decision.choices}
+    stages = []
+    for index, (first, end) in enumerate(decision.stages):
+        stages.append(
+            StageRecord(
+                index=index,
+                rank=index,
+                layers=(first, end - 1),
+                devices=(index * ranks, (index + 1) * ranks - 1),
+                has_embedding=index == 0,
+                has_head=index == decision.pp - 1,
+                layer_strategies=_runs(decision, first, end),
+            )
+        )
+    ends = decision.ends
+    return DecisionRecord.model_validate(
+        dict(
+            degrees=DegreesRecord(dp=most.dp, tp=most.tp, pp=decision.pp, cp=most.sp, ep=1),
+            sequence_parallel=most.tp > 1,
+            sharding=SHARDINGS[most.sharding],
+            recompute=RECOMPUTES[modes.pop()] if len(modes) == 1 else "mixed",
+            schedule="1f1b",
+            virtual_stages=1,
+            microbatch_size=batch // (decision.microbatches * most.dp),
+            microbatches=decision.microbatches,
+            global_batch=batch,
+            stages=stages,
+            rank_order=RANK_ORDER,
+            ends=EndsRecord.model_validate(
+                {"tp": ends.tp, "cp": ends.sp, "dp": ends.dp, "sharding": SHARDINGS[ends.sharding]}
+            ),
+        )
+    )
+
+
+def _runs(decision: LayeredDecision, first: int, end: int) -> list[LayerStrategyRecord]:
+    runs, at = [], first
+    for choice, same in groupby(decision.choices[first:end]):
+        count = len(list(same))
+        runs.append(
+            LayerStrategyRecord.model_validate(
+                dict(
+                    layers=(at, at + count - 1),
+                    tp=choice.tp,
+                    cp=choice.sp,
+                    ep=1,
+                    dp=choice.dp,
+                    sharding=SHARDINGS[choice.sharding],
+                    recompute=RECOMPUTES[choice.recompute],
+                    sequence_parallel=choice.tp > 1,
+                )
+            )
+        )
+        at += count
+    return runs
+
+
+def read_layered(record: DecisionRecord) -> LayeredDecision:
+    """The decision a record states. Raises InputError for a record without the ends' strategy."""
+    if record.ends is None:
+        raise InputError("a plan on a profile states its ends", pointer="/decision/ends")
+    choices = tuple(
+        LayerChoice(run.tp, run.cp, run.dp, SHARDINGS.index(run.sharding), RECOMPUTES.index(run.recompute))
+        for stage in record.stages
+        for run in stage.layer_strategies
+        for _ in range(run.layers[0], run.layers[1] + 1)
+    )
+    ends = record.ends
+    return LayeredDecision(
+        pp=record.degrees.pp,
+        microbatches=record.microbatches,
+        stages=tuple((stage.layers[0], stage.layers[1] + 1) for stage in record.stages),
+        choices=choices,
+        ends=LayerChoice(ends.tp, ends.cp, ends.dp, SHARDINGS.index(ends.sharding)),
+    )
+
+
+def find_setting(problem: ProfiledProblem, decision: LayeredDecision) -> LayeredSetting:
+    """The table of a decision. Raises InputError when the profile does not cover it."""
+    for setting in problem.tabled.settings:
+        if (setting.pp, setting.microbatches) == (decision.pp, decision.microbatches):
+            return setting
+    raise InputError(
+        f"the profile covers no plan with pp {decision.pp} and {decision.microbatches} microbatches",
+        pointer="/decision",
+        allowed=[(s.pp, s.microbatches) for s in problem.tabled.settings],
+        hint="use a pair the profile covers",
+    )
+
+
+def stage_costs(setting: LayeredSetting, decision: LayeredDecision) -> list[LayeredStageCost]:
+    """Every stage priced. Raises InputError for a strategy without costs."""
+    chosen = chosen_indices(setting, decision.choices)
+    if decision.ends not in setting.ends:
+        raise InputError(
+            f"the profile has no costs for embedding and head with {decision.ends.label()}",
+            pointer="/decision/ends",
+            allowed=[end.label() for end in setting.ends],
+        )
+    end = setting.ends.index(decision.ends)
+    return [stage_cost(setting, i, layers, chosen, end) for i, layers in enumerate(decision.stages)]
+
+
+def predict(problem: ProfiledProblem, setting: LayeredSetting, decision: LayeredDecision) -> PredictionRecord:
+    """What the table says of a decision, as the file states it.
+
+    The step's interval is the batch line's worst row; memory's is the measured peaks' (``MEMORY_ERROR``). A
+    stage's compute holds its tensor, sequence and weight-gathering traffic: the table prices them together.
+    """
+    costs = stage_costs(setting, decision)
+    forward, backward = [c.forward_seconds for c in costs], [c.backward_seconds for c in costs]
+    timeline = pipeline_timeline(setting, forward, backward)
+    finish = [end + c.sync_seconds for end, c in zip(timeline.finish, costs, strict=True)]
+    step = max(finish)
+    last = finish.index(step)
+    busy = setting.microbatches * (forward[last] + backward[last])
+    peak = max(c.total_bytes for c in costs)
+    rate = problem.device.peak_flop_per_s(problem.workload.precision)
+    flop = model_step_flop(problem.model, problem.workload.sequence_length, problem.workload.global_batch)
+    gpus = problem.profile.gpus
+    mfu = flop / step / gpus / rate if rate else 0.0
+    tokens = problem.workload.tokens_per_step / step
+    error = worst_misfit(problem.profile)
+    return PredictionRecord(
+        step_seconds=step,
+        step_seconds_interval=(step * (1 - error), step * (1 + error)),
+        tokens_per_second=tokens,
+        tokens_per_second_per_gpu=tokens / gpus,
+        mfu=mfu,
+        hfu=mfu * _hardware_factor(problem, decision),
+        breakdown_seconds={
+            "compute": busy if setting.pp > 1 else timeline.finish[last],
+            "bubble": timeline.finish[last] - busy if setting.pp > 1 else 0.0,
+            "dp": costs[last].sync_seconds,
+        },
+        peak_memory_bytes=peak,
+        peak_memory_interval=(peak / (1 + MEMORY_ERROR[1]), peak / (1 + MEMORY_ERROR[0])),
+        memory_capacity_bytes=max(problem.device.memory_bytes, problem.limit_bytes),
+        memory_limit_bytes=problem.limit_bytes,
+        fullest_stage=max(range(len(costs)), key=lambda i: costs[i].total_bytes),
+        slowest_stage=max(range(len(costs)), key=lambda i: forward[i] + backward[i]),
+        stages=[
+            StagePredictionRecord(
+                index=i,
+                forward_seconds=c.forward_seconds,
+                backward_seconds=c.backward_seconds,
+                memory_bytes={
+                    "states": c.state_bytes,
+                    "activations": c.activation_bytes,
+                    "buffers": c.working_bytes,
+                    "reserve": c.reserve_bytes,
+                    "total": c.total_bytes,
+                },
+            )
+            for i, c in enumerate(costs)
+        ],
+    )
+
+
+def _hardware_factor(problem: ProfiledProblem, decision: LayeredDecision) -> float:
+    """HFU over MFU: one more forward of every recomputed layer, of three passes' worth; ends aside."""
+    again = sum(choice.recompute != 0 for choice in decision.choices) / len(decision.choices)
+    return 1.0 + again / 3.0
+
+
+def _why(problem: ProfiledProblem, result: LayeredResult) -> list[str]:
+    """What binds, what the mix buys, and what the other pipeline degrees cannot beat."""
+    costs = stage_costs(result.setting, result.decision)
+    peak = max(c.total_bytes for c in costs)
+    lines = [f"memory: {format_bytes(peak)} of {format_bytes(problem.limit_bytes)} on the fullest stage"]
+    kinds = Counter(choice.label() for choice in result.decision.choices)
+    lines += [f"{count} layers {label}" for label, count in kinds.most_common()]
+    others: dict[int, tuple[float, int]] = {}
+    for pp, m, seconds, is_best in result.seconds_by_setting:
+        if not is_best and math.isfinite(seconds) and pp != result.decision.pp:
+            others[pp] = min(others.get(pp, (math.inf, 0)), (seconds, m))
+    for pp, (seconds, m) in sorted(others.items()):
+        lines.append(
+            f"pp {pp}: no plan below {format_seconds(max(seconds, result.step_seconds))} "
+            f"(at {m} microbatches)"
+        )
+    return lines
