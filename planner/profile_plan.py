@@ -61,7 +61,7 @@ def make_profile_plan(
     )
     plan = _plan(problem, result, request, target)
     if target != "any":
-        from planner.api import require_expressible
+        from planner.targets import require_expressible
 
         require_expressible(plan, target)
     return plan

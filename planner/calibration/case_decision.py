@@ -27,7 +27,7 @@ STACK_SHARDING = {
     "mist": "none",
 }
 ZERO_STAGES = {"0": "none", "1": "optimizer", "2": "gradients", "3": "parameters", "fsdp": "parameters"}
-IGNORED_RULES = ("island-sharding", "sharding-needs-replicas")
+IGNORED_RULES = ("island-sharding", "sharding-needs-replicas", "layers-by-stages")
 
 
 def price_case(case: Case, model: CostModel) -> tuple[Decision, Prediction]:
@@ -80,6 +80,10 @@ def _recompute_modes(case: Case) -> Iterator[int]:
     yield from range(len(RECOMPUTES))
 
 
+# Zero Bubble's automatic schedules, by the activations they may hold: those of 1F1B, or twice as many.
+NOTED_SCHEDULES = {"schedule ZB-1p": "zb-h1", "schedule ZB-2p": "zb-h2"}
+
+
 def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
     dp, tp, pp = case.count("dp"), case.count("tp"), case.count("pp")
     cp, ep = case.count("cp", 1), case.count("ep", 1)
@@ -92,8 +96,9 @@ def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
     if degrees.world_size != problem.world_size:
         raise Unsupported(f"dp x tp x pp x cp = {degrees.world_size}, but {problem.world_size} GPUs ran")
     is_interleaved = vp > 1 and pp > 1
-    if "schedule ZB" in case.text("notes"):
-        case.assume("zero-bubble schedule priced as 1F1B")
+    schedule = next((name for text, name in NOTED_SCHEDULES.items() if text in case.text("notes")), "1f1b")
+    if schedule != "1f1b":
+        case.assume(f"schedule from the notes: priced as {schedule}")
     if is_interleaved and m % pp:
         raise Unsupported(f"{m} microbatches are not a multiple of pp {pp} under interleaving")
     sharding = _sharding(case, dp * cp)
@@ -102,7 +107,7 @@ def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
         sequence_parallel=tp > 1 and _has_sequence_parallel(case),
         sharding=SHARDINGS.index(sharding),
         sharding_group=0,
-        schedule="interleaved" if is_interleaved else "1f1b",
+        schedule="interleaved" if is_interleaved else schedule,
         virtual_stages=vp if is_interleaved else 1,
         microbatch_size=size,
         microbatches=m,
@@ -123,7 +128,7 @@ def _virtual_stages(case: Case, problem: Problem, pp: int) -> int:
     """Virtual stages of a row; "one transformer layer per chunk" in the notes fixes them."""
     if "one transformer layer per chunk" in case.text("notes"):
         case.assume("virtual stages from the notes: one layer per chunk")
-        return max(1, problem.model.num_layers // pp)
+        return max(1, -(-problem.model.num_layers // pp))
     return case.count("vp", 1)
 
 
@@ -151,6 +156,10 @@ def _has_sequence_parallel(case: Case) -> bool:
 
 def _chunks(case: Case, problem: Problem, stages: int) -> tuple[tuple[int, int], ...]:
     layers = problem.model.num_layers
+    ends_fewer = int("first and last stage hold one layer fewer" in case.text("notes") and stages > 1)
+    if stages == layers + 2 * ends_fewer:
+        # One layer a chunk, and the first and the last chunk hold the embedding and the head alone.
+        return ((0, 0), *((block, block + 1) for block in range(layers)), (layers, layers))[: stages]
     if stages > layers:
         raise Unsupported(f"{stages} virtual stages for {layers} layers")
     named = re.search(r"uneven stages \[([\d, ]+)\]", case.text("notes"))
@@ -161,5 +170,4 @@ def _chunks(case: Case, problem: Problem, stages: int) -> tuple[tuple[int, int],
             return tuple(zip([0, *ends[:-1]], ends, strict=True))
     if stages > problem.model.num_layers - 2:
         return balanced_chunks(layers, stages)
-    ends_fewer = int("first and last stage hold one layer fewer" in case.text("notes") and stages > 1)
     return balanced_chunks(layers, stages, ends_fewer, ends_fewer)

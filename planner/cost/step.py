@@ -136,11 +136,13 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
     d, chain = decision.degrees, model.chain
     states = alive_states(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
     position = {layer: block for block, layer in enumerate(chain.block_layers)}
+    last = len(decision.chunks) - 1
     found = []
     for chunk, (first, end) in decision.blocks_of_rank(rank):
         counts: dict[tuple[int, int, int], int] = {}
-        if end > first:
-            low, high = chain.layer_range(first, end)
+        stage = virtual_stage(decision.schedule, rank, chunk, d.pp)
+        low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
+        if high > low:
             for layer in range(low, high):
                 block = position.get(layer)
                 mode = decision.recompute[block] if block is not None else 0
@@ -149,7 +151,7 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
                 counts[key] = counts.get(key, 0) + 1
         alive = tuple(state[chunk] for state in states)
         items = [Item(kind, n, mode, code, alive) for (kind, mode, code), n in counts.items()]
-        found.append((virtual_stage(decision.schedule, rank, chunk, d.pp), items))
+        found.append((stage, items))
     return found
 
 
@@ -164,7 +166,9 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
     stride = row.degrees.stage_stride
     times = []
     for stage in range(len(chunks) - 1):
-        scale = model.chain.cut_scale(problem.model, chunks[stage][1])
+        # A first or last chunk may hold no block: then the cut is the one beside the nearest block.
+        cut = min(max(1, chunks[stage][1]), model.chain.num_blocks - 1)
+        scale = model.chain.cut_scale(problem.model, cut)
         ranks = [rank_of_stage(row.schedule, c, pp) for c in (stage, stage + 1)]
         if ranks[0] == ranks[1]:
             times.append(0.0)

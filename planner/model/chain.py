@@ -72,6 +72,16 @@ class LayerChain:
             found.append(tuple(sorted(stack for _, stack in sources)))
         return tuple(found)
 
+    def stage_range(self, first: int, end: int, *, is_first: bool, is_last: bool) -> tuple[int, int]:
+        """Chain positions [low, high) of a virtual stage with blocks [first, end).
+
+        The first stage has the embedding and the last one the head, even without a block of its own.
+        """
+        blocks = self.block_layers
+        low = 0 if is_first else blocks[first - 1] + 1 if first else blocks[0]
+        high = len(self.layers) if is_last else blocks[end - 1] + 1 if end else blocks[0]
+        return low, high
+
     def layer_range(self, first: int, end: int) -> tuple[int, int]:
         """Chain positions [low, high) that blocks [first, end) carry: their own and those before them.
 

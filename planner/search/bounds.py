@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.cost.arrays import Array, IntArray, Number
+from planner.cost.arrays import Array, IntArray, Number, ceil_div
 from planner.cost.collectives import GroupCosts, exposed_seconds
 from planner.cost.data_parallel import layer_moves, moves_seconds
 from planner.cost.groups import Groups, rank_groups
@@ -43,7 +43,10 @@ ZB_V = SCHEDULES.index("zb-v")
 
 @dataclass(frozen=True)
 class _Totals:
-    """The whole chain for every candidate: seconds of one microbatch, kernels apart, and elements."""
+    """The whole chain for every candidate: seconds of one microbatch, kernels apart, and elements.
+
+    most_blocks: seconds of the rank with the most blocks, at least.
+    """
 
     work: Array
     forward: Array
@@ -53,6 +56,7 @@ class _Totals:
     dense: Array
     expert: Array
     block_dense: Array
+    most_blocks: Array
 
     @staticmethod
     def of(table: CostTable) -> _Totals:
@@ -74,6 +78,15 @@ class _Totals:
             )
             for column, value in zip(columns, values, strict=True):
                 column += count * value
+        # Some rank has at least ceil(blocks / pp) of them, whole ones, whatever the split.
+        layers = table.chain.block_layers
+        least = np.minimum.reduce(
+            [
+                table.rows[kind].forward_seconds() + table.rows[kind].backward_seconds(0)
+                for kind in sorted({table.chain.layers[layer] for layer in layers})
+            ]
+        )
+        columns.append(ceil_div(len(layers), table.candidates.pp) * least)
         return _Totals(*columns)
 
     def taken(self, chosen: IntArray) -> _Totals:
@@ -135,7 +148,9 @@ def _spread_seconds(
     m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
     tail = _mean_tail(model, groups, code, total, c)
     busy = model.straggler_factor * work
-    return np.maximum(busy * share, busy * m / c.pp + tail.reduce) + tail.optimizer + tail.gather
+    fullest = model.straggler_factor * m * total.most_blocks
+    spread = np.maximum(busy * share, busy * m / c.pp + tail.reduce)
+    return np.maximum(spread, fullest) + tail.optimizer + tail.gather
 
 
 def _groups(model: CostModel, table: CostTable, group: int) -> Groups:
@@ -241,7 +256,10 @@ def split_share(
         total * _least_ratio(value[blocks], values.seconds[blocks])
         for value in (values.static, values.saved, values.saved - values.freeable)
     )
-    rate = values.seconds_per_byte.min(axis=0) / total
+    rate, second = values.first_rate.min(axis=0) / total, values.second_rate.min(axis=0) / total
+    second = np.where(np.isfinite(second), second, rate)
+    # Bytes that the first rate can free at most, per second of work of any block.
+    cheap = total * _most_ratio(values.cheap[blocks], values.seconds[blocks])
     least, most, turn = (share[rows] for share in _forward_shares(table))
     waiting = least if is_zb else np.ones(len(c))
     ends = (table.chain.layers[0], table.chain.layers[-1])
@@ -259,7 +277,8 @@ def split_share(
             )
             spare, room = (middle - waiting * reached) / m - fixed, values.spare_bytes - kept
             with_recompute = (spare + room * rate / held) / (1.0 + (static + held * saved) * rate / held)
-            x = np.minimum(spare, with_recompute)
+            steep = ((static + held * saved) * second - cheap * held * (second - rate)) / held
+            x = np.minimum(np.minimum(spare, with_recompute), (spare + room * second / held) / (1.0 + steep))
             with np.errstate(divide="ignore", invalid="ignore"):
                 x = np.minimum(x, np.where(room >= 0.0, room / (static + held * stuck), 0.0))
                 if is_zb:
@@ -281,6 +300,14 @@ def _least_ratio(value: Array, seconds: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(seconds > 0.0, value / seconds, np.inf)
     result: Array = ratio.min(axis=0)
+    return result
+
+
+def _most_ratio(value: Array, seconds: Array) -> Array:
+    """The most value per second of work over the layer kinds that work."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(seconds > 0.0, value / seconds, 0.0)
+    result: Array = ratio.max(axis=0)
     return result
 
 
@@ -347,7 +374,9 @@ class _KindValues:
     slow_backward: Array
     static: Array
     saved: Array
-    seconds_per_byte: Array
+    first_rate: Array
+    second_rate: Array
+    cheap: Array
     freeable: Array
     dense: Array
     expert: Array
@@ -363,25 +392,20 @@ class _KindValues:
         columns: dict[str, list[Array]] = {name: [] for name in _COLUMNS}
         for row in table.rows:
             plain, forward = row.backward_seconds(0), row.forward_seconds()
-            best = np.full(len(chosen), np.inf)
-            most = np.zeros(len(chosen))
-            slowest = plain
-            for mode in (1, 2):
-                with_mode = row.backward_seconds(mode)
-                slowest = np.maximum(slowest, with_mode)
-                freed = (row.saved_bytes[0] - row.saved_bytes[mode])[chosen]
-                extra = (with_mode - plain)[chosen]
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    best = np.where(freed > 0, np.minimum(best, extra / freed), best)
-                most = np.maximum(most, freed)
+            slowest = np.maximum.reduce([row.backward_seconds(mode) for mode in range(3)])
+            freed = [(row.saved_bytes[0] - row.saved_bytes[mode])[chosen] for mode in (1, 2)]
+            extra = [(row.backward_seconds(mode) - plain)[chosen] for mode in (1, 2)]
+            first_rate, second_rate, cheap = _recompute_rates(freed, extra)
             values = {
                 "seconds": (forward + plain)[chosen],
                 "forward": forward[chosen],
                 "slow_backward": slowest[chosen],
                 "static": static_bytes(model, table, row)[chosen],
                 "saved": row.saved_bytes[0][chosen],
-                "seconds_per_byte": best,
-                "freeable": most,
+                "first_rate": first_rate,
+                "second_rate": second_rate,
+                "cheap": cheap,
+                "freeable": np.maximum.reduce([np.zeros(len(chosen)), *freed]),
                 "dense": row.dense_parameters[chosen],
                 "expert": row.expert_parameters[chosen],
             }
@@ -422,10 +446,14 @@ class _KindValues:
         need = per_rank @ self.static[:, mine] + held @ self.saved[:, mine] - self.spare_bytes
         deepest = (flight[:, :, None] * (counts > 0)).max(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            rate = np.where(
-                deepest[:, :, None] > 0, self.seconds_per_byte[:, mine] / deepest[:, :, None], np.inf
-            )
-        extra = np.where(need > 0, need * rate.min(axis=1), 0.0)
+            rates = [
+                np.where(deepest[:, :, None] > 0, rate[:, mine] / deepest[:, :, None], np.inf).min(axis=1)
+                for rate in (self.first_rate, self.second_rate)
+            ]
+        second = np.where(np.isfinite(rates[1]), rates[1], rates[0])
+        beyond = np.maximum(0.0, need - held @ self.cheap[:, mine]) * (second - rates[0])
+        with np.errstate(invalid="ignore"):
+            extra = np.where(need > 0, need * rates[0] + np.maximum(0.0, beyond), 0.0)
         extra = np.where(need > held @ self.freeable[:, mine], np.inf, extra)
         before = np.vstack([np.zeros(len(mine)), np.cumsum(counts[0] @ fill[:, mine], axis=0)[:-1]])
         result: Array = before + m * (work + extra)
@@ -456,11 +484,31 @@ _COLUMNS = (
     "slow_backward",
     "static",
     "saved",
-    "seconds_per_byte",
+    "first_rate",
+    "second_rate",
+    "cheap",
     "freeable",
     "dense",
     "expert",
 )
+
+
+def _recompute_rates(freed: list[Array], extra: list[Array]) -> tuple[Array, Array, Array]:
+    """(seconds per byte at first, seconds per byte beyond, bytes at the first rate) of a layer's recompute.
+
+    ``freed`` and ``extra`` of selective and of full. The convex hull from none over selective to full, or
+    straight to full where that is cheaper; infinite where nothing can be freed.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        selective = np.where(freed[0] > 0.0, extra[0] / freed[0], np.inf)
+        full = np.where(freed[1] > 0.0, extra[1] / freed[1], np.inf)
+        onward = (extra[1] - extra[0]) / (freed[1] - freed[0])
+    has_more = freed[1] > freed[0]
+    is_bent = (selective < full) & has_more
+    first = np.minimum(selective, full)
+    second = np.where(is_bent, onward, np.inf)
+    cheap = np.where(is_bent, freed[0], np.maximum(freed[0], freed[1]))
+    return first, second, np.maximum(0.0, cheap)
 
 
 def _by_code(sharding: IntArray) -> Iterator[tuple[int, IntArray]]:

@@ -9,7 +9,7 @@ import pytest
 
 from planner.api import Choice, choice_decision, make_estimate
 from planner.cost.constants import Constants
-from planner.cost.stage import MEMORY_CATEGORIES
+from planner.cost.memory import MEMORY_CATEGORIES
 from planner.cost.step import BREAKDOWN, CostModel, price
 from planner.explanation import explain_plan
 from planner.request import Request, resolve
