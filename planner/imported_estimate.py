@@ -49,7 +49,7 @@ def _is_better(found: ImportedPlan, neighbour: Neighbour) -> bool:
 def _alternative(name: str, found: ImportedPlan, neighbour: Neighbour) -> Alternative | None:
     """The neighbour with its change in the launcher's words; None when the launcher cannot express it."""
     plan = estimate_decision(found.model, found.resolved, neighbour.decision)
-    target = launcher("megatron" if name == "bridge" else name)
+    target = launcher(name)
     if target.reasons(plan):
         return None
     words = neighbour.change

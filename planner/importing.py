@@ -24,6 +24,7 @@ from planner.model.spec import ModelSpec
 from planner.plan_file.schema import Plan
 from planner.request import MAX_GPUS, Request, Resolved, resolve
 from planner.strategy.decision import Decision
+from planner.targets import limits_of
 
 MAX_FILES = 32
 # Field of the file -> flag of the command line, in the order they are asked for.
@@ -209,7 +210,7 @@ def import_plan(launcher: str, path: str, request: Request, answers: Answers) ->
         notes.append(f"not read in {found.file}: {', '.join(found.not_read)}")
     drifts = [f"{fault.rule}: {fault.numbers}" for fault in found.faults]
     resolved = replace(resolved, assumptions=notes, warnings=[*resolved.warnings, *drifts])
-    model = CostModel.of(resolved.problem, resolved.constants)
+    model = CostModel.of(resolved.problem, resolved.constants, limits_of(launcher).stack)
     plan = estimate_decision(model, resolved, decision)
     return ImportedPlan(plan, model, resolved, decision, found)
 

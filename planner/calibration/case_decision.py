@@ -159,7 +159,7 @@ def _chunks(case: Case, problem: Problem, stages: int) -> tuple[tuple[int, int],
     ends_fewer = int("first and last stage hold one layer fewer" in case.text("notes") and stages > 1)
     if stages == layers + 2 * ends_fewer:
         # One layer a chunk, and the first and the last chunk hold the embedding and the head alone.
-        return ((0, 0), *((block, block + 1) for block in range(layers)), (layers, layers))[: stages]
+        return ((0, 0), *((block, block + 1) for block in range(layers)), (layers, layers))[:stages]
     if stages > layers:
         raise Unsupported(f"{stages} virtual stages for {layers} layers")
     named = re.search(r"uneven stages \[([\d, ]+)\]", case.text("notes"))

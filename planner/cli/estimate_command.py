@@ -73,8 +73,8 @@ def estimate(
         typer.Option(
             "--from",
             metavar="LAUNCHER FILE",
-            help="Price a launcher's file or folder: megatron, bridge, torchtitan, deepspeed, accelerate, "
-            "galvatron or pytorch.",
+            help="Price a launcher's file or folder: megatron, megatron-bridge, torchtitan, deepspeed, "
+            "accelerate, galvatron or pytorch.",
         ),
     ] = None,
     output: o.Output = None,

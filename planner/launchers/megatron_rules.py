@@ -16,7 +16,7 @@ from planner.launchers.megatron_groups import data_ranks, expert_data_ranks, exp
 from planner.launchers.megatron_stages import recompute_setting
 from planner.model.spec import Attention, MixtureOfExperts
 from planner.plan_file.schema import Plan
-from planner.strategy.decision import RANK_ORDER
+from planner.strategy.decision import RANK_ORDER, rank_of_stage
 
 OPTIMIZERS = ("adamw", "adam", "sgd-momentum")
 OLD_GENERATIONS = ("volta", "turing")
@@ -100,7 +100,7 @@ def _stages(plan: Plan) -> Break | None:
     follows = all(stage.layers[0] == end + 1 for stage, end in zip(q.stages, ends[:-1], strict=True))
     grows = all(after > before for before, after in pairwise(ends))
     placed = all(
-        stage.rank == index % q.degrees.pp
+        stage.rank == rank_of_stage(q.schedule, index, q.degrees.pp)
         and stage.has_embedding == (index == 0)
         and stage.has_head == (index == len(q.stages) - 1)
         for index, stage in enumerate(q.stages)
@@ -123,6 +123,8 @@ def _schedule(plan: Plan) -> Break | None:
         if q.virtual_stages == 1:
             return None
         return Break(f"1f1b with {q.virtual_stages} virtual stages", "schedule interleaved")
+    if q.schedule != "interleaved":
+        return Break(f"schedule {q.schedule}", "schedule interleaved, or 1f1b without virtual stages")
     if pp == 1 or q.virtual_stages == 1:
         return Break(f"interleaved with pp {pp} and {q.virtual_stages} virtual stages", "schedule 1f1b")
     if q.microbatches % pp:

@@ -23,14 +23,14 @@ from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.megatron_groups import data_ranks, islands
 from planner.launchers.pytorch_rules import PYTORCH_RULES, dense_blocks
 from planner.launchers.run_scripts import comments, header, run_job, run_script
-from planner.launchers.torch_rules import FILLED_SEARCH, TIED_SEARCH
+from planner.launchers.torch_rules import FILLED_SEARCH, SCHEDULE_NAMES, TIED_SEARCH
 from planner.model.spec import Attention, FeedForward
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
 
 PYTORCH_LIMITS = Limits(
     target="pytorch",
-    schedules=("1f1b", "interleaved", "gpipe"),
+    schedules=("1f1b", "interleaved", "gpipe", "zb-h1", "zb-v"),
     has_layer_sharding=False,
     max_cp=1,
     max_ep=1,
@@ -40,7 +40,6 @@ PYTORCH_LIMITS = Limits(
 )
 WRITTEN_FOR = "PyTorch 2.13"
 TEMPLATE = "pytorch_train.py.txt"
-SCHEDULE_NAMES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "gpipe": "GPipe"}
 DROPOUT = 0.1
 
 

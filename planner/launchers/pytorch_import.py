@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from planner.errors import InputError
 from planner.launchers.imported import MOST_LAYERS, MOST_RANKS, Facts, Files, Imported, one_file, whole
+from planner.launchers.torch_rules import SCHEDULE_OF
 from planner.model.spec import (
     Attention,
     Block,
@@ -23,7 +24,6 @@ from planner.model.spec import (
 )
 
 NOT_CARRIED: tuple[str, ...] = ()
-SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "GPipe": "gpipe"}
 _NAMES_TEXT = (
     "MODEL MESH STAGES RECOMPUTE SHARDING SEQUENCE_PARALLEL SCHEDULE VIRTUAL_STAGES MICROBATCH_SIZE "
     "MICROBATCHES GLOBAL_BATCH SEQUENCE_LENGTH OPTIMIZER PRECISION"
@@ -53,9 +53,9 @@ def read_pytorch(files: Files, facts: Facts) -> Imported:
     _stages(values, found)
     _sharding(values, sizes, found)
     found.sequence_parallel = bool(values["SEQUENCE_PARALLEL"]) and sizes["tp"] > 1
-    found.schedule = SCHEDULES.get(values["SCHEDULE"])
+    found.schedule = SCHEDULE_OF.get(values["SCHEDULE"])
     if found.schedule is None:
-        found.fault("schedule", f"SCHEDULE {values['SCHEDULE']!r}", ", ".join(SCHEDULES))
+        found.fault("schedule", f"SCHEDULE {values['SCHEDULE']!r}", ", ".join(SCHEDULE_OF))
     else:
         found.where["schedule"] = f"SCHEDULE {values['SCHEDULE']}"
     for field, constant in (

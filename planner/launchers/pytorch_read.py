@@ -6,6 +6,7 @@ import ast
 from typing import Any, TypedDict
 
 from planner.errors import InputError
+from planner.launchers.torch_rules import SCHEDULE_OF
 
 _NAMES = [
     "MODEL",
@@ -23,7 +24,6 @@ _NAMES = [
     "OPTIMIZER",
     "PRECISION",
 ]
-_SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "GPipe": "gpipe"}
 
 
 class Derived(TypedDict):
@@ -77,7 +77,7 @@ def read_script(text: str) -> Derived:
         dp_replicate=mesh["dp_replicate"],
         dp_shard=mesh["dp_shard"],
         sequence_parallel=found["SEQUENCE_PARALLEL"],
-        schedule=_SCHEDULES[found["SCHEDULE"]],
+        schedule=SCHEDULE_OF[found["SCHEDULE"]],
         virtual_stages=found["VIRTUAL_STAGES"],
         stage_layers=sizes,
         recompute=found["RECOMPUTE"],

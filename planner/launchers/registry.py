@@ -24,7 +24,7 @@ _LAUNCHERS = {
 # name -> (module, function that reads the launcher's file); Bridge overrides are Megatron's flags renamed
 _IMPORTERS = {
     "accelerate": ("planner.launchers.accelerate_import", "read_accelerate_files"),
-    "bridge": ("planner.launchers.megatron_import", "read_megatron"),
+    "megatron-bridge": ("planner.launchers.megatron_import", "read_megatron"),
     "deepspeed": ("planner.launchers.deepspeed_import", "read_deepspeed_files"),
     "galvatron": ("planner.launchers.galvatron_import", "read_galvatron_files"),
     "megatron": ("planner.launchers.megatron_import", "read_megatron"),

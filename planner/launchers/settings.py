@@ -77,7 +77,7 @@ def _pytorch(plan: Plan) -> Settings:
 
 _READERS: dict[str, Callable[[Plan], Settings]] = {
     "accelerate": _accelerate,
-    "bridge": _megatron,
+    "megatron-bridge": _megatron,
     "deepspeed": _deepspeed,
     "galvatron": _galvatron,
     "megatron": _megatron,

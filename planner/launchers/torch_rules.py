@@ -46,6 +46,18 @@ def _rank_order(plan: Plan) -> Break | None:
     return None if order == RANK_ORDER else Break(f"rank order {order}", RANK_ORDER)
 
 
+# PyTorch's names of the schedules (torch.distributed.pipelining). Zero bubble in a V has two stages a rank;
+# its other form takes one or more, which torchtitan refuses below two.
+SCHEDULE_NAMES = {
+    "1f1b": "1F1B",
+    "interleaved": "Interleaved1F1B",
+    "gpipe": "GPipe",
+    "zb-v": "ZBVZeroBubble",
+    "zb-h1": "InterleavedZeroBubble",
+}
+SCHEDULE_OF = {name: schedule for schedule, name in SCHEDULE_NAMES.items()}
+
+
 def _schedule(plan: Plan) -> Break | None:
     q, pp = plan.decision, plan.decision.degrees.pp
     if q.schedule in ("1f1b", "gpipe"):
@@ -54,6 +66,19 @@ def _schedule(plan: Plan) -> Break | None:
         if q.virtual_stages == 1:
             return None
         return Break(f"{q.schedule} with {q.virtual_stages} virtual stages", "schedule interleaved")
+    if q.schedule in ("zb-v", "zb-h1"):
+        stages = 2 if q.schedule == "zb-v" else 1
+        modes = {choice.recompute for stage in q.stages for choice in stage.layer_strategies}
+        if pp == 1 or q.virtual_stages != stages:
+            found = f"{q.schedule} with pp {pp} and {q.virtual_stages} virtual stages"
+            return Break(found, f"{stages} virtual stages")
+        if q.sharding not in ("none", "optimizer"):
+            return Break(f"{q.schedule} with sharding {q.sharding}: gradients are lost", "sharding optimizer")
+        if "selective" in modes:
+            return Break(f"{q.schedule} with selective recompute: it backs up once", "recompute none or full")
+        return None
+    if q.schedule != "interleaved":
+        return Break(f"schedule {q.schedule}", "schedule 1f1b")
     if pp == 1 or q.virtual_stages == 1:
         return Break(f"interleaved with pp {pp} and {q.virtual_stages} virtual stages", "schedule 1f1b")
     if q.microbatches % pp:
@@ -83,8 +108,8 @@ HEADS = PlanRule("heads-by-tp", "tp divides the query heads and the key/value he
 RANKS = PlanRule("rank-order", "tp fastest, then cp, dp, pp", _rank_order)
 SCHEDULES = PlanRule(
     "schedule",
-    "1F1B (at least pp microbatches) or GPipe with one stage a rank, or interleaved with pp > 1 and "
-    "microbatches a multiple of pp",
+    "1F1B (at least pp microbatches), GPipe or zero bubble with one stage a rank, zero bubble with two in a "
+    "V, or interleaved with pp > 1 and microbatches a multiple of pp",
     _schedule,
 )
 TIED = PlanRule("tied-embedding", "a table shared by embedding and head stays on one rank", _tied)

@@ -18,7 +18,7 @@ from typing import Any
 
 from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.run_scripts import comments, header, run_job, run_script
-from planner.launchers.torch_rules import FILLED_SEARCH, TIED_SEARCH
+from planner.launchers.torch_rules import FILLED_SEARCH, SCHEDULE_NAMES, TIED_SEARCH
 from planner.launchers.torchtitan_models import Flavor, flavor_of
 from planner.launchers.torchtitan_rules import SEARCH_RULES, TORCHTITAN_RULES, data_mesh
 from planner.plan_file.schema import Plan
@@ -26,7 +26,7 @@ from planner.strategy.limits import Limits
 
 TORCHTITAN_LIMITS = Limits(
     target="torchtitan",
-    schedules=("1f1b", "interleaved", "gpipe"),
+    schedules=("1f1b", "interleaved", "gpipe", "zb-v"),
     recompute_granularity="uniform",
     has_layer_sharding=False,
     parameter_sharding_with_pipeline=False,
@@ -35,7 +35,6 @@ TORCHTITAN_LIMITS = Limits(
     rules=(*SEARCH_RULES, TIED_SEARCH, FILLED_SEARCH),
 )
 WRITTEN_FOR = "torchtitan 0.3.0 and main of August 2026"
-SCHEDULE_NAMES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "gpipe": "GPipe"}
 CHECKPOINTING = {"none": "None", "selective": "SelectiveAC.Config()", "full": "FullAC.Config()"}
 MODULE = "planner_config"
 

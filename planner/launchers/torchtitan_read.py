@@ -11,8 +11,8 @@ import re
 from typing import Any, TypedDict
 
 from planner.errors import InputError
+from planner.launchers.torch_rules import SCHEDULE_OF
 
-_SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "GPipe": "gpipe"}
 _MODES = {"None": "none", "SelectiveAC.Config()": "selective", "FullAC.Config()": "full"}
 
 
@@ -72,7 +72,7 @@ def read_config(text: str, num_layers: int, version: str = "plan") -> Derived:
         dp_replicate=replicas,
         dp_shard=shards,
         sequence_parallel=mesh["enable_sequence_parallel"] and tp > 1,
-        schedule=_SCHEDULES[mesh["pipeline_parallel_schedule"]],
+        schedule=SCHEDULE_OF[mesh["pipeline_parallel_schedule"]],
         virtual_stages=_exact(len(stages), pp, "stages"),
         stage_layers=sizes,
         recompute=_MODES[_match(text, r"activation_checkpoint=([\w.()]+),")],

@@ -9,10 +9,11 @@ from typing import Any
 
 from planner.errors import InputError
 from planner.launchers.imported import MOST, MOST_LAYERS, MOST_RANKS, Imported, whole
+from planner.launchers.torch_rules import SCHEDULE_OF
 
-SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "GPipe": "gpipe"}
+SCHEDULES = {name: schedule for name, schedule in SCHEDULE_OF.items() if schedule != "zb-h1"}
 V_SCHEDULES = ("ZBVZeroBubble", "DualPipeV")
-LOOPED = ("LoopedBFS", "InterleavedZeroBubble", *V_SCHEDULES)
+LOOPED = ("LoopedBFS", "InterleavedZeroBubble", "DualPipeV")
 
 
 def read_schedule(mesh: dict[str, Any], found: Imported, layers: int | None) -> None:

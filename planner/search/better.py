@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from planner.cost.step import CostModel
 from planner.search.engine import PROVED_GAP, BestFirst, Solution, refined
-from planner.search.policy import recompute_policies
 from planner.search.reporter import Reporter
 from planner.search.space import Space
 from planner.search.tree import Funnel, Pins
@@ -40,9 +39,8 @@ def search_better(
     started = time.process_time()
     funnel, reporter = Funnel(), Reporter()
     space = Space(model, limits, pins, funnel)
-    policies = recompute_policies(model.chain, limits, pins.recompute)
     limit = model.problem.memory_limit_bytes
-    run = BestFirst(model, space, limit, policies, 1, reporter, known.seconds)
+    run = BestFirst(model, space, limit, 1, reporter, known.seconds)
     is_complete = run.over(started + time_budget_seconds)
     best = refined(model, limits, pins, run.ranked() or [known], reporter)[0][0]
     is_better = best.seconds < known.seconds * (1.0 - PROVED_GAP)

@@ -35,6 +35,7 @@ class CandidateSolver:
     layout: Layout
     limit_bytes: float
     policies: tuple[RecomputePolicy, ...]
+    split_policies: tuple[RecomputePolicy, ...]
 
     def solve(self, row: CandidateRow, incumbent_seconds: float) -> Solved | None:
         """The best decision of this candidate, or None when none fits or none beats the incumbent.
@@ -43,7 +44,7 @@ class CandidateSolver:
         setting for all layers) the best of all is kept.
         """
         best: Solved | None = None
-        for policy in self.policies:
+        for policy in self.split_policies if row.schedule in ZERO_BUBBLE else self.policies:
             found = (
                 self._by_stage(row, policy, incumbent_seconds)
                 if policy.is_by_stage

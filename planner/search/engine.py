@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
+from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver
 from planner.search.integer_program import is_memory_bound, refine
 from planner.search.nearest_miss import nearest_miss
-from planner.search.policy import RecomputePolicy, offered_modes, recompute_policies
+from planner.search.policy import offered_modes, recompute_policies, split_policies
 from planner.search.reporter import Reporter
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
@@ -87,8 +88,7 @@ def search(
         raise no_candidates(funnel, pins)
     reporter.enumerated(len(space))
     limit = model.problem.memory_limit_bytes
-    policies = recompute_policies(model.chain, limits, pins.recompute)
-    run = BestFirst(model, space, limit, policies, top, reporter)
+    run = BestFirst(model, space, limit, top, reporter)
     is_complete = run.over(started + time_budget_seconds)
     space.close(run.tried)
     if not run.found:
@@ -123,6 +123,7 @@ def refined(
     best = ranked[0]
     is_free = limits.has_layer_sharding and pins.recompute is None and pins.sharding is None
     is_free &= SHARDINGS[best.decision.sharding] in limits.layer_sharding_bases
+    is_free &= best.decision.schedule not in ZERO_BUBBLE
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
     reporter.refining(best.decision.label())
@@ -140,7 +141,6 @@ class BestFirst:
     model: CostModel
     space: Space
     limit: float
-    policies: tuple[RecomputePolicy, ...]
     top: int
     reporter: Reporter
     incumbent_seconds: float = math.inf
@@ -155,7 +155,9 @@ class BestFirst:
         False when stopped early. After that up to RUNNER_UP_SOLVES more candidates are solved for
         runners-up on other meshes.
         """
-        solver = CandidateSolver(self.model, self.space.layout, self.limit, self.policies)
+        asked = (self.model.chain, self.space.limits, self.space.pins.recompute)
+        policies, split = recompute_policies(*asked), split_policies(*asked)
+        solver = CandidateSolver(self.model, self.space.layout, self.limit, policies, split)
         is_timed = math.isfinite(deadline)
         position = extra = 0
         is_settled = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.cost.stage import StageModel
 from planner.model.chain import LayerChain
@@ -71,6 +71,18 @@ def recompute_policies(chain: LayerChain, limits: Limits, pinned: str | None) ->
         others = [mode for mode in limits.recomputes if mode not in ("none", "full")]
         return (RecomputePolicy("first"), *(RecomputePolicy(mode) for mode in others))
     return tuple(RecomputePolicy(mode) for mode in limits.recomputes)
+
+
+# PyTorch's selective checkpointing refuses the second half of a split backward.
+SPLIT_RECOMPUTES = ("none", "full")
+
+
+def split_policies(chain: LayerChain, limits: Limits, pinned: str | None) -> tuple[RecomputePolicy, ...]:
+    """The settings for schedules that split the backward; none where the pinned mode is not among them."""
+    if pinned is not None and pinned not in SPLIT_RECOMPUTES:
+        return ()
+    modes = tuple(mode for mode in limits.recomputes if mode in SPLIT_RECOMPUTES)
+    return recompute_policies(chain, replace(limits, recomputes=modes), pinned)
 
 
 def offered_modes(limits: Limits) -> tuple[int, ...]:

@@ -147,7 +147,7 @@ def expand_schedules(
         "schedule", len(expanded), "1f1b, zero bubble, and interleaving with one degree per chunk depth"
     )
     rules = {rule.name: rule for rule in RULES}
-    for name in ("layers-by-stages", "interleaving"):
+    for name in ("layers-by-stages", "interleaving", "split-backward"):
         keep = rules[name].holds(expanded, problem)
         left = int(keep.sum())
         if left < len(expanded):

@@ -19,6 +19,7 @@ from planner.strategy.decision import (
     GROUP_ISLAND,
     SCHEDULES,
     SHARDING_NONE,
+    SHARDING_OPTIMIZER,
 )
 
 INTERLEAVED, ZB_H1, ZB_V, ZB_H2 = map(SCHEDULES.index, ("interleaved", "zb-h1", "zb-v", "zb-h2"))
@@ -144,7 +145,8 @@ def _interleaved_hold(c: Candidates, p: Problem) -> BoolArray:
     fits = [
         (INTERLEAVED, (c.virtual_stages > 1) & is_piped & (m % c.pp == 0)),
         (ZB_V, (c.virtual_stages == 2) & is_piped),
-        (ZB_H1, (c.virtual_stages == 1) & is_piped),
+        # Rounds of at least pp microbatches, as PyTorch deals them.
+        (ZB_H1, (c.virtual_stages == 1) & is_piped & (m % np.maximum(1, m // c.pp) == 0)),
         (ZB_H2, (c.virtual_stages == 1) & is_piped),
     ]
     return _all(
@@ -230,6 +232,14 @@ RULES: tuple[Rule, ...] = (
             f"schedule {SCHEDULES[_at(c, 'schedule')]} with {_at(c, 'virtual_stages')} virtual stages, "
             f"pp {_at(c, 'pp')} and {_m(c, p)} microbatches"
         ),
+    ),
+    Rule(
+        "split-backward",
+        "zero bubble keeps gradients whole until the step ends: sharding none or optimizer (PyTorch 2.13 "
+        "loses weight gradients of sharded ones)",
+        "sharding",
+        lambda c, p: ~np.isin(c.schedule, (ZB_H1, ZB_V, ZB_H2)) | (c.sharding <= SHARDING_OPTIMIZER),
+        lambda c, p: f"schedule {SCHEDULES[_at(c, 'schedule')]} with sharding code {_at(c, 'sharding')}",
     ),
     Rule(
         "sequence-by-cp",

@@ -137,6 +137,6 @@ def _recompute(pick: Pick, chunks: tuple[tuple[int, int], ...], layers_differ: b
     )
 
 
-def plan_of_decision(resolved: Resolved, decision: Decision) -> Plan:
+def plan_of_decision(resolved: Resolved, decision: Decision, stack: str = "megatron") -> Plan:
     """The decision as a priced plan file."""
-    return estimate_decision(CostModel.of(resolved.problem, resolved.constants), resolved, decision)
+    return estimate_decision(CostModel.of(resolved.problem, resolved.constants, stack), resolved, decision)

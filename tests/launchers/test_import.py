@@ -89,7 +89,7 @@ def test_bridge_overrides_are_megatrons_flags(tmp_path):
         "model.recompute_granularity=full model.recompute_method=uniform model.recompute_num_layers=1\n"
     )
     request = Request(model="llama-3.1-8b", cluster="dgx-a100", gpus=64, seq_len=4096)
-    plan = estimated(tmp_path, "bridge.sh", overrides, "bridge", request)
+    plan = estimated(tmp_path, "bridge.sh", overrides, "megatron-bridge", request)
     d = plan.decision
     assert (d.degrees.tp, d.degrees.pp, d.degrees.dp, d.virtual_stages) == (4, 4, 4, 2)
     assert (d.sharding, d.recompute, d.sequence_parallel, d.microbatches) == ("optimizer", "full", True, 32)
@@ -100,7 +100,7 @@ def test_what_a_bridge_recipe_decides_is_asked_for(tmp_path):
     text = f"{recipe} model.pipeline_model_parallel_size=4 train.micro_batch_size=1\n"
     request = Request(model="llama-3.1-8b", cluster="dgx-a100", gpus=64, seq_len=4096, global_batch=128)
     with pytest.raises(InputError) as error:
-        estimated(tmp_path, "bridge.sh", text, "bridge", request)
+        estimated(tmp_path, "bridge.sh", text, "megatron-bridge", request)
     assert "add --tp" in words(error)
 
 

@@ -28,7 +28,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "llama-2-7b": ("llama-2-7b", "dgx-a100", 8, 4096, 64),
     "llama-3.1-405b": ("llama-3.1-405b", "dgx-h100", 512, 8192, 512),
     "gpt3-175b": ("gpt3-175b", "dgx-a100", 64, 2048, 128, (("tp", 4),)),
-    "qwen2.5-7b": ("qwen2.5-7b", "dgx-h100", 16, 4096, 64, (("tp", 4), ("pp", 2), ("virtual_stages", 1))),
+    "qwen2.5-7b": ("qwen2.5-7b", "dgx-h100", 16, 4096, 64, (("tp", 4), ("pp", 2), ("schedule", "1f1b"))),
+    "qwen2.5-7b-v": ("qwen2.5-7b", "dgx-h100", 16, 4096, 64, (("pp", 2), ("schedule", "zb-v"))),
     "gpt2-unfused": (
         "gpt2-xl",
         "dgx-a100",

@@ -34,6 +34,7 @@ from planner.plan_file.schema import Plan
 from planner.search.engine import search
 from planner.search.tree import Pins
 from planner.strategy.candidates import Problem
+from planner.strategy.decision import rank_of_stage
 from planner.units import MIB
 from planner.workload import Workload
 
@@ -104,6 +105,13 @@ RUNS = {
         sequence_parallel=True,
     ),
     "8: pp2 dp4 islands": Run(pp=2, dp=4, sharding="gradients", group="island", layers=(2, 2)),
+    "pp2 x 2 dp2 in a V": Run(
+        pp=2, dp=2, sharding="optimizer", layers=(1, 1, 1, 1), schedule="zb-v"
+    ),
+    "pp2 x 2 dp2 full in a V": Run(
+        pp=2, dp=2, sharding="parameters", layers=(1, 1, 1, 1), schedule="zb-v", recompute=FULL
+    ),
+    "pp2 dp2 split backward": Run(pp=2, dp=2, layers=(2, 2), schedule="zb-h1"),
     "8: pp4 dp2": Run(pp=4, dp=2, layers=(1, 1, 1, 1), optimizer="adamw"),
 }
 CHOSEN = {
@@ -207,7 +215,7 @@ def tiny_plan(base: Plan, changed: Callable[..., Plan], run: Run) -> Plan:
         stages.append(
             {
                 "index": index,
-                "rank": index % run.pp,
+                "rank": rank_of_stage(run.schedule, index, run.pp),
                 "layers": (first, first + count - 1),
                 "devices": (0, 0),
                 "has_embedding": index == 0,

@@ -54,6 +54,8 @@ def drawn(data: st.DataObject, target: str) -> Plan:
     return plan_of_decision(resolved, draw_decision(pick, resolved.problem, meshes, layers_differ=differ))
 
 
+# Overrides of a Megatron Bridge recipe leave to the recipe what they do not name: no whole decision to read.
+WHOLE_FILES = [name for name in launcher_names() if name != "megatron-bridge"]
 PROBLEM_INDEX = {
     "accelerate": (0, 1),
     "deepspeed": (0, 1),
@@ -64,7 +66,7 @@ PROBLEM_INDEX = {
 }
 
 
-@pytest.mark.parametrize("target", launcher_names())
+@pytest.mark.parametrize("target", WHOLE_FILES)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_decision_comes_back(tmp_path_factory, target, data):
@@ -74,7 +76,7 @@ def test_the_decision_comes_back(tmp_path_factory, target, data):
     assert round_trip(plan, target, folder) == []
 
 
-@pytest.mark.parametrize("target", launcher_names())
+@pytest.mark.parametrize("target", WHOLE_FILES)
 def test_a_changed_decision_is_noticed(planned, tmp_path, target):
     """The comparison itself can fail: the file of one plan is not the decision of another."""
     one = planned(target, "llama-3.1-8b", "dgx-h100", 16, 4096, 64)
@@ -87,7 +89,7 @@ def test_a_changed_decision_is_noticed(planned, tmp_path, target):
 
 def test_what_is_not_carried_is_a_field_of_a_decision():
     names = set(Decision.__dataclass_fields__)
-    for target in launcher_names():
+    for target in WHOLE_FILES:
         assert set(not_carried(target)) <= names
     assert not_carried("deepspeed") == ("schedule",)
 
@@ -142,6 +144,7 @@ def test_a_file_that_describes_its_model_has_its_price(planned, tmp_path, target
     again = plan_of_decision(
         resolve(Request("llama-3.1-8b", cluster="dgx-h100", gpus=16, seq_len=4096, global_batch=64)),
         read_decision(plan.decision),
+        launcher(target).limits.stack,
     )
     assert back.prediction.step_seconds == pytest.approx(again.prediction.step_seconds, rel=1e-9)
     assert back.prediction.peak_memory_bytes == pytest.approx(again.prediction.peak_memory_bytes, rel=1e-9)

@@ -26,7 +26,8 @@ Changed = Callable[..., Plan]
 D, W, MODEL = "decision__", "inputs__workload__", "inputs__model__"
 
 CASES: dict[str, tuple[Any, ...]] = {
-    "llama-3-8b": ("llama-3-8b", "dgx-h100", 16, 8192, 64),
+    "llama-3-8b": ("llama-3-8b", "dgx-h100", 16, 8192, 64, (("pp", 1),)),
+    "llama-3-8b-v": ("llama-3-8b", "dgx-h100", 16, 8192, 64, (("schedule", "zb-v"), ("pp", 4))),
     "llama-3-8b-full": (
         "llama-3-8b",
         "dgx-h100",

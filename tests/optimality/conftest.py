@@ -97,6 +97,8 @@ class Exhaustive:
                         degrees, split, size, microbatches, sharding, group
                     ):
                         for recompute in self.assignments(chunks):
+                            if schedule.startswith("zb") and 1 in recompute:
+                                continue  # selective recompute backs up once
                             yield Decision(
                                 degrees=degrees,
                                 sequence_parallel=split,
@@ -196,14 +198,17 @@ class Exhaustive:
     ) -> Iterator[tuple[str, int, Chunks]]:
         """(schedule, virtual stages, block ranges): every split in order, and the balanced interleavings."""
         blocks, pp = len(self.kinds), degrees.pp
+        rounds = max(1, microbatches // pp)
+        has_split = pp > 1 and sharding <= 1  # whole gradients until the step ends
         for schedule in ("1f1b", "gpipe", "zb-h1"):
-            if schedule in self.schedules and (pp > 1 or schedule != "zb-h1"):
+            is_split = schedule == "zb-h1"
+            if schedule in self.schedules and (not is_split or (has_split and microbatches % rounds == 0)):
                 for sizes in compositions(blocks, pp):
                     yield schedule, 1, ranges(sizes)
         chunked = []
         if "interleaved" in self.schedules and pp > 1 and microbatches % pp == 0:
             chunked += [("interleaved", stages) for stages in range(2, blocks // pp + 1)]
-        if "zb-v" in self.schedules and pp > 1 and blocks >= 2 * pp:
+        if "zb-v" in self.schedules and has_split and blocks >= 2 * pp:
             chunked.append(("zb-v", 2))
         for schedule, stages in chunked:
             probe = Decision(
