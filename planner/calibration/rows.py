@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_decision import price_case
-from planner.calibration.validation import STACK_ALIASES, case_cost_model
+from planner.calibration.validation import case_cost_model
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants
 from planner.cost.step import CostModel, price
@@ -41,7 +41,7 @@ class Sample:
 
     def log_error(self, constants: Constants) -> float:
         """log(predicted / measured) of the step time."""
-        model = CostModel.of(self.model.problem, constants, self.stack, self.model.chain)
+        model = CostModel.of(self.model.problem, constants, self.model.stack.name, self.model.chain)
         return math.log(price(model, self.decision).step_seconds / self.measured)
 
 
@@ -70,8 +70,7 @@ def samples(cases: list[Case], constants_for: Callable[[DeviceSpec, str], Consta
             decision, _ = price_case(case, model)
         except (Unsupported, InputError):
             continue
-        stack = STACK_ALIASES.get(case.text("stack"), case.text("stack"))
-        found.append(Sample(case, model, decision, stack, measured))
+        found.append(Sample(case, model, decision, model.stack.fitted_as, measured))
     return found
 
 

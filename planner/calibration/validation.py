@@ -18,6 +18,7 @@ from planner.calibration.ranking import ranking_by_group
 from planner.cluster.spec import DeviceSpec
 from planner.cluster.topology import Cluster
 from planner.cost.constants import Constants, default_constants
+from planner.cost.stack import STACKS
 from planner.cost.step import CostModel, Prediction
 from planner.errors import InputError
 from planner.strategy.candidates import Problem
@@ -176,7 +177,7 @@ def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
         predicted_peak_mem_gib=peaks[kind],
         device=model.problem.cluster.device.name,
         generation=model.problem.cluster.device.generation,
-        stack=model.stack.name,
+        stack=model.stack.fitted_as,
         notes=list(dict.fromkeys(case.notes)),
         peaks_gib=peaks,
     )
@@ -215,8 +216,17 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
         }
     )
     problem = Problem(case_model(case, sequence), cluster, workload, cluster.device.memory_bytes)
+    stack = case_stack(case)
+    fitted = STACKS[stack].fitted_as if stack in STACKS else stack
+    return CostModel.of(problem, constants_for(cluster.device, fitted), stack)
+
+
+def case_stack(case: Case) -> str:
+    """The stack profile of a row: that of its ``stack``, or the one its notes make of it."""
     stack = STACK_ALIASES.get(case.text("stack"), case.text("stack"))
-    return CostModel.of(problem, constants_for(cluster.device, stack), stack)
+    if stack == "megatron" and "comm overlap off" in case.text("notes"):
+        return "megatron-serial"
+    return stack
 
 
 def _default_attention(case: Case, cluster: Cluster) -> str:

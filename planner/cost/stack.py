@@ -25,6 +25,7 @@ class Stack:
     MixedPrecisionPolicy). vocabulary_multiple: the vocabulary is padded to a multiple of this times tp.
 
     Overlap. hides_gradient_reduction and hides_parameter_gather: with the last backward and the next forward.
+    hides_tensor_collectives: tp's in backward under the products beside them.
     bucket_parameters: elements per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers:
     sharded layers gathered at once.
 
@@ -63,6 +64,8 @@ class Stack:
     logit_transient_bytes: float = 4.0
     hides_gradient_reduction: bool = True
     hides_parameter_gather: bool = True
+    hides_tensor_collectives: bool = True
+    family: str = ""
     bucket_parameters: float = 40e6
     bucket_parameters_per_rank: float = 1e6
     prefetch_layers: float = 2.0
@@ -84,6 +87,11 @@ class Stack:
     split_logit_backward_bytes: float = 4.0
     pipeline_logit_bytes: float = 0.0
 
+    @property
+    def fitted_as(self) -> str:
+        """The stack whose fitted constants hold: its own, or those of the stack it is a setting of."""
+        return self.family or self.name
+
     def is_product_kept(self, ordinal: int) -> bool:
         """Whether selective recompute keeps the output of a block's ``ordinal``-th product, from 1."""
         return self.recomputed_product_period > 0 and ordinal % self.recomputed_product_period != 0
@@ -91,6 +99,14 @@ class Stack:
 
 STACKS: dict[str, Stack] = {
     "megatron": Stack("megatron"),
+    # Megatron-LM with every overlap of communication switched off.
+    "megatron-serial": Stack(
+        "megatron-serial",
+        hides_gradient_reduction=False,
+        hides_parameter_gather=False,
+        hides_tensor_collectives=False,
+        family="megatron",
+    ),
     # Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
     "megatron-deepspeed": Stack(
         "megatron-deepspeed",
@@ -104,6 +120,7 @@ STACKS: dict[str, Stack] = {
     # FSDP2 over fp32 weights, DTensor tensor parallelism, torch.utils.checkpoint: PyTorch 2.13's own code.
     "torchtitan": Stack(
         "torchtitan",
+        hides_tensor_collectives=False,
         gathers_input_again=False,
         recomputed_product_period=2,
         stops_recompute_early=True,
@@ -126,6 +143,7 @@ STACKS: dict[str, Stack] = {
     # group of weights gathered again in backward.
     "pytorch": Stack(
         "pytorch",
+        hides_tensor_collectives=False,
         gathers_input_again=False,
         stops_recompute_early=True,
         vocabulary_multiple=1,
@@ -134,6 +152,7 @@ STACKS: dict[str, Stack] = {
     # Accelerate with FSDP2: its mixed precision policy reduces in the precision of the products.
     "accelerate": Stack(
         "accelerate",
+        hides_tensor_collectives=False,
         gradient_reduce_bytes=2.0,
         gathers_input_again=False,
         stops_recompute_early=True,

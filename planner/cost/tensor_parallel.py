@@ -33,11 +33,14 @@ def tensor_parallel_part(
     split by rows, so its output is summed (an embedding only leaves, a head only enters). Under a split
     sequence forward gathers and reduce-scatters; backward gathers the output gradient (exposed), gathers
     the input again under the input-gradient product (``hide_gather`` seconds) unless the stack kept it, and
-    reduce-scatters under the weight-gradient product (``hide_scatter``). Otherwise one all-reduce forward
-    where it leaves, one backward where it enters, hidden under the weight-gradient product. is_last: the
-    block's last sub-layer, whose sum full recompute with an early stop does not repeat.
+    reduce-scatters under the weight-gradient product (``hide_scatter``); a stack that overlaps nothing hides
+    neither. Otherwise one all-reduce forward where it leaves, one backward where it enters, hidden under the
+    weight-gradient product. is_last: the block's last sub-layer, whose sum full recompute with an early stop
+    does not repeat.
     """
     theft, group, stack = s.device.constants.overlap_theft, s.tp_group, s.stack
+    if not stack.hides_tensor_collectives:
+        hide_gather = hide_scatter = 0.0
     is_split = s.tp > 1
     is_sequence = np.where(is_split & (s.norm_split > 1), 1.0, 0.0)
     is_whole = np.where(is_split & (s.norm_split <= 1), 1.0, 0.0)
