@@ -20,10 +20,10 @@ from planner.cost.row import CandidateRow
 from planner.cost.stage import StageModel
 from planner.cost.tail import Sync, Tail
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, warmup_operations
-from planner.search.bounds import plain_share, rank_lower_bound
 from planner.search.layout import Layout
 from planner.search.policy import RecomputePolicy
 from planner.search.recompute import Choice, Group
+from planner.search.split_bounds import plain_share, rank_lower_bound
 
 SMALL = 1e-12
 PRICED_SPLITS = 4

@@ -106,16 +106,17 @@ def test_megatron_recomputes_the_first_layers_of_every_stage(tp: int, virtual_st
     assert found.prediction.peak_memory_bytes <= found.prediction.memory_limit_bytes
 
 
-def test_a_refused_export_names_the_nearest_plans_and_their_cost(unrestricted: Plan) -> None:
+def test_a_refused_export_names_the_nearest_plans_and_their_cost() -> None:
+    refused = plan_request("llama-3.1-70b", tp=4, pp=4, cp=1, virtual_stages=1, schedule="1f1b", **LARGE)
     with pytest.raises(UnsupportedByTarget) as caught:
-        export_files(unrestricted, "torchtitan")
+        export_files(refused, "torchtitan")
     same, anywhere = caught.value.details["nearest"]
     assert (same["where"], anywhere["where"]) == ("on this mesh", "on any mesh")
-    assert same["decision"]["degrees"] == unrestricted.decision.degrees.model_dump()
-    saved, limits = read_cost_model(unrestricted.inputs), limits_of("torchtitan")
+    assert same["decision"]["degrees"] == refused.decision.degrees.model_dump()
+    saved, limits = read_cost_model(refused.inputs), limits_of("torchtitan")
     model = CostModel.of(saved.problem, saved.constants, limits.stack)
     best = search(model, limits, Pins(), top=1).best
-    own = price(model, read_decision(unrestricted.decision)).step_seconds
+    own = price(model, read_decision(refused.decision)).step_seconds
     assert anywhere["step_seconds"] == pytest.approx(best.seconds)
     assert anywhere["slower"] == pytest.approx(best.seconds / own - 1.0)
     word = "slower" if anywhere["slower"] >= 0 else "faster"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from planner.schedule.orders import alive_states, in_flight, operation_order, warmup_operations
 from planner.schedule.timeline import replay
-from planner.search.bounds import rank_lower_bound
 from planner.search.layout import balanced_chunks
+from planner.search.split_bounds import rank_lower_bound
 
 seconds = st.floats(0.01, 10.0, allow_nan=False)
 SETTINGS = settings(deadline=None, max_examples=150, derandomize=True)

@@ -1,0 +1,150 @@
+"""Bounds for schedules without virtual stages, whatever the split of the chain into stages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.cost.arrays import Array, IntArray, Number
+from planner.cost.layer import CostTable
+from planner.cost.step import CostModel
+from planner.schedule.orders import ZERO_BUBBLE
+from planner.search.kind_values import KindValues
+from planner.search.memory_bounds import layer_counts
+from planner.strategy.candidates import Candidates
+
+
+def plain_share(pp: Number, m: Number, filling: Number) -> Number:
+    """Least T / W of a schedule without virtual stages: f / (1 - (1 - f/m)^pp).
+
+    ``filling`` f: the share of a rank's time of a microbatch that the next rank must wait for. 1 for fill
+    and drain of whole backwards; the forward's share where weight gradients fill the drain.
+    """
+    return filling / (1.0 - (1.0 - filling / m) ** pp)
+
+
+BISECTIONS = 14
+
+
+def split_share(
+    model: CostModel,
+    table: CostTable,
+    values: KindValues,
+    c: Candidates,
+    rows: IntArray,
+    schedule: str,
+) -> Array:
+    """Least T / W over all splits of the chain that fit; infinite where none does.
+
+    Rank r, with work x (of W = 1) and recomputation e behind work S of the ranks before it, cannot end before
+    g S + m (x + e), g the share of S that keeps it waiting: all of it under 1F1B (fill and drain), the
+    forwards f where weight gradients fill the drain. There also its first input gradient waits for microbatch
+    0 to come back, beside which only w - 1 = min(m, pp - r) - 1 warm-up forwards are done: no sooner than
+    f S + m x + (f + i)(1 - S - x) - (w - 1) f' x, i the input gradients' share, f' the most f of any layer.
+    Its a microbatches in flight hold x (s + a k) bytes, s and k the least static and saved bytes per second
+    of work of any block; what passes the limit is freed at the best seconds per byte. The first and the last
+    layer of the chain lie on the first and the last rank. A larger x on every rank is always better, so
+    bisection on T asks whether the largest x of all ranks reach the blocks' work.
+    """
+    is_zb = schedule in ZERO_BUBBLE
+    m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
+    pp = c.pp.astype(np.float64)
+    total = layer_counts(table) @ values.seconds
+    blocks = np.array([kind.role == "block" for kind in table.chain.kinds])
+    goal = (layer_counts(table) * blocks) @ values.seconds / total
+    static, saved, stuck = (
+        total * _least_ratio(value[blocks], values.seconds[blocks])
+        for value in (values.static, values.saved, values.saved - values.freeable)
+    )
+    rate, second = values.first_rate.min(axis=0) / total, values.second_rate.min(axis=0) / total
+    second = np.where(np.isfinite(second), second, rate)
+    # Bytes that the first rate can free at most, per second of work of any block.
+    cheap = total * _most_ratio(values.cheap[blocks], values.seconds[blocks])
+    least, most, turn = (share[rows] for share in _forward_shares(table))
+    waiting = least if is_zb else np.ones(len(c))
+    ends = (table.chain.layers[0], table.chain.layers[-1])
+    low, high = m / pp, np.full(len(c), np.inf)
+    middle = 2.0 * plain_share(pp, m, 1.0)  # first ask whether anything fits at all, recomputation included
+    for _ in range(BISECTIONS):
+        reached, placed = np.zeros(len(c)), np.zeros(len(c))
+        for rank in range(int(c.pp.max(initial=1))):
+            held = np.minimum(m, pp) if is_zb else np.maximum(1.0, np.minimum(m, pp - rank))
+            own = [rank == 0 and not blocks[ends[0]], (rank == pp - 1) & (not blocks[ends[1]])]
+            fixed = sum(has * values.seconds[kind] for has, kind in zip(own, ends, strict=True)) / total
+            kept = sum(
+                has * (values.static[kind] + held * values.saved[kind])
+                for has, kind in zip(own, ends, strict=True)
+            )
+            spare, room = (middle - waiting * reached) / m - fixed, values.spare_bytes - kept
+            with_recompute = (spare + room * rate / held) / (1.0 + (static + held * saved) * rate / held)
+            steep = ((static + held * saved) * second - cheap * held * (second - rate)) / held
+            x = np.minimum(np.minimum(spare, with_recompute), (spare + room * second / held) / (1.0 + steep))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                x = np.minimum(x, np.where(room >= 0.0, room / (static + held * stuck), 0.0))
+                if is_zb:
+                    divisor = m - turn - np.maximum(0.0, np.minimum(m, pp - rank) - 1.0) * most
+                    turned = (middle - turn + (turn - least) * reached) / divisor - fixed
+                    x = np.where(divisor > 0.0, np.minimum(x, turned), x)
+            is_there = rank < pp
+            x = np.where(is_there, np.maximum(0.0, x), 0.0)
+            placed, reached = placed + x, reached + x + np.where(is_there, fixed, 0.0)
+        reaches = placed >= goal
+        low, high = np.where(reaches, low, middle), np.where(reaches, middle, high)
+        middle = np.where(np.isfinite(high), 0.5 * (low + high), 4.0 * middle)
+    # What does not fit in millions of times its own work never does.
+    return np.where(np.isfinite(high), low, np.inf)
+
+
+def _least_ratio(value: Array, seconds: Array) -> Array:
+    """The least value per second of work over the layer kinds that work."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(seconds > 0.0, value / seconds, np.inf)
+    result: Array = ratio.min(axis=0)
+    return result
+
+
+def _most_ratio(value: Array, seconds: Array) -> Array:
+    """The most value per second of work over the layer kinds that work."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(seconds > 0.0, value / seconds, 0.0)
+    result: Array = ratio.max(axis=0)
+    return result
+
+
+def _forward_shares(table: CostTable) -> tuple[Array, Array, Array]:
+    """Over the layer kinds: least and most share of forward, least of forward and input gradient."""
+    least = np.ones(len(table.candidates))
+    most, turn = np.zeros(len(table.candidates)), np.ones(len(table.candidates))
+    for row in table.rows:
+        forward, backward = row.forward_seconds(), row.backward_seconds(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = forward / (forward + backward)
+            around = (forward + backward - row.weight_seconds) / (forward + backward)
+        is_work = forward + backward > 0.0
+        least = np.where(is_work, np.minimum(least, share), least)
+        most = np.where(is_work, np.maximum(most, share), most)
+        turn = np.where(is_work, np.minimum(turn, around), turn)
+    return np.maximum(least, 1e-9), most, turn
+
+
+def rank_lower_bound(
+    before: float,
+    forward: float,
+    backward: float,
+    after: float,
+    microbatches: int,
+    warmup: int,
+    *,
+    has_drain: bool = True,
+) -> float:
+    """When the step can end at the earliest, judged from one rank of a non-interleaved schedule.
+
+    ``before`` and ``after``: forward plus backward of one microbatch on the ranks before and after;
+    ``warmup``: forwards issued before the first backward. The rank fills and drains with ``before``, works
+    m (f + b), and idles while its first microbatch travels down and back (``after`` less the warm-up
+    forwards that hide it) and, when m > warmup, again for its last one behind the draining backwards
+    (not where weight gradients fill the drain: ``has_drain`` False).
+    """
+    idle = max(0.0, after - (warmup - 1) * forward)
+    if microbatches > warmup and has_drain:
+        idle += max(0.0, after - (warmup - 1) * backward)
+    return before + microbatches * (forward + backward) + idle
