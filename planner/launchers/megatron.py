@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.megatron_groups import data_ranks, expert_data_ranks, islands, nodes
 from planner.launchers.megatron_model import has_rotary_positions, model_flags
-from planner.launchers.megatron_model_rules import MODEL_RULES
+from planner.launchers.megatron_model_rules import MODEL_RULES, RING_SEARCH
 from planner.launchers.megatron_rules import PARALLEL_RULES
 from planner.launchers.megatron_stages import Flags, pipeline_flags, recompute_flags
 from planner.launchers.scripts import Job, sbatch_script, train_script
@@ -35,6 +35,7 @@ MEGATRON_LIMITS = Limits(
     recompute_granularity="stage",
     has_layer_sharding=False,
     parameter_sharding_with_pipeline=False,
+    rules=(RING_SEARCH,),
 )
 WRITTEN_FOR = "Megatron-LM core 0.16 / 0.20 dev"
 FSDP_STRATEGIES = {"gradients": "optim_grads", "parameters": "optim_grads_params"}

@@ -13,6 +13,8 @@ from planner.launchers.base import Break, Rule
 from planner.launchers.megatron_model import windows_in_use
 from planner.model.spec import Attention, Block, LatentAttention, MixtureOfExperts
 from planner.plan_file.schema import Plan
+from planner.strategy.candidates import BoolArray, Candidates, Problem
+from planner.strategy.rules import Rule as SearchRule
 
 DECODER = "a causal decoder with a token table and a language-model head"
 # Activations or positions that a family has by definition and pretrain_gpt.py has no flag for.
@@ -158,6 +160,18 @@ def _ring(plan: Plan) -> Break | None:
     return None
 
 
+def _ring_holds(c: Candidates, p: Problem) -> BoolArray:
+    length = p.workload.sequence_length
+    attentions = [b.attention for b in p.model.block_kinds.values() if isinstance(b.attention, Attention)]
+    is_special = any(a.sinks or (a.window is not None and a.window < length) for a in attentions)
+    result: BoolArray = (c.cp == 1) | (not is_special)
+    return result
+
+
+RING = "the p2p ring has no sliding windows and no sinks"
+RING_SEARCH = SearchRule(
+    "ring-attention", RING, "cp", _ring_holds, lambda c, p: f"windows or sinks with cp {int(c.cp[0])}"
+)
 MODEL_RULES: tuple[Rule, ...] = (
     Rule("model-kind", "pretrain_gpt.py trains " + DECODER, _decoder),
     Rule("block-order", "blocks are pre-norm: norm, attention, norm, feed-forward", _order),
@@ -166,5 +180,5 @@ MODEL_RULES: tuple[Rule, ...] = (
     Rule("activation", "flags exist for GELU, SwiGLU and GPT-OSS's gate", _activation),
     Rule("equal-blocks", "one shape of attention, dense layer and experts for all blocks", _equal),
     Rule("biases", "biases on all linear layers, on none, or on queries, keys and values only", _biases),
-    Rule("ring-attention", "the p2p ring has no sliding windows and no sinks", _ring),
+    Rule("ring-attention", RING, _ring),
 )

@@ -92,7 +92,7 @@ def search(
     is_complete = run.over(started + time_budget_seconds)
     space.close(run.tried)
     if not run.found:
-        raise nothing_fits(model, funnel, space)
+        raise nothing_fits(model, funnel, space, pins)
     ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
@@ -261,9 +261,15 @@ def no_candidates(funnel: Funnel, pins: Pins) -> InfeasibleError:
     )
 
 
-def nothing_fits(model: CostModel, funnel: Funnel, space: Space) -> InfeasibleError:
-    """The error for a memory limit no candidate meets: the fullest rank of the nearest miss, in bytes."""
-    miss = nearest_miss(model, *space.smallest())
+def nothing_fits(model: CostModel, funnel: Funnel, space: Space, pins: Pins) -> InfeasibleError:
+    """The error for a memory limit no candidate meets: the fullest rank of the nearest miss, in bytes.
+
+    Where the rules on shardings left no candidate at all, the error for that.
+    """
+    table, least = space.smallest()
+    if not len(table.candidates):
+        return no_candidates(funnel, pins)
+    miss = nearest_miss(model, table, least)
     limit = model.problem.memory_limit_bytes
     over = miss.peak_bytes - limit
     largest = sorted(

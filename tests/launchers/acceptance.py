@@ -2,18 +2,24 @@
 
 One function a launcher: it gets a plan and the folder of its exported files, and returns what differs
 (nothing when the launcher agrees); it raises what the launcher raises. The launchers' packages come with the
-``launchers`` extra. ``ACCEPTANCE`` is where a launcher's function belongs; one that is not in it has no check
-here.
+``launchers`` and ``titan`` extras and hetu-galvatron. ``ACCEPTANCE`` is where a launcher's function belongs.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from planner.launchers.config_rules import recomputes, shardings
+from planner.launchers.galvatron import config_name
+from planner.launchers.galvatron_rules import DP_TYPES
 from planner.launchers.torch_rules import split_heads
 from planner.plan_file.schema import Plan
 
@@ -224,10 +230,97 @@ def stage_layers(plan: Plan) -> list[int]:
     return [stage.layers[1] - stage.layers[0] + 1 for stage in plan.decision.stages]
 
 
-# torchtitan's and Galvatron's parsers come from source checkouts; their functions belong here too.
+def torchtitan(plan: Plan, folder: Path) -> list[str]:
+    """torchtitan 0.3.0: its configuration manager takes the module, its model rules too, its mesh agrees."""
+    import triton_stand_in
+
+    q, d = plan.decision, plan.decision.degrees
+    triton_stand_in.install()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.delitem(sys.modules, "planner_config", raising=False)
+        manager = importlib.import_module("torchtitan.config.manager").ConfigManager()
+        config = manager.parse_args(["--module", "planner_config", "--config", "plan"])
+        config.model_spec.model.update_from_config(config=config)
+    p, training = config.parallelism, config.training
+    dims = importlib.import_module("torchtitan.distributed").ParallelDims(
+        dp_replicate=p.data_parallel_replicate_degree,
+        dp_shard=p.data_parallel_shard_degree,
+        cp=p.context_parallel_degree,
+        tp=p.tensor_parallel_degree,
+        pp=p.pipeline_parallel_degree,
+        ep=p.expert_parallel_degree,
+        world_size=plan.inputs.cluster.gpus,
+    )
+    dp = dims.dp_replicate * dims.dp_shard
+    found = {"tp": dims.tp, "pp": dims.pp, "cp": dims.cp, "dp": dp, "ep": dims.ep}
+    found |= {"layers": len(config.model_spec.model.layers), "sequences": training.global_batch_size}
+    found |= {"sequences a call": training.local_batch_size}
+    wanted = {"tp": d.tp, "pp": d.pp, "cp": d.cp, "dp": d.dp, "ep": d.ep}
+    wanted |= {"layers": plan.inputs.model.num_layers, "sequences": q.global_batch}
+    wanted |= {"sequences a call": q.microbatch_size * (q.microbatches if d.pp > 1 else 1)}
+    if d.pp > 1:
+        found["stages"], wanted["stages"] = len(p.module_fqns_per_model_part), len(q.stages)
+    return differing(wanted, found)
+
+
+@contextmanager
+def without_megatron() -> Iterator[None]:
+    """Galvatron brings a Megatron of its own and puts it first on the path: neither may stay behind."""
+    path, known = list(sys.path), dict(sys.modules)
+
+    def forget() -> None:
+        for name in [n for n in sys.modules if n == "megatron" or n.startswith("megatron.")]:
+            del sys.modules[name]
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
+        sys.path[:] = path
+        sys.modules.update({n: m for n, m in known.items() if n == "megatron" or n.startswith("megatron.")})
+
+
+def galvatron(plan: Plan, folder: Path) -> list[str]:
+    """Hetu-Galvatron 2.4.0: its reader's data ranks, stages, microbatches, recompute and sharding."""
+    from galvatron_reader import derived_by_galvatron
+
+    q, d, layers = plan.decision, plan.decision.degrees, plan.inputs.model.num_layers
+    config = json.loads((folder / config_name(plan)).read_text(encoding="utf-8"))
+    with without_megatron(), pytest.MonkeyPatch.context() as patch:
+        found, args = derived_by_galvatron(config, layers, plan.inputs.cluster.gpus, patch)
+    kinds = {0: args.default_dp_type, 1: "zero3"}
+    return differing(
+        {
+            "pp": d.pp,
+            "tp": [d.tp] * (layers + 3),
+            # Release 2.4.0 does not know context parallelism: its data ranks are dp x cp.
+            "dp": [d.dp * d.cp] * (layers + 3),
+            "stages": stage_layers(plan),
+            "recompute": [int(mode == "full") for mode in recomputes(plan)],
+            "sharding": [DP_TYPES[name] for name in shardings(plan)],
+            "microbatches": q.microbatches,
+            "sequences": q.global_batch,
+        },
+        {
+            "pp": found["pp_deg"],
+            "tp": found["tp_sizes_whole"],
+            "dp": found["dp_sizes_whole"],
+            "stages": found["pp_division"],
+            "recompute": found["checkpoint_flags_enc"],
+            "sharding": [kinds[code] for code in found["dp_types_enc"]],
+            "microbatches": args.chunks,
+            "sequences": args.global_train_batch_size,
+        },
+    )
+
+
 ACCEPTANCE: dict[str, Accept] = {
     "accelerate": accelerate,
     "deepspeed": deepspeed,
+    "galvatron": galvatron,
     "megatron": megatron,
     "pytorch": pytorch,
+    "torchtitan": torchtitan,
 }

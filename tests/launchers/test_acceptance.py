@@ -16,14 +16,18 @@ pytestmark = pytest.mark.heavy
 PACKAGES = {
     "accelerate": ("accelerate", "transformers"),
     "deepspeed": ("deepspeed",),
+    "galvatron": ("torch",),  # its own package puts a Megatron of its own on the path when imported
     "megatron": ("megatron.core", "torch"),
     "pytorch": ("torch",),
+    "torchtitan": ("torch", "torchtitan"),
 }
 PINS = {
     "accelerate": (("tp", 2),),
     "deepspeed": (("tp", 2),),
     "megatron": (("tp", 2), ("pp", 4), ("virtual_stages", 2)),
     "pytorch": (("tp", 2), ("pp", 2)),
+    "torchtitan": (("tp", 2), ("pp", 2)),
+    "galvatron": (("tp", 2), ("pp", 2)),
 }
 
 
@@ -38,10 +42,11 @@ def edit_json(file: str, change: Callable[[dict], None]) -> Callable[[Path], Non
 
 def edit_text(file: str, pattern: str, new: str) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
-        text = (folder / file).read_text(encoding="utf-8")
+        path = next(folder.glob(file))
+        text = path.read_text(encoding="utf-8")
         changed = re.sub(pattern, new, text, count=1)
         assert changed != text
-        (folder / file).write_text(changed, encoding="utf-8")
+        path.write_text(changed, encoding="utf-8")
 
     return edit
 
@@ -51,6 +56,8 @@ CHANGES = {
     "deepspeed": edit_json("ds_config.json", lambda d: d.update(gradient_accumulation_steps=1)),
     "megatron": edit_json("flags.json", lambda d: d["flags"].update({"--recompute-granularity": ["ful"]})),
     "pytorch": edit_text("train.py", r'"dp_replicate": 1', '"dp_replicate": 2'),
+    "torchtitan": edit_text("planner_config.py", r'("tensor_parallel_degree"): 2', r"\1: 4"),
+    "galvatron": edit_text("galvatron_config*.json", r'("pp_deg"): 2', r"\1: 4"),
 }
 
 
