@@ -20,7 +20,7 @@ from planner.cost.memory import Item
 from planner.cost.part import Move
 from planner.cost.row import CandidateRow
 from planner.cost.step import CostModel, decision_candidates, decision_rows, rank_items
-from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
+from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision, rank_of_stage
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,12 @@ def _step_collectives(
 
 
 def _sends(model: CostModel, decision: Decision, row: CandidateRow, rank: int) -> Iterable[Collective]:
-    """Hidden states sent forward, and their gradients sent back, by this rank."""
+    """Hidden states sent forward, and their gradients sent back, by this rank; none where a V turns on it."""
     chunks, pp = decision.chunks, decision.degrees.pp
-    for stage in range(rank, len(chunks), pp) if pp > 1 else ():
-        for boundary in (stage, stage - 1):
-            if 0 <= boundary < len(chunks) - 1:
+    ranks = [rank_of_stage(decision.schedule, stage, pp) for stage in range(len(chunks))]
+    for stage in range(len(chunks)) if pp > 1 else ():
+        for boundary in (stage, stage - 1) if ranks[stage] == rank else ():
+            if 0 <= boundary < len(chunks) - 1 and ranks[boundary] != ranks[boundary + 1]:
                 scale = model.chain.cut_scale(model.problem.model, chunks[boundary][1])
                 total = decision.microbatches * row.boundary_bytes * scale
                 yield Collective("pp", "send", decision.microbatches, total)

@@ -362,7 +362,7 @@ def predicted(plan: Plan, stage: int) -> dict[tuple[str, str], tuple[float, floa
 def norm_reductions(plan: Plan, stage: int) -> int:
     """All-reduces over tp of norm weights' gradients beyond the one a weight and step that is predicted.
 
-    Under a split sequence every tp rank has the gradient of its part, reduced whenever gradients are: in every
+    Under a split sequence every tp rank has the gradient of its part, reduced whenever gradients are: each
     microbatch where they are sharded. Too small to be priced each time.
     """
     q = plan.decision
