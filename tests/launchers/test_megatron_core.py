@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from acceptance import COUNTS, WORDS
+from acceptance import SWITCHES as FLAG_SWITCHES
 
 from planner.launchers.megatron import MEGATRON
 from planner.launchers.megatron_read import read_flags
@@ -15,39 +17,7 @@ from planner.plan_file.schema import Plan
 
 pytestmark = pytest.mark.heavy
 
-COUNTS = {
-    "--num-layers": "num_layers",
-    "--hidden-size": "hidden_size",
-    "--ffn-hidden-size": "ffn_hidden_size",
-    "--num-attention-heads": "num_attention_heads",
-    "--num-query-groups": "num_query_groups",
-    "--kv-channels": "kv_channels",
-    "--tensor-model-parallel-size": "tensor_model_parallel_size",
-    "--pipeline-model-parallel-size": "pipeline_model_parallel_size",
-    "--context-parallel-size": "context_parallel_size",
-    "--expert-model-parallel-size": "expert_model_parallel_size",
-    "--expert-tensor-parallel-size": "expert_tensor_parallel_size",
-    "--num-experts": "num_moe_experts",
-    "--moe-router-topk": "moe_router_topk",
-    "--moe-ffn-hidden-size": "moe_ffn_hidden_size",
-    "--recompute-num-layers": "recompute_num_layers",
-}
-WORDS = {
-    "--recompute-granularity": "recompute_granularity",
-    "--recompute-method": "recompute_method",
-    "--pipeline-model-parallel-layout": "pipeline_model_parallel_layout",
-    "--moe-router-score-function": "moe_router_score_function",
-    "--moe-token-dispatcher-type": "moe_token_dispatcher_type",
-    "--normalization": "normalization",
-}
-SWITCHES = {
-    "--sequence-parallel": "sequence_parallel",
-    "--moe-grouped-gemm": "moe_grouped_gemm",
-    "--moe-router-enable-expert-bias": "moe_router_enable_expert_bias",
-    "--swiglu": "gated_linear_unit",
-    "--qk-layernorm": "qk_layernorm",
-    "--multi-latent-attention": "multi_latent_attention",
-}
+SWITCHES = FLAG_SWITCHES | {"--multi-latent-attention": "multi_latent_attention"}
 
 
 def settings(flags: dict[str, list[str]]) -> dict[str, Any]:
