@@ -18,7 +18,7 @@ from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.cost.constants import Constants, default_constants
 from planner.errors import InputError
 
-SCOPES = ("generation", "stack")
+SCOPES = ("generation", "stack", "site")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("flash_backward_efficiency", "generation", 0.22, 0.75),
     Parameter("bandwidth_efficiency", "generation", 0.50, 0.95),
     Parameter("matmul_overhead_seconds", "generation", 1e-6, 4e-5),
+    Parameter("matmul_depth", "generation", 0.0, 600.0),
+    Parameter("misaligned_slowdown", "generation", 1.0, 1.6),
     Parameter("launch_seconds", "stack", 1e-6, 4e-5),
     Parameter("pass_factor", "stack", 0.7, 5.0),
     Parameter("collective_overhead_seconds", "stack", 1e-6, 3e-4),
@@ -44,6 +46,9 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("kernel_slowdown", "stack", 0.8, 2.0),
     Parameter("straggler_per_doubling", "stack", 0.0, 0.06),
     Parameter("step_overhead_seconds", "stack", 0.0, 0.05),
+    Parameter("attention_slowdown", "stack", 0.7, 2.5),
+    Parameter("site_slowdown", "site", 0.6, 1.8),
+    Parameter("site_network", "site", 0.3, 1.15),
 )
 
 
@@ -88,11 +93,15 @@ class Fitted:
         """Another with the same content; changing its parts leaves this one as it is."""
         return replace(self, links=dict(self.links), provenance=dict(self.provenance))
 
-    def constants_for(self, device: DeviceSpec, stack: str) -> Constants:
-        """The prior of the device's architecture with the fitted and measured values that apply to it."""
+    def constants_for(self, device: DeviceSpec, stack: str, site: str = "") -> Constants:
+        """The prior of the device's architecture with the fitted and measured values that apply to it.
+
+        site: the installation (``site_key``); one that was not fitted, or "", has the average of all.
+        """
         changes: dict[str, Any] = {
             **self.values["generation"].get(device.generation, {}),
             **self.values["stack"].get(stack, {}),
+            **self.values["site"].get(site, {}),
         }
         base = default_constants(device)
         if self.links:

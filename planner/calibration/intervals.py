@@ -24,18 +24,18 @@ from planner.cost.constants import Constants, default_constants
 LOW_QUANTILE, HIGH_QUANTILE = 0.10, 0.90
 TIE_QUANTILE = 0.80
 
-ConstantsFor = Callable[[DeviceSpec, str], Constants]
+ConstantsFor = Callable[[DeviceSpec, str, str], Constants]
 
 
 def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
     """Fill the error bars of ``fitted`` from the residuals of ``cases``, the doubtful sources left out."""
     chosen = [case for case in cases if case.source not in LIGHT]
-    without_stack = Fitted({"generation": fitted.values["generation"], "stack": {}}, fitted.rows)
-    without_gpu = Fitted({"generation": {}, "stack": fitted.values["stack"]}, fitted.rows)
+    without_stack = Fitted({"generation": fitted.values["generation"], "stack": {}, "site": {}}, fitted.rows)
+    without_gpu = Fitted({"generation": {}, "stack": fitted.values["stack"], "site": {}}, fitted.rows)
     ways: dict[str, list[ConstantsFor]] = {
         "same": [fitted.constants_for],
         "part": [without_stack.constants_for, without_gpu.constants_for],
-        "datasheet": [lambda device, stack: default_constants(device)],
+        "datasheet": [lambda device, stack, site: default_constants(device)],
     }
     fitted.intervals, fitted.ranking = {"time": {}, "memory": {}}, {}
     for name, constants in ways.items():

@@ -35,9 +35,10 @@ MEMORY_KIND["inm"] = "unnamed"
 RESERVED_TOO = re.compile(r"\(reserved (\d+(?:\.\d+)?) GiB\)")
 UNFUSED_STACKS = ("megatron-deepspeed", "mist")
 UNFUSED_GENERATIONS = ("volta", "turing")
+NEMO = re.compile(r"nemo|megatron-bridge|dgxc-benchmarking", re.IGNORECASE)
 STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
 
-ConstantsFor = Callable[[DeviceSpec, str], Constants]
+ConstantsFor = Callable[[DeviceSpec, str, str], Constants]
 
 
 @dataclass
@@ -153,7 +154,7 @@ class Summary:
 
 def validate_cases(cases: list[Case], constants_for: ConstantsFor | None = None) -> list[RowResult]:
     """Every case priced, in order."""
-    chosen = constants_for or (lambda device, stack: default_constants(device))
+    chosen = constants_for or (lambda device, stack, site: default_constants(device))
     return [_validate(case, chosen) for case in cases]
 
 
@@ -218,7 +219,13 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
     problem = Problem(case_model(case, sequence), cluster, workload, cluster.device.memory_bytes)
     stack = case_stack(case)
     fitted = STACKS[stack].fitted_as if stack in STACKS else stack
-    return CostModel.of(problem, constants_for(cluster.device, fitted), stack)
+    site = site_key(case.source, cluster.device)
+    return CostModel.of(problem, constants_for(cluster.device, fitted, site), stack)
+
+
+def site_key(source: str, device: DeviceSpec) -> str:
+    """The installation of a row: its source's machines of one GPU generation."""
+    return f"{source} {device.generation}"
 
 
 def case_stack(case: Case) -> str:
@@ -226,6 +233,10 @@ def case_stack(case: Case) -> str:
     stack = STACK_ALIASES.get(case.text("stack"), case.text("stack"))
     if stack == "megatron" and "comm overlap off" in case.text("notes"):
         return "megatron-serial"
+    if stack == "megatron" and NEMO.search(case.text("source") + case.text("notes")):
+        return "nemo"
+    if stack == "megatron-deepspeed" and case.text("model_name").lower().startswith("opt-"):
+        return "deepspeed-eager"
     return stack
 
 

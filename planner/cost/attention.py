@@ -23,11 +23,8 @@ from planner.model.spec import Attention, LatentAttention
 FLASH_BACKWARD_FLOP_FACTOR = 2.5
 NUM_PRODUCTS = 4  # query, key, value and output projection
 VALUE_PRODUCT = 3
-# Passes over the score matrix of unfused attention: forward writes scores, reads and writes softmax, reads
-# it for the value product; backward mirrors that with two gradients.
-UNFUSED_FORWARD_PASSES = 5.0
-UNFUSED_BACKWARD_PASSES = 7.0
-DROPOUT_PASSES = 2.0
+# Bytes a score that dropout moves beside its stack's own: read and write.
+DROPOUT_BYTES = 4.0
 
 
 def local_kv_heads(num_kv_heads: int, tp: Number) -> Number:
@@ -166,11 +163,11 @@ def _core(
         rows, v_dim, keys, products
     )
     scores = products * rows * keys
-    extra = DROPOUT_PASSES if dropout else 0.0
-    softmax = device.pass_seconds(scores * ELEMENT_BYTES * (UNFUSED_FORWARD_PASSES + extra))
-    backward = 2.0 * forward + device.pass_seconds(scores * ELEMENT_BYTES * (UNFUSED_BACKWARD_PASSES + extra))
+    extra = DROPOUT_BYTES if dropout else 0.0
+    softmax = device.pass_seconds(scores * (s.stack.score_forward_bytes + extra))
+    backward = 2.0 * forward + device.pass_seconds(scores * (s.stack.score_backward_bytes + extra))
     output = ELEMENT_BYTES * tokens * out
-    probabilities = scores * (ELEMENT_BYTES + (1.0 + ELEMENT_BYTES if dropout else 0.0))
+    probabilities = scores * (s.stack.score_saved_bytes + (1.0 + ELEMENT_BYTES if dropout else 0.0))
     return Part(
         forward_compute=forward + softmax,
         backward_compute=backward,

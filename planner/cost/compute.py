@@ -9,6 +9,7 @@ multiplication performance guide (tile and wave quantisation).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from planner.errors import UnsupportedFeature
 from planner.workload import Workload
 
 TILE = 128
+ALIGNED = 32.0  # elements
 ELEMENT_BYTES = 2.0
 FP8_BYTES = 1.0
 
@@ -28,7 +30,8 @@ FP8_BYTES = 1.0
 class Device:
     """One device with its constants, ready for pricing kernels.
 
-    matmul_flop_per_s: dense peak for matrix products in the workload's precision;
+    matmul_flop_per_s: dense peak for matrix products in the workload's precision; sustained_flop_per_s: what
+    the power limit lets 16-bit products reach;
     half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM.
     """
 
@@ -38,6 +41,7 @@ class Device:
     multiprocessors: int
     is_fp8: bool
     constants: Constants
+    sustained_flop_per_s: float = math.inf
 
     @staticmethod
     def of(spec: DeviceSpec, workload: Workload, constants: Constants) -> Device:
@@ -53,8 +57,20 @@ class Device:
                 hint=f"use --precision {able[0]}" if able else "",
             )
         return Device(
-            peak, half_peak, spec.memory_bytes_per_s, spec.multiprocessors, precision == "fp8", constants
+            peak,
+            half_peak,
+            spec.memory_bytes_per_s,
+            spec.multiprocessors,
+            precision == "fp8",
+            constants,
+            spec.sustained_flop_per_s,
         )
+
+    @property
+    def product_flop_per_s(self) -> float:
+        """What large matrix products reach: a share of the peak, or what the power limit leaves."""
+        limit = self.sustained_flop_per_s * self.matmul_flop_per_s / self.half_flop_per_s
+        return min(self.matmul_flop_per_s * self.constants.matmul_efficiency, limit)
 
     def stream_seconds(self, num_bytes: Number) -> Number:
         """A kernel that only moves ``num_bytes`` through HBM."""
@@ -75,9 +91,10 @@ class Device:
         waves = np.ceil(tiles / self.multiprocessors)
         used = (m * n * batch) / (waves * self.multiprocessors * TILE * TILE)
         # A partly filled wave still overlaps with its neighbours' tails: count the square root of the loss.
-        quantised = flop / np.sqrt(np.maximum(used, 1e-3))
+        quantised = flop * (1.0 + c.matmul_depth / k) / np.sqrt(np.maximum(used, 1e-3))
         saturation = self.matmul_flop_per_s * c.matmul_overhead_seconds
-        compute = (quantised + saturation) / (self.matmul_flop_per_s * c.matmul_efficiency)
+        misaligned = np.where((batch == 1.0) & ((n % ALIGNED > 0) | (k % ALIGNED > 0)), c.misaligned_slowdown, 1.0)
+        compute = (quantised * misaligned + saturation) / self.product_flop_per_s
         elements = (m * k + k * n) * batch
         width = FP8_BYTES if self.is_fp8 else ELEMENT_BYTES
         memory = self.stream_seconds(elements * width + m * n * batch * ELEMENT_BYTES)
@@ -92,5 +109,6 @@ class Device:
         c = self.constants
         efficiency = c.flash_backward_efficiency if backward else c.flash_forward_efficiency
         saturation = self.half_flop_per_s * c.matmul_overhead_seconds
-        compute = (flop + pieces * saturation) / (self.half_flop_per_s * efficiency)
+        rate = min(self.half_flop_per_s * efficiency, self.sustained_flop_per_s)
+        compute = (flop + pieces * saturation) / rate * c.attention_slowdown
         return np.maximum(compute, self.stream_seconds(num_bytes))

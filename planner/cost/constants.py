@@ -53,6 +53,10 @@ LINK_EFFICIENCY: dict[str, float] = {
 }
 
 
+# Links of the accelerators themselves; all others are the installation's own.
+ACCELERATOR_LINKS = ("nvswitch", "nvlink", "nvlink-mesh", "nvlink-bridge", "xgmi")
+
+
 def _constant(default: float, meaning: str, source: str) -> Any:
     return field(default=default, metadata={"meaning": meaning, "source": source})
 
@@ -75,6 +79,9 @@ class Constants:
     matmul_overhead_seconds: float = _constant(
         6e-6, "time constant of matmul saturation: half of emax at peak x this FLOP", "F0 = peak x launch"
     )
+    matmul_depth: float = _constant(
+        64.0, "inner length of a product that costs as much as starting and storing its tiles", "CUTLASS tiles"
+    )
     bandwidth_efficiency: float = _constant(
         0.80, "share of HBM bandwidth of streaming kernels", "STREAM-like kernels on HBM"
     )
@@ -83,6 +90,18 @@ class Constants:
     )
     kernel_slowdown: float = _constant(
         1.0, "all kernels of a stack over the architecture's own", "clocks, power caps, kernel choice"
+    )
+    misaligned_slowdown: float = _constant(
+        1.15, "products with a dimension that is no multiple of 32 elements", "NVIDIA's matrix multiplication guide"
+    )
+    attention_slowdown: float = _constant(
+        1.0, "a stack's fused attention over the architecture's own", "FlashAttention-2, cuDNN, FlashAttention-3"
+    )
+    site_slowdown: float = _constant(
+        1.0, "all kernels of one installation over its stack's usual", "clocks, cooling, drivers, libraries"
+    )
+    site_network: float = _constant(
+        1.0, "bandwidth between nodes of one installation over its technology's usual", "fabric, routing, drivers"
     )
     collective_overhead_seconds: float = _constant(
         2e-5, "host seconds to launch one collective and its stream waits", "torch.distributed on NCCL"
@@ -118,7 +137,8 @@ class Constants:
 
     def efficiency_of(self, technology: str) -> float:
         """Achieved share of a link's printed bandwidth, by technology; 0.75 for one not in the table."""
-        return dict(self.link_efficiency).get(technology, 0.75)
+        site = 1.0 if technology in ACCELERATOR_LINKS else self.site_network
+        return dict(self.link_efficiency).get(technology, 0.75) * site
 
     def rows(self) -> list[tuple[str, float, str, str]]:
         """(name, value, meaning, source) of every scalar constant, for explain and the README."""

@@ -220,8 +220,9 @@ class LayerPricer:
         if kind.role == "norm" or head.kind == "classifier":
             return part
         width = head.projection_size or h
-        outputs = model.vocab_size / s.tp
-        logits = s.tokens * outputs
+        multiple = self.stack.vocabulary_multiple * s.tp
+        outputs = ceil_div(model.vocab_size, multiple) * multiple / s.tp
+        logits = s.tokens * model.vocab_size / s.tp
         product = device.matmul_seconds(s.tokens, outputs, width)
         extra = device.matmul_seconds(s.tokens, h / s.tp, h) if head.transform else 0.0
         input_gradient = device.matmul_seconds(s.tokens, width, outputs)
@@ -249,8 +250,10 @@ class LayerPricer:
 
     def _finish(self, kind: LayerKind, part: Part, s: Setting, dense: Number, expert: Number) -> LayerCost:
         launch = self.device.constants.launch_seconds
-        slowdown = self.device.constants.kernel_slowdown
-        forward_kernels, backward_kernels = part.forward_compute * slowdown, part.backward_compute * slowdown
+        slowdown = self.device.constants.kernel_slowdown * self.device.constants.site_slowdown
+        accumulation = self.device.stream_seconds(self.stack.accumulation_bytes * (dense + expert))
+        forward_kernels = part.forward_compute * slowdown
+        backward_kernels = (part.backward_compute + accumulation) * slowdown
         theft = self.device.constants.overlap_theft
         moves = self.data_moves(kind, dense, expert)
         # Gathers and reductions of a layer hide under its neighbour's compute: the same, where layers are.

@@ -70,6 +70,10 @@ class Stack:
     bucket_parameters_per_rank: float = 1e6
     prefetch_layers: float = 2.0
     fp8_weight_bytes: float = 2.0
+    accumulation_bytes: float = 0.0
+    score_forward_bytes: float = 10.0
+    score_backward_bytes: float = 14.0
+    score_saved_bytes: float = 2.0
     gathers_input_again: bool = True
     recomputed_product_period: int = 0
     stops_recompute_early: bool = False
@@ -98,20 +102,44 @@ class Stack:
 
 
 STACKS: dict[str, Stack] = {
-    "megatron": Stack("megatron"),
+    "megatron": Stack("megatron", accumulation_bytes=8.0),
     # Megatron-LM with every overlap of communication switched off.
     "megatron-serial": Stack(
         "megatron-serial",
         hides_gradient_reduction=False,
         hides_parameter_gather=False,
         hides_tensor_collectives=False,
+        accumulation_bytes=8.0,
         family="megatron",
+    ),
+    # Megatron-Core under NVIDIA's NeMo and Megatron-Bridge performance recipes: gradients reduced and kept in
+    # bf16 (grad_reduce_in_fp32=False); under fp8 the kept weights are the fp8 ones and their transposes.
+    "nemo": Stack(
+        "nemo",
+        gradient_bytes=2.0,
+        gradient_reduce_bytes=2.0,
+        fp8_weight_bytes=0.0,
+        accumulation_bytes=6.0,
+        family="megatron",
+    ),
+    # Hugging Face's eager attention in DeepSpeed's pipeline: mask, clamp, softmax in fp32 and the cast back
+    # are kernels of their own (24 bytes a score forward, 40 backward; fp32 and 16-bit results are kept).
+    "deepspeed-eager": Stack(
+        "deepspeed-eager",
+        gradient_reduce_bytes=2.0,
+        accumulation_bytes=10.0,
+        hides_gradient_reduction=False,
+        hides_parameter_gather=False,
+        score_forward_bytes=24.0,
+        score_backward_bytes=40.0,
+        score_saved_bytes=8.0,
     ),
     # Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
     "megatron-deepspeed": Stack(
         "megatron-deepspeed",
         gradient_bytes=4.0,
         gradient_reduce_bytes=2.0,
+        accumulation_bytes=10.0,
         hides_gradient_reduction=False,
         hides_parameter_gather=False,
     ),
@@ -161,7 +189,7 @@ STACKS: dict[str, Stack] = {
         fuses_gate=False,
     ),
     # Hetu-Galvatron: Megatron-LM's layers under FSDP1 (SHARD_GRAD_OP frees weights behind every backward).
-    "galvatron": Stack("galvatron", gathers_each_microbatch=True),
-    "internevo": Stack("internevo", gradient_reduce_bytes=2.0),
-    "mist": Stack("mist", gradient_bytes=2.0, gradient_reduce_bytes=2.0),
+    "galvatron": Stack("galvatron", accumulation_bytes=6.0, gathers_each_microbatch=True),
+    "internevo": Stack("internevo", accumulation_bytes=6.0, gradient_reduce_bytes=2.0),
+    "mist": Stack("mist", accumulation_bytes=6.0, gradient_bytes=2.0, gradient_reduce_bytes=2.0),
 }
