@@ -23,7 +23,7 @@ SCOPES = ("generation", "stack", "site")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One fitted constant: its field, whether it belongs to a GPU generation or a stack, its bounds."""
+    """One fitted constant: its field, what it belongs to (a scope), its bounds."""
 
     name: str
     scope: str
@@ -37,9 +37,10 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("flash_backward_efficiency", "generation", 0.22, 0.75),
     Parameter("bandwidth_efficiency", "generation", 0.50, 0.95),
     Parameter("matmul_overhead_seconds", "generation", 1e-6, 4e-5),
-    Parameter("matmul_depth", "generation", 0.0, 600.0),
+    Parameter("matmul_depth", "generation", 0.0, 1200.0),
     Parameter("misaligned_slowdown", "generation", 1.0, 1.6),
-    Parameter("launch_seconds", "stack", 1e-6, 4e-5),
+    Parameter("fabric_efficiency", "generation", 0.5, 1.2),
+    Parameter("launch_seconds", "stack", 1e-6, 6e-5),
     Parameter("pass_factor", "stack", 0.7, 5.0),
     Parameter("collective_overhead_seconds", "stack", 1e-6, 3e-4),
     Parameter("overlap_theft", "stack", 0.0, 0.4),

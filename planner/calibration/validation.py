@@ -30,11 +30,12 @@ from planner.workload import Workload
 # (BigScience read nvidia-smi, torchtitan prints the allocator's reservation). "GB" whose counter the source
 # does not name (zbp, slr, prm, inm) is scored as allocated, but apart.
 MEMORY_KINDS = ("allocated", "reserved", "device", "unnamed")
-MEMORY_KIND = {"bsc": "device", "ttn": "reserved", "zbp": "unnamed", "slr": "unnamed", "prm": "unnamed"}
+MEMORY_KIND = {"bsc": "device", "ttn": "reserved", "zbp": "unnamed", "slr": "device", "prm": "unnamed"}
 MEMORY_KIND["inm"] = "unnamed"
 RESERVED_TOO = re.compile(r"\(reserved (\d+(?:\.\d+)?) GiB\)")
 UNFUSED_STACKS = ("megatron-deepspeed", "mist")
 UNFUSED_GENERATIONS = ("volta", "turing")
+EAGER = re.compile(r"\beager\b")
 NEMO = re.compile(r"nemo|megatron-bridge|dgxc-benchmarking", re.IGNORECASE)
 STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
 
@@ -63,14 +64,14 @@ class RowResult:
     def time_error(self) -> float | None:
         """(predicted - measured) / measured of the step time, None when either is missing."""
         measured = self.measured_step_s
-        if not measured or self.predicted_step_s is None:
+        if not measured or self.predicted_step_s is None or is_doubtful(self.case):
             return None
         return self.predicted_step_s / measured - 1.0
 
     def memory_error(self) -> float | None:
         """The same of peak memory, of the kind the row measured."""
         measured = self.case.number("measured_peak_mem_gb")
-        if not measured or self.predicted_peak_mem_gib is None:
+        if not measured or is_doubtful(self.case) or self.predicted_peak_mem_gib is None:
             return None
         return self.predicted_peak_mem_gib / measured - 1.0
 
@@ -101,6 +102,12 @@ class RowResult:
             "message": self.message,
             "assumed": self.notes,
         }
+
+
+def is_doubtful(case: Case) -> bool:
+    """Rows that are priced but neither fitted nor judged: marked suspect, or their layer count is a guess."""
+    notes = case.text("notes")
+    return "SUSPECT" in notes or "layer count not stated" in notes
 
 
 def _known(case: Case, name: str) -> float | None:
@@ -235,6 +242,10 @@ def case_stack(case: Case) -> str:
         return "megatron-serial"
     if stack == "megatron" and NEMO.search(case.text("source") + case.text("notes")):
         return "nemo"
+    if stack == "megatron" and case.text("notes").startswith("MegaScale"):
+        return "megascale"
+    if stack == "torchtitan" and EAGER.search(case.text("notes")):
+        return "torchtitan-eager"
     if stack == "megatron-deepspeed" and case.text("model_name").lower().startswith("opt-"):
         return "deepspeed-eager"
     return stack
@@ -245,6 +256,7 @@ def _default_attention(case: Case, cluster: Cluster) -> str:
     generation, stack = cluster.device.generation, case.text("stack")
     is_old = stack in UNFUSED_STACKS or generation in UNFUSED_GENERATIONS
     is_old = is_old or (stack == "megatron" and generation == "ampere")
+    is_old = is_old and not case.text("notes").startswith("MegaScale")
     chosen = "unfused" if is_old else "flash"
     case.assume(f"attention kernel not printed: {chosen}")
     return chosen

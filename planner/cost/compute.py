@@ -24,6 +24,7 @@ TILE = 128
 ALIGNED = 32.0  # elements
 ELEMENT_BYTES = 2.0
 FP8_BYTES = 1.0
+CAST_BYTES = 4.0
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,13 @@ class Device:
     is_fp8: bool
     constants: Constants
     sustained_flop_per_s: float = math.inf
+    pass_scale: float = 1.0
 
     @staticmethod
-    def of(spec: DeviceSpec, workload: Workload, constants: Constants) -> Device:
-        """Raises UnsupportedFeature when the device has no peak for the workload's precision."""
+    def of(
+        spec: DeviceSpec, workload: Workload, constants: Constants, pass_scale: float = 1.0
+    ) -> Device:
+        """``pass_scale``: the stack's element-wise bytes over the fused ones. Raises UnsupportedFeature when the device has no peak for the workload's precision."""
         precision = workload.precision
         half = "bf16" if precision == "fp8" else precision
         peak, half_peak = spec.peak_flop_per_s(precision), spec.peak_flop_per_s(half)
@@ -64,6 +68,7 @@ class Device:
             precision == "fp8",
             constants,
             spec.sustained_flop_per_s,
+            pass_scale,
         )
 
     @property
@@ -78,28 +83,38 @@ class Device:
 
     def pass_seconds(self, num_bytes: Number) -> Number:
         """Element-wise kernels whose fused minimum moves ``num_bytes``: a stack moves more."""
-        return self.stream_seconds(num_bytes) * self.constants.pass_factor
+        return self.stream_seconds(num_bytes) * self.constants.pass_factor * self.pass_scale
 
-    def matmul_seconds(self, m: Number, n: Number, k: Number, batch: Number = 1.0) -> Number:
+    def matmul_seconds(
+        self, m: Number, n: Number, k: Number, batch: Number = 1.0, *, is_half: bool = False, casts: bool = True
+    ) -> Number:
         """``batch`` products of (m, k) by (k, n): max of compute and HBM traffic.
 
-        fp8 adds the casts of both inputs (read 2, write 1 byte an element, and the transposed copy).
+        fp8 adds the cast of the first factor (read 2, write 1 byte an element, and the transposed copy);
+        ``casts`` False where both factors were cast before. is_half: in 16 bits under fp8 too, as the
+        vocabulary's and the router's products are.
         """
         flop = 2.0 * m * n * k * batch
         c = self.constants
+        is_fp8 = self.is_fp8 and not is_half
+        rate = self.product_flop_per_s * (self.half_flop_per_s / self.matmul_flop_per_s if is_half else 1.0)
+        peak = self.half_flop_per_s if is_half else self.matmul_flop_per_s
         tiles = ceil_div(m, TILE) * ceil_div(n, TILE) * batch
         waves = np.ceil(tiles / self.multiprocessors)
         used = (m * n * batch) / (waves * self.multiprocessors * TILE * TILE)
         # A partly filled wave still overlaps with its neighbours' tails: count the square root of the loss.
         quantised = flop * (1.0 + c.matmul_depth / k) / np.sqrt(np.maximum(used, 1e-3))
-        saturation = self.matmul_flop_per_s * c.matmul_overhead_seconds
-        misaligned = np.where((batch == 1.0) & ((n % ALIGNED > 0) | (k % ALIGNED > 0)), c.misaligned_slowdown, 1.0)
-        compute = (quantised * misaligned + saturation) / self.product_flop_per_s
-        elements = (m * k + k * n) * batch
-        width = FP8_BYTES if self.is_fp8 else ELEMENT_BYTES
-        memory = self.stream_seconds(elements * width + m * n * batch * ELEMENT_BYTES)
-        cast = self.stream_seconds(elements * 4.0) if self.is_fp8 else 0.0
+        saturation = peak * c.matmul_overhead_seconds
+        misaligned = (batch == 1.0) & ((n % ALIGNED > 0) | (k % ALIGNED > 0))
+        compute = (quantised * np.where(misaligned, c.misaligned_slowdown, 1.0) + saturation) / rate
+        width = FP8_BYTES if is_fp8 else ELEMENT_BYTES
+        memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * ELEMENT_BYTES)
+        cast = self.stream_seconds(m * k * batch * CAST_BYTES) if is_fp8 and casts else 0.0
         return np.maximum(compute, memory) + cast
+
+    def weight_gradient_seconds(self, m: Number, n: Number, tokens: Number) -> Number:
+        """A weight gradient: its factors were cast by the products before it."""
+        return self.matmul_seconds(m, n, tokens, casts=False)
 
     def flash_seconds(self, flop: Number, num_bytes: Number, pieces: Number, *, backward: bool) -> Number:
         """Fused attention of ``flop`` 16-bit FLOP touching ``num_bytes`` of Q, K, V and output.

@@ -75,7 +75,9 @@ class Constants:
     flash_backward_efficiency: float = _constant(
         0.45, "share of dense peak, flash attention backward", "arXiv 2307.08691, 2407.08608"
     )
-    launch_seconds: float = _constant(6e-6, "host seconds to launch one kernel", "CUDA launch, 5-8 us")
+    launch_seconds: float = _constant(
+        2e-5, "host seconds to launch one kernel", "PyTorch dispatch with autograd 10-30 us, CUDA launch 5-8 of them"
+    )
     matmul_overhead_seconds: float = _constant(
         6e-6, "time constant of matmul saturation: half of emax at peak x this FLOP", "F0 = peak x launch"
     )
@@ -96,6 +98,9 @@ class Constants:
     )
     attention_slowdown: float = _constant(
         1.0, "a stack's fused attention over the architecture's own", "FlashAttention-2, cuDNN, FlashAttention-3"
+    )
+    fabric_efficiency: float = _constant(
+        1.0, "a generation's own links over their technology's usual share", "nccl-tests at tens of MB"
     )
     site_slowdown: float = _constant(
         1.0, "all kernels of one installation over its stack's usual", "clocks, cooling, drivers, libraries"
@@ -137,8 +142,8 @@ class Constants:
 
     def efficiency_of(self, technology: str) -> float:
         """Achieved share of a link's printed bandwidth, by technology; 0.75 for one not in the table."""
-        site = 1.0 if technology in ACCELERATOR_LINKS else self.site_network
-        return dict(self.link_efficiency).get(technology, 0.75) * site
+        scale = self.fabric_efficiency if technology in ACCELERATOR_LINKS else self.site_network
+        return dict(self.link_efficiency).get(technology, 0.75) * scale
 
     def rows(self) -> list[tuple[str, float, str, str]]:
         """(name, value, meaning, source) of every scalar constant, for explain and the README."""

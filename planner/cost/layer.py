@@ -28,7 +28,7 @@ from planner.model.parameters import (
     final_norm_parameters,
     norm_parameters,
 )
-from planner.model.spec import MixtureOfExperts
+from planner.model.spec import FeedForward, MixtureOfExperts
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import SHARDING_PARAMETERS
 
@@ -143,11 +143,13 @@ class LayerPricer:
         block, h = kind.block, self.problem.model.hidden_size
         if block is None:
             raise ValueError(f"layer kind {kind.name} has no block")
-        part = attention_part(block.attention, h, s, dropout=block.dropout)
+        # A parallel block gathers one input and sums one output (Wang and Komatsuzaki, GPT-J; PaLM 2204.02311).
+        is_joint = block.parallel and isinstance(block.feed_forward, FeedForward)
+        part = attention_part(block.attention, h, s, dropout=block.dropout, leaves=not is_joint)
         if block.cross_attention is not None:
             keys = self._cross_keys(kind)
             part = part + attention_part(block.cross_attention, h, s, dropout=block.dropout, keys=keys)
-        part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS)
+        part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS, enters=not is_joint)
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
         norms = float(1 if block.parallel else block.num_norms)
         norm_seconds = self.device.pass_seconds(3.0 * hidden * norms)
@@ -181,7 +183,7 @@ class LayerPricer:
         hidden = ELEMENT_BYTES * s.tokens * h
         compute = self.device.pass_seconds(2.0 * hidden)
         if e.kind == "patches":
-            compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features)
+            compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features, is_half=True)
         saved = s.tokens * 8.0 + (hidden / s.norm_split / ELEMENT_BYTES if self._has_dropout() else 0.0)
         return tensor_parallel_part(s, hidden, enters=False) + Part(
             forward_compute=compute,
@@ -223,10 +225,10 @@ class LayerPricer:
         multiple = self.stack.vocabulary_multiple * s.tp
         outputs = ceil_div(model.vocab_size, multiple) * multiple / s.tp
         logits = s.tokens * model.vocab_size / s.tp
-        product = device.matmul_seconds(s.tokens, outputs, width)
-        extra = device.matmul_seconds(s.tokens, h / s.tp, h) if head.transform else 0.0
-        input_gradient = device.matmul_seconds(s.tokens, width, outputs)
-        weight_gradient = device.matmul_seconds(outputs, width, s.tokens)
+        product = device.matmul_seconds(s.tokens, outputs, width, is_half=True)
+        extra = device.matmul_seconds(s.tokens, h / s.tp, h, is_half=True) if head.transform else 0.0
+        input_gradient = device.matmul_seconds(s.tokens, width, outputs, is_half=True)
+        weight_gradient = device.matmul_seconds(outputs, width, s.tokens, is_half=True)
         # Cross entropy in fp32: cast, maximum, exponent and sum, then the gradient in place.
         loss = device.pass_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
         gathered = ELEMENT_BYTES * s.tokens * h

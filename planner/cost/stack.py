@@ -11,7 +11,7 @@ and allocated memory of published runs; ``torchtitan`` on PyTorch 2.13 itself, d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Stack:
     hides_gradient_reduction: bool = True
     hides_parameter_gather: bool = True
     hides_tensor_collectives: bool = True
+    hides_forward_collectives: bool = False
     family: str = ""
     bucket_parameters: float = 40e6
     bucket_parameters_per_rank: float = 1e6
@@ -74,6 +75,7 @@ class Stack:
     score_forward_bytes: float = 10.0
     score_backward_bytes: float = 14.0
     score_saved_bytes: float = 2.0
+    pass_scale: float = 1.0
     gathers_input_again: bool = True
     recomputed_product_period: int = 0
     stops_recompute_early: bool = False
@@ -101,6 +103,29 @@ class Stack:
         return self.recomputed_product_period > 0 and ordinal % self.recomputed_product_period != 0
 
 
+# FSDP2 over fp32 weights, DTensor tensor parallelism, torch.utils.checkpoint: PyTorch 2.13's own code.
+TORCHTITAN = Stack(
+    "torchtitan",
+    hides_tensor_collectives=False,
+    gathers_input_again=False,
+    recomputed_product_period=2,
+    stops_recompute_early=True,
+    gathers_each_microbatch=True,
+    regathers_head=False,
+    reduces_norms_in_backward=True,
+    vocabulary_multiple=1,
+    fuses_gate=False,
+    holds_pipeline_gradients=True,
+    makes_buffers_when_needed=True,
+    keeps_master_apart=False,
+    has_whole_table_gradient=True,
+    norm_saved_bytes=4.0,
+    logit_saved_bytes=4.0,
+    logit_backward_bytes=8.0,
+    split_logit_backward_bytes=12.0,
+    pipeline_logit_bytes=2.0,
+)
+
 STACKS: dict[str, Stack] = {
     "megatron": Stack("megatron", accumulation_bytes=8.0),
     # Megatron-LM with every overlap of communication switched off.
@@ -120,10 +145,13 @@ STACKS: dict[str, Stack] = {
         gradient_reduce_bytes=2.0,
         fp8_weight_bytes=0.0,
         accumulation_bytes=6.0,
-        family="megatron",
+        hides_forward_collectives=True,
     ),
+    # Megatron-LM as MegaScale changed it (Jiang et al., arXiv 2402.15627): tp's collectives run in pieces
+    # beside the products.
+    "megascale": Stack("megascale", accumulation_bytes=8.0, hides_forward_collectives=True, family="megatron"),
     # Hugging Face's eager attention in DeepSpeed's pipeline: mask, clamp, softmax in fp32 and the cast back
-    # are kernels of their own (24 bytes a score forward, 40 backward; fp32 and 16-bit results are kept).
+    # are kernels of their own (24 bytes a score forward, 40 backward).
     "deepspeed-eager": Stack(
         "deepspeed-eager",
         gradient_reduce_bytes=2.0,
@@ -132,7 +160,6 @@ STACKS: dict[str, Stack] = {
         hides_parameter_gather=False,
         score_forward_bytes=24.0,
         score_backward_bytes=40.0,
-        score_saved_bytes=8.0,
     ),
     # Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
     "megatron-deepspeed": Stack(
@@ -145,28 +172,10 @@ STACKS: dict[str, Stack] = {
     ),
     # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
     "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),
-    # FSDP2 over fp32 weights, DTensor tensor parallelism, torch.utils.checkpoint: PyTorch 2.13's own code.
-    "torchtitan": Stack(
-        "torchtitan",
-        hides_tensor_collectives=False,
-        gathers_input_again=False,
-        recomputed_product_period=2,
-        stops_recompute_early=True,
-        gathers_each_microbatch=True,
-        regathers_head=False,
-        reduces_norms_in_backward=True,
-        vocabulary_multiple=1,
-        fuses_gate=False,
-        holds_pipeline_gradients=True,
-        makes_buffers_when_needed=True,
-        keeps_master_apart=False,
-        has_whole_table_gradient=True,
-        norm_saved_bytes=4.0,
-        logit_saved_bytes=4.0,
-        logit_backward_bytes=8.0,
-        split_logit_backward_bytes=12.0,
-        pipeline_logit_bytes=2.0,
-    ),
+    "torchtitan": TORCHTITAN,
+    # The same without torch.compile: norms, rotary embedding and activation are chains of small kernels that
+    # read and write fp32 copies, about three times the fused bytes.
+    "torchtitan-eager": replace(TORCHTITAN, name="torchtitan-eager", pass_scale=3.0, family="torchtitan"),
     # The exported PyTorch script: FSDP2 and DTensor, with gathered weights kept until the update and every
     # group of weights gathered again in backward.
     "pytorch": Stack(

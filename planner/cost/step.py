@@ -79,7 +79,7 @@ class CostModel:
         """
         if stack not in STACKS:
             raise UnknownName("training stack", stack, STACKS)
-        device = Device.of(problem.cluster.device, problem.workload, constants)
+        device = Device.of(problem.cluster.device, problem.workload, constants, STACKS[stack].pass_scale)
         return CostModel(problem, constants, STACKS[stack], device, chain or layer_chain(problem.model))
 
     def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
