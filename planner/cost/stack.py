@@ -66,6 +66,7 @@ class Stack:
     hides_parameter_gather: bool = True
     hides_tensor_collectives: bool = True
     hides_forward_collectives: bool = False
+    scatters_sends: bool = False
     family: str = ""
     bucket_parameters: float = 40e6
     bucket_parameters_per_rank: float = 1e6
@@ -127,10 +128,11 @@ TORCHTITAN = Stack(
 )
 
 STACKS: dict[str, Stack] = {
-    "megatron": Stack("megatron", accumulation_bytes=8.0),
+    "megatron": Stack("megatron", accumulation_bytes=8.0, scatters_sends=True),
     # Megatron-LM with every overlap of communication switched off.
     "megatron-serial": Stack(
         "megatron-serial",
+        scatters_sends=True,
         hides_gradient_reduction=False,
         hides_parameter_gather=False,
         hides_tensor_collectives=False,
@@ -141,6 +143,7 @@ STACKS: dict[str, Stack] = {
     # bf16 (grad_reduce_in_fp32=False); under fp8 the kept weights are the fp8 ones and their transposes.
     "nemo": Stack(
         "nemo",
+        scatters_sends=True,
         gradient_bytes=2.0,
         gradient_reduce_bytes=2.0,
         fp8_weight_bytes=0.0,
@@ -149,11 +152,12 @@ STACKS: dict[str, Stack] = {
     ),
     # Megatron-LM as MegaScale changed it (Jiang et al., arXiv 2402.15627): tp's collectives run in pieces
     # beside the products.
-    "megascale": Stack("megascale", accumulation_bytes=8.0, hides_forward_collectives=True, family="megatron"),
+    "megascale": Stack("megascale", accumulation_bytes=8.0, scatters_sends=True, hides_forward_collectives=True, family="megatron"),
     # Hugging Face's eager attention in DeepSpeed's pipeline: mask, clamp, softmax in fp32 and the cast back
     # are kernels of their own (24 bytes a score forward, 40 backward).
     "deepspeed-eager": Stack(
         "deepspeed-eager",
+        scatters_sends=True,
         gradient_reduce_bytes=2.0,
         accumulation_bytes=10.0,
         hides_gradient_reduction=False,
@@ -164,6 +168,7 @@ STACKS: dict[str, Stack] = {
     # Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
     "megatron-deepspeed": Stack(
         "megatron-deepspeed",
+        scatters_sends=True,
         gradient_bytes=4.0,
         gradient_reduce_bytes=2.0,
         accumulation_bytes=10.0,

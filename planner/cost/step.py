@@ -164,6 +164,11 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
     if pp == 1:
         return [0.0] * len(chunks)
     stride = row.degrees.stage_stride
+    sent = row.boundary_bytes
+    if model.stack.scatters_sends and not row.sequence_parallel:
+        # Every tp rank holds the same tensor and sends its share, gathered again over the fast link
+        # (PTD-P, arXiv 2104.04473, section 4.1; DeepSpeed's partitioned activations).
+        sent /= row.degrees.tp
     times = []
     for stage in range(len(chunks) - 1):
         # A first or last chunk may hold no block: then the cut is the one beside the nearest block.
@@ -176,7 +181,7 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
         # The wrap from the last rank to the first is one more hop.
         first = min(min(ranks), pp - 2) * stride if abs(ranks[0] - ranks[1]) == 1 else (pp - 2) * stride
         times.append(
-            send_seconds(problem.cluster, model.constants, first, stride, row.boundary_bytes * scale)
+            send_seconds(problem.cluster, model.constants, first, stride, sent * scale)
         )
     return [*times, 0.0]
 
