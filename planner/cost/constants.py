@@ -33,7 +33,7 @@ FLASH_EFFICIENCY: dict[str, tuple[float, float]] = {
     "ampere": (0.60, 0.50),
     "ada": (0.60, 0.50),
     "hopper": (0.55, 0.45),
-    "blackwell": (0.50, 0.40),
+    "blackwell": (0.65, 0.50),
     "cdna2": (0.35, 0.25),
     "cdna3": (0.35, 0.25),
     "cdna4": (0.35, 0.25),

@@ -22,6 +22,7 @@ from planner.model.spec import FeedForward, MixtureOfExperts
 # Grouped products launch one kernel an expert and product, under fp8 two casts more (Transformer Engine's
 # GroupedLinear over cuBLAS on several streams).
 EXPERT_PRODUCTS = 2.0
+EXPERT_STREAMS = 4.0
 
 
 def feed_forward_part(
@@ -174,14 +175,17 @@ def _grouped_products(
     # One kernel covers a few tiles of several experts: pad by half the distance to the next tile.
     effective = local_experts * (per_expert + padded) / 2.0
     part, _, _ = _dense(s, effective, h, width, gated)
+    # Each expert's product starts and ends by itself, on one of a few streams.
+    c = device.constants
+    starts = (local_experts - 1.0) / EXPERT_STREAMS * c.matmul_overhead_seconds / c.matmul_efficiency
     weights = ELEMENT_BYTES * (local_experts - 1.0) * h * width * (3.0 if gated else 2.0)
     reread = device.stream_seconds(weights)
     inner = (2.0 if gated else 1.0) * width
     product = ELEMENT_BYTES * rows * width
     saved = ELEMENT_BYTES * rows * inner + product
     return Part(
-        forward_compute=np.maximum(part.forward_compute, reread),
-        backward_compute=np.maximum(part.backward_compute, 2.0 * reread),
+        forward_compute=np.maximum(part.forward_compute + EXPERT_PRODUCTS * starts, reread),
+        backward_compute=np.maximum(part.backward_compute + 2.0 * EXPERT_PRODUCTS * starts, 2.0 * reread),
         selective_recompute=device.pass_seconds(ELEMENT_BYTES * rows * (inner + width)),
         saved_bytes=saved,
         selective_bytes=saved - product,

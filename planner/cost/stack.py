@@ -67,6 +67,7 @@ class Stack:
     hides_tensor_collectives: bool = True
     hides_forward_collectives: bool = False
     scatters_sends: bool = False
+    reduces_whole_gradients: bool = False
     family: str = ""
     bucket_parameters: float = 40e6
     bucket_parameters_per_rank: float = 1e6
@@ -149,6 +150,7 @@ STACKS: dict[str, Stack] = {
         fp8_weight_bytes=0.0,
         accumulation_bytes=6.0,
         hides_forward_collectives=True,
+        family="megatron",
     ),
     # Megatron-LM as MegaScale changed it (Jiang et al., arXiv 2402.15627): tp's collectives run in pieces
     # beside the products.
@@ -158,6 +160,7 @@ STACKS: dict[str, Stack] = {
     "deepspeed-eager": Stack(
         "deepspeed-eager",
         scatters_sends=True,
+        reduces_whole_gradients=True,
         gradient_reduce_bytes=2.0,
         accumulation_bytes=10.0,
         hides_gradient_reduction=False,
@@ -169,6 +172,7 @@ STACKS: dict[str, Stack] = {
     "megatron-deepspeed": Stack(
         "megatron-deepspeed",
         scatters_sends=True,
+        reduces_whole_gradients=True,
         gradient_bytes=4.0,
         gradient_reduce_bytes=2.0,
         accumulation_bytes=10.0,
