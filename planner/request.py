@@ -105,7 +105,8 @@ def resolve(request: Request) -> Resolved:
     _check_positions(model, workload, warnings)
     fitted = load_calibration(request.calibration) if request.calibration else shipped()
     generation = choice.device.generation
-    errors = request.errors or fitted.errors_of(generation, DEFAULT_STACK)
+    site = fitted.only_site(generation) if request.calibration else ""
+    errors = request.errors or fitted.errors_of(generation, DEFAULT_STACK, site)
     profile, cluster = choice.profile, choice.cluster
     if fitted.links and request.constants is None:
         profile = fitted.with_links(profile)
@@ -115,9 +116,11 @@ def resolve(request: Request) -> Resolved:
         problem=Problem(model, cluster, workload, limit),
         profile=profile,
         device=choice.device,
-        constants=request.constants or fitted.constants_for(choice.device, DEFAULT_STACK),
+        constants=request.constants or fitted.constants_for(choice.device, DEFAULT_STACK, site),
         errors=errors,
-        origins=fitted.origins(generation, DEFAULT_STACK) if request.origins is None else request.origins,
+        origins=fitted.origins(generation, DEFAULT_STACK, site)
+        if request.origins is None
+        else request.origins,
         oom_risk=risk,
         assumptions=notes,
         warnings=warnings,

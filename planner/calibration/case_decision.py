@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from planner.calibration.case import Case, Unsupported
 from planner.cost.step import CostModel, Prediction, decision_candidates, price
@@ -188,7 +189,7 @@ def _named_sizes(case: Case, layers: int, stages: int) -> list[int]:
     elif found := re.search(r"layer boundaries \[([\d, ]+)\] over (\d+) pipeline slots", notes):
         before = (int(found[2]) - layers) // 2
         cuts = [min(max(cut - before, 0), layers) for cut in _numbers(found[1])]
-        sizes = [end - first for first, end in zip(cuts, cuts[1:], strict=False)]
+        sizes = [end - first for first, end in pairwise(cuts)]
     if len(sizes) != stages or sum(sizes) != layers or min(sizes) <= 0:
         return []
     case.assume(f"blocks per stage from the notes: {', '.join(map(str, sizes))}")

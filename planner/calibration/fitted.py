@@ -2,8 +2,12 @@
 
 ``values`` holds what was fitted, by (scope, key, constant); ``evidence`` says for each how many rows and
 which sources inform it, its standard error and whether it stands at a physical bound; ``errors_of`` gives
-each prediction its error bars by how close the case is to calibrated ground (same GPU generation and stack;
-one of the two; neither); ``links`` holds links measured with nccl-tests.
+each prediction its error bars by how close the case is to calibrated ground (a fitted installation; its GPU
+generation and stack; one of the two; neither); ``links`` holds links measured with nccl-tests.
+
+A site is one installation: the machines of one source of rows, of one GPU generation, with their software.
+Its constants multiply those of generation and stack, which are thereby the average over installations: what
+a machine without measured runs is priced with.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ SCOPES = ("generation", "stack", "site")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One fitted constant: its field, what it belongs to (a scope), its bounds."""
+    """One fitted constant: its field, what it belongs to (one of SCOPES), its bounds."""
 
     name: str
     scope: str
@@ -76,7 +80,7 @@ def _by_scope() -> dict[str, dict[str, Any]]:
 class Fitted:
     """Values by (scope, key, constant), what stands behind each, what the fit left, and measured links.
 
-    rows: rows of a generation or stack. errors: weighted mean absolute log error by "scope:key".
+    rows: rows of a generation, stack or site. errors: weighted mean absolute log error by "scope:key".
     intervals: 10 % and 90 % quantiles of the residuals by kind and closeness. error_bars: risk and ranking
     figures beside them (``error_bars.py``). provenance: table, its digest, date, planner version.
     """
@@ -110,23 +114,25 @@ class Fitted:
             switched = [link.in_network_efficiency for link in self.links.values()]
             changes.update(("in_network_efficiency", value) for value in switched if value)
             changes["link_efficiency"] = tuple({**dict(base.link_efficiency), **measured}.items())
-        return replace(base, **changes, basis=self.basis(device.generation, stack)) if changes else base
+        return replace(base, **changes, basis=self.basis(device.generation, stack, site)) if changes else base
 
-    def basis(self, generation: str, stack: str) -> str:
-        """What the constants of a device and stack rest on, in words."""
+    def basis(self, generation: str, stack: str, site: str = "") -> str:
+        """What the constants of a device, stack and site rest on, in words."""
         parts = []
         if generation in self.values["generation"]:
             parts.append(f"{generation}: fitted on {self.rows['generation'].get(generation, 0)} rows")
         if stack in self.values["stack"]:
             parts.append(f"{stack}: fitted on {self.rows['stack'].get(stack, 0)} rows")
+        if site in self.values["site"]:
+            parts.append(f"installation {site}: fitted on {self.rows['site'].get(site, 0)} rows")
         if self.links:
             parts.append(f"{', '.join(self.links)}: measured with nccl-tests")
         return "; ".join(parts) or "prior"
 
-    def origins(self, generation: str, stack: str) -> dict[str, str]:
+    def origins(self, generation: str, stack: str, site: str = "") -> dict[str, str]:
         """For each constant that is not a literature prior: what it was fitted to or measured with."""
         found = {}
-        for scope, key in (("generation", generation), ("stack", stack)):
+        for scope, key in (("generation", generation), ("stack", stack), ("site", site)):
             evidence = self.evidence.get(scope, {}).get(key, {})
             for name in self.values[scope].get(key, {}):
                 found[name] = self._fitted_words(key, evidence.get(name), self.rows[scope].get(key, 0))
@@ -160,14 +166,21 @@ class Fitted:
             groups.append(group.model_copy(update={"tiers": tiers}))
         return profile.model_copy(update={"node_groups": groups})
 
-    def closeness(self, generation: str, stack: str) -> str:
-        """How near a case is to calibrated ground: both, one, or neither of generation and stack."""
+    def only_site(self, generation: str) -> str:
+        """The one installation of a generation this file is about, "" where it holds none or several."""
+        sites = [site for site in self.values["site"] if site.split()[-1] == generation]
+        return sites[0] if len(sites) == 1 else ""
+
+    def closeness(self, generation: str, stack: str, site: str = "") -> str:
+        """How near a case is to calibrated ground: its site, or both, one or none of generation and stack."""
+        if site in self.values["site"]:
+            return "site"
         known = (generation in self.values["generation"]) + (stack in self.values["stack"])
         return ("datasheet", "part", "same")[known]
 
-    def errors_of(self, generation: str, stack: str) -> ErrorBars:
-        """The error bars of a device and stack. Raises InputError for a file without intervals."""
-        closeness = self.closeness(generation, stack)
+    def errors_of(self, generation: str, stack: str, site: str = "") -> ErrorBars:
+        """The error bars of a device, stack and site. Raises InputError for a file without intervals."""
+        closeness = self.closeness(generation, stack, site)
         found = {kind: self.intervals.get(kind, {}).get(closeness) for kind in ("time", "memory")}
         time, memory = found["time"], found["memory"]
         if not time or not memory:

@@ -54,6 +54,7 @@ class RowResult:
     device: str = ""
     generation: str = ""
     stack: str = ""
+    site: str = ""
     notes: list[str] = field(default_factory=list)
     peaks_gib: dict[str, float] = field(default_factory=dict)
 
@@ -186,6 +187,7 @@ def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
         device=model.problem.cluster.device.name,
         generation=model.problem.cluster.device.generation,
         stack=model.stack.fitted_as,
+        site=site_key(case.source, model.problem.cluster.device),
         notes=list(dict.fromkeys(case.notes)),
         peaks_gib=peaks,
     )

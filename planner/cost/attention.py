@@ -43,7 +43,7 @@ def attention_part(
 ) -> Part:
     """Self-attention (or, with ``keys`` the other sequence's length, cross-attention) of one block.
 
-    leaves: its output is summed over tp by itself; False in a parallel block, whose sum is the feed-forward's.
+    leaves: its output is summed over tp by itself; in a parallel block that is the feed-forward's part.
     """
     if isinstance(attention, LatentAttention):
         return _latent(attention, hidden_size, setting, dropout=dropout, leaves=leaves)

@@ -21,7 +21,6 @@ from planner.cluster.topology import Cluster, Crossing
 from planner.cost.arrays import Array, IntArray, Number
 from planner.cost.constants import Constants
 
-
 # What any collective takes before its first hop: NCCL's own tuning constant (graph/tuning.cc, ring, Simple).
 BASE_LATENCY_SECONDS = 8.4e-6
 
@@ -61,7 +60,9 @@ def group_costs(cluster: Cluster, constants: Constants, stride: int, size: int) 
         for index, c in enumerate(crossings)
     )
     ring_latency += BASE_LATENCY_SECONDS
-    log_latency = BASE_LATENCY_SECONDS / 2.0 + sum(c.link.latency_seconds * math.ceil(math.log2(c.units)) for c in crossings)
+    log_latency = BASE_LATENCY_SECONDS / 2.0 + sum(
+        c.link.latency_seconds * math.ceil(math.log2(c.units)) for c in crossings
+    )
     beta = 1.0 / min(rates)
     has_switch = all(c.link.in_network_reduction for c in crossings)
     switch = beta / constants.in_network_efficiency if has_switch else math.inf

@@ -3,8 +3,9 @@
 F FLOP of the kernel, p dense peak, e_max achieved share of the peak when large, F0 = p x overhead: the
 FLOP at which half of e_max is reached (e = e_max F / (F + F0)). A matrix product also loses to tile and
 wave quantisation: its (m, n) output is cut in 128 x 128 tiles and the last wave of tiles over the
-multiprocessors is partly empty. Williams, Waterman and Patterson 2009 (roofline); NVIDIA's matrix
-multiplication performance guide (tile and wave quantisation).
+multiprocessors is partly empty. Its inner length k pays for starting and storing each tile: k + depth.
+Dimensions that are no multiple of 32 elements miss the widest loads. Williams, Waterman and Patterson 2009
+(roofline); NVIDIA's matrix multiplication performance guide (tile and wave quantisation).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Device:
     """One device with its constants, ready for pricing kernels.
 
     matmul_flop_per_s: dense peak for matrix products in the workload's precision; sustained_flop_per_s: what
-    the power limit lets 16-bit products reach;
+    the power limit lets 16-bit products reach; pass_scale: element-wise bytes of the stack over the fused;
     half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM.
     """
 
@@ -46,10 +47,11 @@ class Device:
     pass_scale: float = 1.0
 
     @staticmethod
-    def of(
-        spec: DeviceSpec, workload: Workload, constants: Constants, pass_scale: float = 1.0
-    ) -> Device:
-        """``pass_scale``: the stack's element-wise bytes over the fused ones. Raises UnsupportedFeature when the device has no peak for the workload's precision."""
+    def of(spec: DeviceSpec, workload: Workload, constants: Constants, pass_scale: float = 1.0) -> Device:
+        """``pass_scale``: the stack's element-wise bytes over the fused ones.
+
+        Raises UnsupportedFeature when the device has no peak for the workload's precision.
+        """
         precision = workload.precision
         half = "bf16" if precision == "fp8" else precision
         peak, half_peak = spec.peak_flop_per_s(precision), spec.peak_flop_per_s(half)
@@ -86,7 +88,14 @@ class Device:
         return self.stream_seconds(num_bytes) * self.constants.pass_factor * self.pass_scale
 
     def matmul_seconds(
-        self, m: Number, n: Number, k: Number, batch: Number = 1.0, *, is_half: bool = False, casts: bool = True
+        self,
+        m: Number,
+        n: Number,
+        k: Number,
+        batch: Number = 1.0,
+        *,
+        is_half: bool = False,
+        casts: bool = True,
     ) -> Number:
         """``batch`` products of (m, k) by (k, n): max of compute and HBM traffic.
 
@@ -111,6 +120,10 @@ class Device:
         memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * ELEMENT_BYTES)
         cast = self.stream_seconds(m * k * batch * CAST_BYTES) if is_fp8 and casts else 0.0
         return np.maximum(compute, memory) + cast
+
+    def start_seconds(self) -> float:
+        """What one product costs beside its FLOP: its start and its last, partly filled wave."""
+        return self.constants.matmul_overhead_seconds / self.constants.matmul_efficiency
 
     def weight_gradient_seconds(self, m: Number, n: Number, tokens: Number) -> Number:
         """A weight gradient: its factors were cast by the products before it."""

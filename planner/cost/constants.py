@@ -26,7 +26,7 @@ MATMUL_EFFICIENCY: dict[str, float] = {
     "cdna4": 0.55,
 }
 # Flash attention forward and backward, share of the dense peak at head dimension 128: FlashAttention-2
-# (arXiv 2307.08691, figures 4 to 6) on A100; FlashAttention-3 (arXiv 2407.08608) on H100.
+# (arXiv 2307.08691, figures 4 to 6) on A100; FlashAttention-3 (arXiv 2407.08608) on H100; cuDNN 9 on B200.
 FLASH_EFFICIENCY: dict[str, tuple[float, float]] = {
     "volta": (0.35, 0.25),
     "turing": (0.35, 0.25),
@@ -76,13 +76,13 @@ class Constants:
         0.45, "share of dense peak, flash attention backward", "arXiv 2307.08691, 2407.08608"
     )
     launch_seconds: float = _constant(
-        2e-5, "host seconds to launch one kernel", "PyTorch dispatch with autograd 10-30 us, CUDA launch 5-8 of them"
+        2e-5, "host seconds to launch one kernel", "PyTorch dispatch with autograd, 10-30 us"
     )
     matmul_overhead_seconds: float = _constant(
         6e-6, "time constant of matmul saturation: half of emax at peak x this FLOP", "F0 = peak x launch"
     )
     matmul_depth: float = _constant(
-        64.0, "inner length of a product that costs as much as starting and storing its tiles", "CUTLASS tiles"
+        64.0, "inner length of a product that costs as much as starting and storing a tile", "CUTLASS tiles"
     )
     bandwidth_efficiency: float = _constant(
         0.80, "share of HBM bandwidth of streaming kernels", "STREAM-like kernels on HBM"
@@ -94,10 +94,10 @@ class Constants:
         1.0, "all kernels of a stack over the architecture's own", "clocks, power caps, kernel choice"
     )
     misaligned_slowdown: float = _constant(
-        1.15, "products with a dimension that is no multiple of 32 elements", "NVIDIA's matrix multiplication guide"
+        1.15, "products with a dimension that is no multiple of 32", "NVIDIA's matrix multiplication guide"
     )
     attention_slowdown: float = _constant(
-        1.0, "a stack's fused attention over the architecture's own", "FlashAttention-2, cuDNN, FlashAttention-3"
+        1.0, "a stack's fused attention over the architecture's own", "FlashAttention-2 and 3, cuDNN"
     )
     fabric_efficiency: float = _constant(
         1.0, "a generation's own links over their technology's usual share", "nccl-tests at tens of MB"
@@ -106,7 +106,7 @@ class Constants:
         1.0, "all kernels of one installation over its stack's usual", "clocks, cooling, drivers, libraries"
     )
     site_network: float = _constant(
-        1.0, "bandwidth between nodes of one installation over its technology's usual", "fabric, routing, drivers"
+        1.0, "an installation's network and PCIe over their technology's usual", "fabric, routing, drivers"
     )
     collective_overhead_seconds: float = _constant(
         2e-5, "host seconds to launch one collective and its stream waits", "torch.distributed on NCCL"

@@ -18,7 +18,6 @@ from planner.cost.part import Move, Part, Setting
 from planner.cost.tensor_parallel import tensor_parallel_part
 from planner.model.spec import FeedForward, MixtureOfExperts
 
-
 # Grouped products launch one kernel an expert and product, under fp8 two casts more (Transformer Engine's
 # GroupedLinear over cuBLAS on several streams).
 EXPERT_PRODUCTS = 2.0
@@ -176,8 +175,7 @@ def _grouped_products(
     effective = local_experts * (per_expert + padded) / 2.0
     part, _, _ = _dense(s, effective, h, width, gated)
     # Each expert's product starts and ends by itself, on one of a few streams.
-    c = device.constants
-    starts = (local_experts - 1.0) / EXPERT_STREAMS * c.matmul_overhead_seconds / c.matmul_efficiency
+    starts = (local_experts - 1.0) / EXPERT_STREAMS * device.start_seconds()
     weights = ELEMENT_BYTES * (local_experts - 1.0) * h * width * (3.0 if gated else 2.0)
     reread = device.stream_seconds(weights)
     inner = (2.0 if gated else 1.0) * width

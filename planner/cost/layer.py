@@ -143,7 +143,7 @@ class LayerPricer:
         block, h = kind.block, self.problem.model.hidden_size
         if block is None:
             raise ValueError(f"layer kind {kind.name} has no block")
-        # A parallel block gathers one input and sums one output (Wang and Komatsuzaki, GPT-J; PaLM 2204.02311).
+        # A parallel block gathers one input and sums one output (PaLM, arXiv 2204.02311).
         is_joint = block.parallel and isinstance(block.feed_forward, FeedForward)
         part = attention_part(block.attention, h, s, dropout=block.dropout, leaves=not is_joint)
         if block.cross_attention is not None:

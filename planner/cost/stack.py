@@ -25,9 +25,12 @@ class Stack:
     MixedPrecisionPolicy). vocabulary_multiple: the vocabulary is padded to a multiple of this times tp.
 
     Overlap. hides_gradient_reduction and hides_parameter_gather: with the last backward and the next forward.
-    hides_tensor_collectives: tp's in backward under the products beside them.
+    hides_tensor_collectives: tp's in backward under the products beside them; hides_forward_collectives:
+    those in forward too, piece by piece (Transformer Engine's user buffers).
     bucket_parameters: elements per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers:
-    sharded layers gathered at once.
+    sharded layers gathered at once. scatters_sends: a tensor that every tp rank holds crosses a stage
+    boundary in tp shares. reduces_whole_gradients: sharded optimizer states still all-reduce (DeepSpeed's
+    stage 1).
 
     Gathers and reductions. gathers_input_again: under a split sequence a layer keeps its own part of the
     norm's output and gathers it again in backward (Megatron-LM's asynchronous linear layer, Korthikanti et
@@ -43,6 +46,11 @@ class Stack:
     repeats every n-th product (torchtitan's operator list). stops_recompute_early: full recompute ends once
     the last tensor backward needs is there, so neither the block's last product nor its reduce-scatter is
     repeated (torch.utils.checkpoint, use_reentrant=False).
+
+    Kernels. accumulation_bytes: HBM bytes a weight that adding a microbatch's gradient to the buffer moves:
+    fp32 read and written inside the product (8), or a kernel of its own (6 for 16-bit buffers, 10 for 16
+    into 32 bits). score_*_bytes: what unfused attention moves, and keeps, of each score. pass_scale: element-wise
+    bytes over those of fused kernels.
 
     Tensors. fuses_gate: activation and product with the gate are one kernel that keeps its two inputs alone
     (Megatron-Core's fused SwiGLU). norm_saved_bytes: per token and norm, beside input and output (the fp32
@@ -154,7 +162,13 @@ STACKS: dict[str, Stack] = {
     ),
     # Megatron-LM as MegaScale changed it (Jiang et al., arXiv 2402.15627): tp's collectives run in pieces
     # beside the products.
-    "megascale": Stack("megascale", accumulation_bytes=8.0, scatters_sends=True, hides_forward_collectives=True, family="megatron"),
+    "megascale": Stack(
+        "megascale",
+        accumulation_bytes=8.0,
+        scatters_sends=True,
+        hides_forward_collectives=True,
+        family="megatron",
+    ),
     # Hugging Face's eager attention in DeepSpeed's pipeline: mask, clamp, softmax in fp32 and the cast back
     # are kernels of their own (24 bytes a score forward, 40 backward).
     "deepspeed-eager": Stack(

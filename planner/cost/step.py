@@ -155,6 +155,16 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
     return found
 
 
+def sent_bytes(model: CostModel, row: CandidateRow) -> float:
+    """Bytes of one microbatch that one rank sends over a stage boundary.
+
+    Where every tp rank holds the same tensor, some stacks send a share from each and gather it again over the
+    fast link (PTD-P, arXiv 2104.04473, section 4.1; DeepSpeed's partitioned activations).
+    """
+    is_whole = model.stack.scatters_sends and not row.sequence_parallel
+    return row.boundary_bytes / row.degrees.tp if is_whole else row.boundary_bytes
+
+
 def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int], ...]) -> list[float]:
     """Seconds to send one microbatch from virtual stage c to c+1, for each c; 0 behind the last.
 
@@ -164,11 +174,7 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
     if pp == 1:
         return [0.0] * len(chunks)
     stride = row.degrees.stage_stride
-    sent = row.boundary_bytes
-    if model.stack.scatters_sends and not row.sequence_parallel:
-        # Every tp rank holds the same tensor and sends its share, gathered again over the fast link
-        # (PTD-P, arXiv 2104.04473, section 4.1; DeepSpeed's partitioned activations).
-        sent /= row.degrees.tp
+    sent = sent_bytes(model, row)
     times = []
     for stage in range(len(chunks) - 1):
         # A first or last chunk may hold no block: then the cut is the one beside the nearest block.
@@ -180,9 +186,7 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
             continue
         # The wrap from the last rank to the first is one more hop.
         first = min(min(ranks), pp - 2) * stride if abs(ranks[0] - ranks[1]) == 1 else (pp - 2) * stride
-        times.append(
-            send_seconds(problem.cluster, model.constants, first, stride, sent * scale)
-        )
+        times.append(send_seconds(problem.cluster, model.constants, first, stride, sent * scale))
     return [*times, 0.0]
 
 

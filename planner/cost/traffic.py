@@ -19,7 +19,7 @@ from planner.cost.layer import LayerPricer
 from planner.cost.memory import Item
 from planner.cost.part import Move
 from planner.cost.row import CandidateRow
-from planner.cost.step import CostModel, decision_candidates, decision_rows, rank_items
+from planner.cost.step import CostModel, decision_candidates, decision_rows, rank_items, sent_bytes
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision, rank_of_stage
 
 
@@ -71,7 +71,19 @@ class CountingDevice(Device):
     def stream_seconds(self, num_bytes: Number) -> Number:
         return 0.0 * num_bytes
 
-    def matmul_seconds(self, m: Number, n: Number, k: Number, batch: Number = 1.0) -> Number:
+    def start_seconds(self) -> float:
+        return 0.0
+
+    def matmul_seconds(
+        self,
+        m: Number,
+        n: Number,
+        k: Number,
+        batch: Number = 1.0,
+        *,
+        is_half: bool = False,
+        casts: bool = True,
+    ) -> Number:
         return (0.0 if self.counts_attention else 2.0) * m * n * k * batch
 
     def flash_seconds(self, flop: Number, num_bytes: Number, pieces: Number, *, backward: bool) -> Number:
@@ -165,7 +177,7 @@ def _sends(model: CostModel, decision: Decision, row: CandidateRow, rank: int) -
         for boundary in (stage, stage - 1) if ranks[stage] == rank else ():
             if 0 <= boundary < len(chunks) - 1 and ranks[boundary] != ranks[boundary + 1]:
                 scale = model.chain.cut_scale(model.problem.model, chunks[boundary][1])
-                total = decision.microbatches * row.boundary_bytes * scale
+                total = decision.microbatches * sent_bytes(model, row) * scale
                 yield Collective("pp", "send", decision.microbatches, total)
 
 
