@@ -162,6 +162,8 @@ class Task:
     def start(self, other: Fitted) -> Fitted:
         """A fit to begin with: the values of ``other`` for the groups of these rows."""
         fitted = Fitted()
+        sites = [row.key("site") for row in self.rows]
+        fitted.rows["site"] = {site: sites.count(site) for site in sorted(set(sites))}
         for (scope, key), count in self.groups().items():
             fitted.rows[scope][key] = count
             fitted.values[scope][key] = dict(other.values[scope].get(key, {}))

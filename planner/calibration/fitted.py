@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 from typing import Any
 
 from planner.calibration.error_bars import ErrorBars
@@ -101,12 +102,13 @@ class Fitted:
     def constants_for(self, device: DeviceSpec, stack: str, site: str = "") -> Constants:
         """The prior of the device's architecture with the fitted and measured values that apply to it.
 
-        site: the installation (``site_key``); one that was not fitted, or "", has the average of all.
+        site: the installation (``site_key``). One with too few rows for constants of its own has none; one
+        that no row is from, or "", has the median of those fitted.
         """
         changes: dict[str, Any] = {
             **self.values["generation"].get(device.generation, {}),
             **self.values["stack"].get(stack, {}),
-            **self.values["site"].get(site, {}),
+            **self._site_values(site),
         }
         base = default_constants(device)
         if self.links:
@@ -115,6 +117,13 @@ class Fitted:
             changes.update(("in_network_efficiency", value) for value in switched if value)
             changes["link_efficiency"] = tuple({**dict(base.link_efficiency), **measured}.items())
         return replace(base, **changes, basis=self.basis(device.generation, stack, site)) if changes else base
+
+    def _site_values(self, site: str) -> dict[str, float]:
+        sites = self.values["site"]
+        if site in sites or site in self.rows["site"]:
+            return sites.get(site, {})
+        names = sorted({name for values in sites.values() for name in values})
+        return {name: median(values[name] for values in sites.values() if name in values) for name in names}
 
     def basis(self, generation: str, stack: str, site: str = "") -> str:
         """What the constants of a device, stack and site rest on, in words."""

@@ -33,10 +33,9 @@ def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
     chosen = [case for case in cases if case.source not in LIGHT]
     without_stack = Fitted({"generation": fitted.values["generation"], "stack": {}, "site": {}}, fitted.rows)
     without_gpu = Fitted({"generation": {}, "stack": fitted.values["stack"], "site": {}}, fitted.rows)
-    without_site = Fitted({**fitted.values, "site": {}}, fitted.rows)
     ways: dict[str, list[ConstantsFor]] = {
         "site": [fitted.constants_for],
-        "same": [without_site.constants_for],
+        "same": [lambda device, stack, site: fitted.constants_for(device, stack)],
         "part": [without_stack.constants_for, without_gpu.constants_for],
         "datasheet": [lambda device, stack, site: default_constants(device)],
     }

@@ -60,7 +60,7 @@ def group_costs(cluster: Cluster, constants: Constants, stride: int, size: int) 
         for index, c in enumerate(crossings)
     )
     ring_latency += BASE_LATENCY_SECONDS
-    log_latency = BASE_LATENCY_SECONDS / 2.0 + sum(
+    log_latency = BASE_LATENCY_SECONDS + sum(
         c.link.latency_seconds * math.ceil(math.log2(c.units)) for c in crossings
     )
     beta = 1.0 / min(rates)

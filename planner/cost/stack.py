@@ -49,8 +49,8 @@ class Stack:
 
     Kernels. accumulation_bytes: HBM bytes a weight that adding a microbatch's gradient to the buffer moves:
     fp32 read and written inside the product (8), or a kernel of its own (6 for 16-bit buffers, 10 for 16
-    into 32 bits). score_*_bytes: what unfused attention moves, and keeps, of each score. pass_scale: element-wise
-    bytes over those of fused kernels.
+    into 32 bits). score_*_bytes: what unfused attention moves, and keeps, of each score. pass_scale:
+    element-wise bytes over those of fused kernels.
 
     Tensors. fuses_gate: activation and product with the gate are one kernel that keeps its two inputs alone
     (Megatron-Core's fused SwiGLU). norm_saved_bytes: per token and norm, beside input and output (the fp32

@@ -213,7 +213,7 @@ def _flop(
         d.multiprocessors,
         d.is_fp8,
         d.constants,
-        counts_attention,
+        counts_attention=counts_attention,
     )
     pricers = _pricers(model, decision, codes[:1], device)
     pricer = pricers[codes[0]]
