@@ -162,7 +162,7 @@ class BestFirst:
         position = extra = 0
         is_settled = False
         try:
-            while (opened := self.space.pop()) is not None:
+            while (opened := self.space.pop(self._best())) is not None:
                 bound = opened.bound_seconds
                 is_settled = is_settled or bound >= self._best()
                 threshold = self._threshold() if is_settled else self._best()

@@ -84,13 +84,16 @@ class Space:
         """Whether the decision tree left anything, memory apart."""
         return len(self._meshes) > 0
 
-    def pop(self) -> Opened | None:
-        """The candidate with the smallest bound of those not popped, None when there is none left."""
+    def pop(self, best_seconds: float = math.inf) -> Opened | None:
+        """The candidate with the smallest bound of those not popped, None when there is none left.
+
+        ``best_seconds``: the best plan so far; bases it beats are opened FIRST_WAVE at a time.
+        """
         while self._next < len(self._order):
             base = float(self._bounds[self._order[self._next]])
             if self._heads and self._heads[0][0] <= base:
                 break
-            self._open_wave()
+            self._open_wave(best_seconds)
         if not self._heads:
             return None
         bound, number, position = heapq.heappop(self._heads)
@@ -188,10 +191,12 @@ class Space:
         model = self.model
         return cost_table(model.problem, model.chain, c, model.device, model.stack)
 
-    def _open_wave(self) -> None:
-        """Expand, price and bound the next bases."""
+    def _open_wave(self, best_seconds: float) -> None:
+        """Expand, price and bound the next bases: no more of those the best plan beats than FIRST_WAVE."""
         model, step = self.model, Funnel()
-        chosen = self._order[self._next : self._next + self._size]
+        needed = int(np.searchsorted(self._bounds[self._order[self._next :]], best_seconds))
+        size = min(self._size, max(FIRST_WAVE, needed))
+        chosen = self._order[self._next : self._next + size]
         self._next += len(chosen)
         self._size = min(LARGEST_WAVE, 2 * self._size)
         sharded, base = expand_shardings(
