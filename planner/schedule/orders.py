@@ -122,9 +122,7 @@ def alive_states(
     kept = [
         state
         for state, total in zip(states[1:], totals[1:], strict=True)
-        if not any(
-            more > total and _covers(other, state) for other, more in zip(states, totals, strict=True)
-        )
+        if not any(more > total and _covers(other, state) for other, more in zip(states, totals, strict=True))
     ]
     return (states[0], *kept)
 

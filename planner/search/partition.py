@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 from planner.cost.row import CandidateRow
 from planner.cost.stage import StageModel
-from planner.cost.tail import Sync, Tail
+from planner.cost.tail import Tail
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, warmup_operations
 from planner.search.layout import Layout
 from planner.search.policy import RecomputePolicy
+from planner.search.ranges import Ranges
 from planner.search.recompute import Choice, Group
 from planner.search.split_bounds import plain_share, rank_lower_bound
 
@@ -47,14 +48,18 @@ class Partition:
     ranks: tuple[RankChoice, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Priced:
-    """A rank's recompute choice, its least seconds per microbatch (sends excluded) and its tail."""
+    """A rank's recompute choice (None for none), its least seconds per microbatch (sends excluded), its tail.
 
-    choice: Choice
+    The tail is worked out when first asked for: most ranges are ruled out before.
+    """
+
+    choice: Choice | None
     forward: float
     backward: float
-    tail: Tail
+    extra: float
+    tail: Tail | None = None
 
 
 class _Label(NamedTuple):
@@ -116,17 +121,28 @@ class Partitioner:
         # Where weight gradients fill the drain, a rank behind keeps this one waiting by its forwards alone.
         self.has_drain = row.schedule not in ZERO_BUBBLE
         self.filling = 1.0 if self.has_drain else least_forward_share_of(row)
-        cheapest = [kind.forward_seconds + min(kind.backward_seconds) for kind in row.kinds]
+        self.ranges = Ranges(stages, layout)
+        cheapest = self.ranges.prefix(
+            [kind.forward_seconds + min(kind.backward_seconds) for kind in row.kinds]
+        )
         n = layout.num_blocks
-        self.rest = [layout.sum_over(cheapest, block, n) if block < n else 0.0 for block in range(n + 1)]
+        self.ahead = (
+            cheapest if self.has_drain else self.ranges.prefix([k.forward_seconds for k in row.kinds])
+        )
+        self.rest = [cheapest[n] - sums for sums in cheapest]
         # What the first microbatch takes there and back: whole backwards, or their input gradients alone.
         weights = [0.0 if self.has_drain else kind.weight_seconds for kind in row.kinds]
-        turn = [seconds - weight for seconds, weight in zip(cheapest, weights, strict=True)]
-        self.around = [layout.sum_over(turn, block, n) if block < n else 0.0 for block in range(n + 1)]
+        turn = self.ranges.prefix(
+            [
+                kind.forward_seconds + min(kind.backward_seconds) - weight
+                for kind, weight in zip(row.kinds, weights, strict=True)
+            ]
+        )
+        self.around = [turn[n] - sums for sums in turn]
         self.least_send = min(send_at[1:n], default=0.0) if self.pp > 1 else 0.0
         self.shares = [float(plain_share(r, self.m, self.filling)) if r else 0.0 for r in range(self.pp + 1)]
-        self._synchronised: dict[tuple[int, ...], Sync] = {}
-        self._cache: dict[tuple[tuple[int, ...], int], _Priced | None] = {}
+        self._cache: dict[tuple[tuple[int, ...], int], tuple[Choice, float] | None] = {}
+        self._priced: dict[tuple[int, int, int], _Priced | None] = {}
 
     def solve(self, incumbent_seconds: float) -> list[Partition]:
         """The best splits by bound, best first; only those whose bound beats ``incumbent_seconds``.
@@ -134,10 +150,15 @@ class Partitioner:
         Bounds are exact only without sends and recompute, so a few splits are returned for pricing.
         """
         n = self.layout.num_blocks
-        starts = self._earliest_starts()
+        starts = self._earliest_starts(incumbent_seconds)
         if starts is None:
             return []
-        incumbent_seconds = min(incumbent_seconds, self._balanced(starts) * (1.0 + SMALL) + SMALL)
+        balanced = self._balanced(starts) * (1.0 + SMALL) + SMALL
+        if balanced < incumbent_seconds:
+            incumbent_seconds = balanced
+            starts = self._earliest_starts(incumbent_seconds)
+            if starts is None:
+                return []
         frontier: dict[int, list[_Label]] = {0: [START]}
         for rank in range(self.pp):
             following: dict[int, list[_Label]] = {}
@@ -171,28 +192,44 @@ class Partitioner:
         while step is not None and step.priced is not None:
             rank, first = self.pp - len(ranks) - 1, step.parent.end if step.parent else 0
             groups = self.layout.groups(first, step.end, (self.alive[rank],))
-            ranks.append(RankChoice(first, step.end, groups, step.priced.choice))
+            choice = step.priced.choice or Choice(0.0, tuple((0, 0) for _ in groups))
+            ranks.append(RankChoice(first, step.end, groups, choice))
             step = step.parent
         return Partition(label.bound, tuple(reversed(ranks)))
 
-    def _earliest_starts(self) -> list[int] | None:
+    def _earliest_starts(self, incumbent: float) -> list[int] | None:
         """Per rank the first block it may start at so that it and the ranks behind can hold the rest.
 
-        None when no split fits. Fewer layers never need more memory, so each is found by bisection.
+        In memory, and in time: a rank that starts there must beat the incumbent behind the cheapest ranks
+        before it. None when no split does. Fewer layers on a rank never need more memory or end later (what
+        waits less in front of it is work taken off it ``microbatches`` times), so each start is found by
+        bisection, and the earliest start of a rank is earliest for all before it.
         """
         starts = [self.layout.num_blocks] * (self.pp + 1)
         for rank in reversed(range(self.pp)):
             low, high = rank, starts[rank + 1]
+            if rank == 0:
+                return starts if self._holds(0, 0, high, incumbent) else None
             while low < high:
                 middle = (low + high) // 2
-                if self._price(rank, middle, starts[rank + 1]) is None:
-                    low = middle + 1
-                else:
+                if self._holds(rank, middle, starts[rank + 1], incumbent):
                     high = middle
+                else:
+                    low = middle + 1
             if high == starts[rank + 1]:
                 return None
             starts[rank] = high
-        return starts if starts[0] == 0 else None
+        return starts
+
+    def _holds(self, rank: int, first: int, end: int, incumbent: float) -> bool:
+        """Whether a rank with this range fits the limit and may beat the incumbent."""
+        sends = (2 * rank - 1 if self.has_drain else rank) * self.least_send if rank else 0.0
+        before = self.ahead[first] + sends
+        mine = self.m * (self.rest[first] - self.rest[end])
+        if self.factor * (before + mine) >= incumbent:
+            return False
+        priced = self._price(rank, first, end)
+        return priced is not None and self.factor * self._bound(rank, first, end, before, priced) < incumbent
 
     def _room(self, rank: int, label: _Label, incumbent: float) -> float:
         """Seconds a rank behind ``label`` may work for all microbatches and still beat the incumbent."""
@@ -236,13 +273,12 @@ class Partitioner:
         return before + work * self.shares[ranks]
 
     def _extend(self, label: _Label, rank: int, first: int, end: int, priced: _Priced) -> _Label:
+        if priced.tail is None:
+            priced.tail = self.ranges.tail(first, end, priced.extra)
         tail = priced.tail
         forward = priced.forward + (self.send_at[end] if rank + 1 < self.pp else 0.0)
         backward = priced.backward + (self.send_at[first] if rank else 0.0)
-        after, warmup = self._after(rank, end), self.warmup[rank]
-        bound = rank_lower_bound(
-            label.before, forward, backward, after, self.m, warmup, has_drain=self.has_drain
-        )
+        bound = self._bound(rank, first, end, label.before, priced)
         first_reduce = label.reduce if rank else tail.reduce
         # This rank itself ends before the backwards of the ranks before it, and then reduces.
         mine = bound - (label.before - label.forward)
@@ -250,6 +286,13 @@ class Partitioner:
         update = max(label.update, tail.optimizer + tail.gather)
         before = label.before + forward + (backward if self.has_drain else 0.0)
         return _Label(total, update, before, label.forward + forward, first_reduce, end, priced, label)
+
+    def _bound(self, rank: int, first: int, end: int, before: float, priced: _Priced) -> float:
+        """When the step can end at the earliest, judged from one rank behind ``before`` seconds."""
+        forward = priced.forward + (self.send_at[end] if rank + 1 < self.pp else 0.0)
+        backward = priced.backward + (self.send_at[first] if rank else 0.0)
+        after, warmup = self._after(rank, end), self.warmup[rank]
+        return rank_lower_bound(before, forward, backward, after, self.m, warmup, has_drain=self.has_drain)
 
     def _after(self, rank: int, end: int) -> float:
         """Least time of one microbatch on the ranks behind, sends included: down and back again."""
@@ -259,25 +302,43 @@ class Partitioner:
 
     def _price(self, rank: int, first: int, end: int) -> _Priced | None:
         """One rank priced, None when it does not fit."""
-        key = (self.layout.kind_counts(first, end), self.alive[rank])
-        if key not in self._cache:
-            self._cache[key] = self._price_new(rank, first, end)
-        return self._cache[key]
+        alive = self.alive[rank]
+        key = (first, end, alive)
+        if key not in self._priced:
+            self._priced[key] = self._price_new(rank, first, end)
+        return self._priced[key]
 
     def _price_new(self, rank: int, first: int, end: int) -> _Priced | None:
-        stages = self.stages
-        sharding = stages.row.sharding
+        ranges, plain_bytes = self.ranges, None
+        forward, backward = ranges.forward_seconds(first, end), ranges.backward_seconds(first, end)
+        if self.policy.is_plain_first:
+            plain_bytes = ranges.plain_bytes(first, end, self.alive[rank])
+            if plain_bytes is not None and plain_bytes <= self.limit:
+                return _Priced(None, forward, backward, 0.0)
+        key = (self.layout.kind_counts(first, end), self.alive[rank])
+        if key not in self._cache:
+            self._cache[key] = self._chosen(rank, first, end, plain_bytes)
+        found = self._cache[key]
+        if found is None:
+            return None
+        choice, extra = found
+        return _Priced(choice, forward, backward + extra - choice.spared_seconds, extra)
+
+    def _chosen(
+        self, rank: int, first: int, end: int, plain_bytes: float | None
+    ) -> tuple[Choice, float] | None:
+        """The recompute choice of a rank and its extra seconds."""
+        stages, sharding = self.stages, self.stages.row.sharding
         groups = self.layout.groups(first, end, (self.alive[rank],))
-        choice = self.policy.choose(stages, groups, self.limit, sharding)
+        choice = self.policy.choose(stages, groups, self.limit, sharding, plain_bytes=plain_bytes)
         if choice is None:
             return None
-        items = choice.items(groups, sharding)
-        forward, backward = stages.seconds(items)
-        counts = self.layout.kind_counts(first, end)
-        if counts not in self._synchronised:
-            self._synchronised[counts] = stages.synchronised(items)
-        tail = stages.exposed(self._synchronised[counts], forward, backward)
-        return _Priced(choice, forward, backward - choice.spared_seconds, tail)
+        kinds = stages.row.kinds
+        extra = 0.0
+        for group, (selective, full) in zip(groups, choice.counts, strict=True):
+            seconds = kinds[group.kind].backward_seconds
+            extra += selective * (seconds[1] - seconds[0]) + full * (seconds[2] - seconds[0])
+        return choice, extra
 
 
 def least_forward_share_of(row: CandidateRow) -> float:
