@@ -196,9 +196,18 @@ def tied_embedding_seconds(model: CostModel, row: CandidateRow) -> float:
     return float(all_reduce_seconds(group, elements * model.stack.gradient_reduce_bytes))
 
 
-def price(model: CostModel, decision: Decision, *, keep_events: bool = False) -> Prediction:
-    """Predict ``decision``: replay its schedule, add what stays exposed, sum memory per stage."""
-    rows = decision_rows(model, decision)
+def price(
+    model: CostModel,
+    decision: Decision,
+    *,
+    rows: dict[int, CandidateRow] | None = None,
+    keep_events: bool = False,
+) -> Prediction:
+    """Predict ``decision``: replay its schedule, add what stays exposed, sum memory per stage.
+
+    ``rows``: ``decision_rows`` where the caller has them.
+    """
+    rows = rows or decision_rows(model, decision)
     stages = model.stage_model(rows)
     row, pp = stages.row, decision.degrees.pp
     sends = send_times(model, row, decision.chunks)

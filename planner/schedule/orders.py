@@ -116,7 +116,13 @@ def alive_states(
         return ((down, back), (down + 1, back - 1)) if down < microbatches else ((down, back),)
     # Forward and backward take turns, so the pattern repeats after pp * virtual_stages forwards.
     last = min(microbatches * virtual_stages, warmup + pp * virtual_stages)
-    states = list(dict.fromkeys(_held(k, k - warmup, pp, virtual_stages) for k in range(warmup, last + 1)))
+    counts, period = list(_held(warmup, 0, pp, virtual_stages)), pp * virtual_stages
+    seen = {tuple(counts): None}
+    for k in range(warmup, last):
+        counts[virtual_stages - 1 - (k - warmup) % period // pp] -= 1
+        counts[k % period // pp] += 1
+        seen[tuple(counts)] = None
+    states = list(seen)
     # Only a state with more in total can cover another.
     totals = [sum(state) for state in states]
     kept = [

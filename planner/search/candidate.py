@@ -21,9 +21,10 @@ MOMENT_TRIES = 5
 
 @dataclass(frozen=True)
 class Solved:
-    """A candidate's best decisions by bound, and a lower bound on every plan of that candidate, seconds."""
+    """A candidate's best decisions, the bound of each, and one on every plan of that candidate, seconds."""
 
     decisions: tuple[Decision, ...]
+    bounds: tuple[float, ...]
     bound_seconds: float
 
 
@@ -56,7 +57,7 @@ class CandidateSolver:
                 best = found
             else:
                 bound = min(best.bound_seconds, found.bound_seconds)
-                best = Solved(best.decisions + found.decisions, bound)
+                best = Solved(best.decisions + found.decisions, best.bounds + found.bounds, bound)
         return best
 
     def _by_stage(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
@@ -68,7 +69,7 @@ class CandidateSolver:
         relaxed = self._solve(row, policy, incumbent)
         if relaxed is None:
             return None
-        pp, decisions = row.degrees.pp, list[Decision]()
+        pp, found = row.degrees.pp, list[Solved]()
         depths = [
             max(sum(1 for mode in d.recompute[first:end] if mode) for first, end in d.chunks)
             for d in relaxed.decisions
@@ -77,8 +78,12 @@ class CandidateSolver:
             return relaxed
         for count in sorted({max(0, min(depths) - 1), *depths}):
             exact = self._solve(row, RecomputePolicy("block", count), incumbent)
-            decisions += exact.decisions if exact is not None else ()
-        return Solved(tuple(decisions), relaxed.bound_seconds) if decisions else None
+            found += [exact] if exact is not None else []
+        if not found:
+            return None
+        decisions = tuple(decision for each in found for decision in each.decisions)
+        bounds = tuple(bound for each in found for bound in each.bounds)
+        return Solved(decisions, bounds, relaxed.bound_seconds)
 
     def _solve(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
         stages = self.model.stage_model({row.sharding: row})
@@ -95,8 +100,8 @@ class CandidateSolver:
             chunks = tuple((rank.first, rank.end) for rank in partition.ranks)
             picks = [[(r.first, r.end, r.groups, r.choice)] for r in partition.ranks]
             decisions.append(self._decision(row, chunks, picks))
-        bound = partitions[0].bound_seconds + fixed
-        return Solved(tuple(decisions), bound)
+        bounds = tuple(partition.bound_seconds + fixed for partition in partitions)
+        return Solved(tuple(decisions), bounds, bounds[0])
 
     def _sends(self, row: CandidateRow) -> list[float]:
         """Cheapest send over any boundary, by the block the cut lies before: a bound for every stage."""
@@ -159,7 +164,8 @@ class CandidateSolver:
             if worst + update >= incumbent:
                 return None
             picks.append([(*span, p, c) for span, p, c in zip(spans, parts, split, strict=True)])
-        return Solved((self._decision(row, chunks, picks),), worst + update + fixed)
+        bound = worst + update + fixed
+        return Solved((self._decision(row, chunks, picks),), (bound,), bound)
 
     def _turn(self, row: CandidateRow, chunks: tuple[tuple[int, int], ...], rank: int, fill: float) -> float:
         """Idle seconds of a rank of the V before its first backward, beyond ``fill``; 0 for other schedules.

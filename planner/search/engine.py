@@ -11,10 +11,11 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from planner.cost.row import CandidateRow
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
-from planner.search.candidate import CandidateSolver
+from planner.search.candidate import CandidateSolver, Solved
 from planner.search.integer_program import is_memory_bound, refine
 from planner.search.nearest_miss import nearest_miss
 from planner.search.policy import offered_modes, recompute_policies, split_policies
@@ -193,13 +194,13 @@ class BestFirst:
         key = self.space.mesh(opened)
         known = self.found.get(key)
         cutoff = min(threshold, known.seconds if known else math.inf)
-        solved = solver.solve(self.space.row(opened), cutoff)
+        row = self.space.row(opened)
+        solved = solver.solve(row, cutoff)
         if solved is None:
             return
         if not is_runner_up:
             self.solved_bounds.append(max(solved.bound_seconds, opened.bound_seconds))
-        priced = [(d, price(self.model, d)) for d in solved.decisions]
-        decision, prediction = min(priced, key=lambda pair: pair[1].step_seconds)
+        decision, prediction = self._best_of(solved, {row.sharding: row})
         solution = Solution(decision, prediction, max(solved.bound_seconds, opened.bound_seconds))
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
             raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
@@ -207,6 +208,21 @@ class BestFirst:
             if solution.seconds < self._best():
                 self.reporter.improved(solution.decision.label(), solution.seconds)
             self.found[key] = solution
+
+    def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction]:
+        """The fastest decision; those whose bound is behind one already priced need no price."""
+        best: tuple[Decision, Prediction] | None = None
+        for bound, decision in sorted(
+            zip(solved.bounds, solved.decisions, strict=True), key=lambda pair: pair[0]
+        ):
+            if best is not None and bound >= best[1].step_seconds:
+                break
+            prediction = price(self.model, decision, rows=rows)
+            if best is None or prediction.step_seconds < best[1].step_seconds:
+                best = decision, prediction
+        if best is None:
+            raise RuntimeError("a solved candidate has no decision")
+        return best
 
     def _best(self) -> float:
         return min((s.seconds for s in self.found.values()), default=self.incumbent_seconds)
