@@ -8,7 +8,13 @@ import numpy as np
 
 from planner.cost.row import CandidateRow
 from planner.cost.stage import StageModel
-from planner.cost.step import CostModel, blocks_sends, send_times, tied_embedding_seconds
+from planner.cost.step import (
+    CostModel,
+    boundary_send_seconds,
+    price,
+    send_times,
+    tied_embedding_seconds,
+)
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.partition import Partitioner
@@ -30,13 +36,18 @@ class Solved:
 
 @dataclass(frozen=True)
 class CandidateSolver:
-    """Solves candidates of one problem under a memory limit (bytes)."""
+    """Solves candidates of one problem under a memory limit (bytes).
+
+    ``is_exact``: recompute of many kinds of layers is settled exactly (``knapsack``), which takes longer.
+    """
 
     model: CostModel
     layout: Layout
     limit_bytes: float
     policies: tuple[RecomputePolicy, ...]
     split_policies: tuple[RecomputePolicy, ...]
+
+    is_exact: bool = False
 
     def solve(self, row: CandidateRow, incumbent_seconds: float) -> Solved | None:
         """The best decision of this candidate, or None when none fits or none beats the incumbent.
@@ -91,7 +102,13 @@ class CandidateSolver:
         if row.virtual_stages > 1:
             return self._chunked(row, stages, policy, incumbent - fixed, fixed)
         partitions = Partitioner(
-            stages, self.layout, self.limit_bytes, self.model.straggler_factor, self._sends(row), policy
+            stages,
+            self.layout,
+            self.limit_bytes,
+            self.model.straggler_factor,
+            self._sends(row),
+            policy,
+            is_exact=self.is_exact,
         ).solve(incumbent - fixed)
         if not partitions:
             return None
@@ -103,15 +120,15 @@ class CandidateSolver:
         bounds = tuple(partition.bound_seconds + fixed for partition in partitions)
         return Solved(tuple(decisions), bounds, bounds[0])
 
-    def _sends(self, row: CandidateRow) -> list[float]:
-        """Cheapest send over any boundary, by the block the cut lies before: a bound for every stage."""
+    def _sends(self, row: CandidateRow) -> list[list[float]]:
+        """Seconds of a send from every rank to the next, by the block the cut lies before."""
         n, pp = self.layout.num_blocks, row.degrees.pp
-        if pp == 1 or not blocks_sends(row.schedule):
-            return [0.0] * (n + 1)
-        probe = tuple((i, i + 1) for i in range(pp))
-        plain = min(send_times(self.model, row, probe)[:-1])
-        scale = self.layout.cut_scales(self.model.problem.model)
-        return [0.0, *(plain * max(1.0, s / scale[0]) for s in scale), 0.0]
+        scales = self.layout.cut_scales(self.model.problem.model)
+        found = []
+        for rank in range(pp - 1):
+            by_scale = {scale: boundary_send_seconds(self.model, row, rank, scale) for scale in set(scales)}
+            found.append([0.0, *(by_scale[scale] for scale in scales), 0.0])
+        return [*found, [0.0] * (n + 1)]
 
     def _chunked(
         self,
@@ -166,6 +183,28 @@ class CandidateSolver:
             picks.append([(*span, p, c) for span, p, c in zip(spans, parts, split, strict=True)])
         bound = worst + update + fixed
         return Solved((self._decision(row, chunks, picks),), (bound,), bound)
+
+    def plain_bound(self, row: CandidateRow) -> float:
+        """Seconds no plan on the balanced chunks of a candidate can beat: the step without recomputation.
+
+        Replayed on its schedule: longer backwards never end it sooner; they only hide more of the gradient
+        reduction, so that is taken with the longest ones.
+        """
+        chunks = interleaved_chunks(self.layout, row)
+        prediction = price(self.model, self._decision(row, chunks, []), rows={row.sharding: row})
+        stages = self.model.stage_model({row.sharding: row})
+        longest = [max(kind.backward_seconds) for kind in row.kinds]
+        hidden = 0.0
+        for stage in prediction.stages:
+            spans = [
+                chunks[virtual_stage(row.schedule, stage.index, chunk, row.degrees.pp)]
+                for chunk in range(row.virtual_stages)
+            ]
+            groups = merge_groups([self.layout.groups(*span, (1,)) for span in spans])
+            backward = sum(self.layout.sum_over(longest, *span) for span in spans)
+            tail = stages.tail(plain_items(groups, row.sharding), stage.forward_seconds, backward)
+            hidden = max(hidden, stage.tail.reduce - tail.reduce)
+        return prediction.step_seconds - hidden
 
     def _turn(self, row: CandidateRow, chunks: tuple[tuple[int, int], ...], rank: int, fill: float) -> float:
         """Idle seconds of a rank of the V before its first backward, beyond ``fill``; 0 for other schedules.

@@ -7,9 +7,10 @@ to be reported. The certificate is the smallest bound of anything solved or left
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from planner.cost.row import CandidateRow
 from planner.cost.step import CostModel, Prediction, price
@@ -97,7 +98,7 @@ def search(
     ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
-    lower = min([*run.solved_bounds, run.open_bound])
+    lower = min([*(bound for bound, _ in run.solved), run.open_bound])
     if not is_refined or not math.isfinite(lower):
         lower = min(lower, best.seconds)
     gap = 1.0 - lower / best.seconds
@@ -146,7 +147,7 @@ class BestFirst:
     reporter: Reporter
     incumbent_seconds: float = math.inf
     found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
-    solved_bounds: list[float] = field(default_factory=list)
+    solved: list[tuple[float, Opened]] = field(default_factory=list)
     open_bound: float = math.inf
     tried: int = 0
 
@@ -154,11 +155,19 @@ class BestFirst:
         """Solve candidates in the order of their bounds until none can beat the best plan.
 
         False when stopped early. After that up to RUNNER_UP_SOLVES more candidates are solved for
-        runners-up on other meshes.
+        runners-up on other meshes, and the bounds that keep the best plan from being proved are looked at
+        again.
         """
         asked = (self.model.chain, self.space.limits, self.space.pins.recompute)
         policies, split = recompute_policies(*asked), split_policies(*asked)
         solver = CandidateSolver(self.model, self.space.layout, self.limit, policies, split)
+        is_complete = self._loop(solver, deadline)
+        if is_complete and self.found:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._tighten(replace(solver, is_exact=True), deadline)
+        return is_complete
+
+    def _loop(self, solver: CandidateSolver, deadline: float) -> bool:
         is_timed = math.isfinite(deadline)
         position = extra = 0
         is_settled = False
@@ -199,15 +208,43 @@ class BestFirst:
         if solved is None:
             return
         if not is_runner_up:
-            self.solved_bounds.append(max(solved.bound_seconds, opened.bound_seconds))
+            self.solved.append((max(solved.bound_seconds, opened.bound_seconds), opened))
+        self._keep(key, solved, row, opened.bound_seconds)
+
+    def _keep(self, key: tuple[int, ...], solved: Solved, row: CandidateRow, bound: float) -> None:
+        """Price the decisions of a solved candidate and keep the fastest if it is the mesh's best."""
+        known = self.found.get(key)
         decision, prediction = self._best_of(solved, {row.sharding: row})
-        solution = Solution(decision, prediction, max(solved.bound_seconds, opened.bound_seconds))
+        solution = Solution(decision, prediction, max(solved.bound_seconds, bound))
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
             raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
         if known is None or solution.seconds < known.seconds * (1.0 - TIE):
             if solution.seconds < self._best():
                 self.reporter.improved(solution.decision.label(), solution.seconds)
             self.found[key] = solution
+
+    def _tighten(self, solver: CandidateSolver, deadline: float) -> None:
+        """Raise the smallest bounds of solved candidates, until the best plan is proved or one stays."""
+        is_raised = True
+        while is_raised and self.solved and time.process_time() <= deadline:
+            lowest = min(range(len(self.solved)), key=lambda index: self.solved[index][0])
+            bound, opened = self.solved[lowest]
+            if bound >= self._best() * (1.0 - PROVED_GAP):
+                return
+            raised = self._raised(solver, bound, opened)
+            is_raised = raised > bound
+            self.solved[lowest] = max(bound, raised), opened
+
+    def _raised(self, solver: CandidateSolver, bound: float, opened: Opened) -> float:
+        """A solved candidate's bound, from a closer look; at least as good a plan of it is kept."""
+        row, best = self.space.row(opened), self._best()
+        if row.virtual_stages > 1:
+            return solver.plain_bound(row)
+        solved = solver.solve(row, best)
+        if solved is None:
+            return best
+        self._keep(self.space.mesh(opened), solved, row, bound)
+        return solved.bound_seconds
 
     def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction]:
         """The fastest decision; those whose bound is behind one already priced need no price."""

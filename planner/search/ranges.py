@@ -29,6 +29,7 @@ class Ranges:
         self._kinds, self._layers, self._at = row.kinds, layout.chain.layers, layout.boundaries
         self._forward = self.prefix([kind.forward_seconds for kind in row.kinds])
         self._backward = self.prefix([kind.backward_seconds[0] for kind in row.kinds])
+        self._weight = self.prefix([kind.weight_seconds for kind in row.kinds])
         self._static: list[float] | None = None
         self._tails: tuple[list[list[float]], ...] = ()
         self._length = 0
@@ -44,6 +45,10 @@ class Ranges:
     def backward_seconds(self, first: int, end: int) -> float:
         """Without recomputation."""
         return self._backward[end] - self._backward[first]
+
+    def weight_seconds(self, first: int, end: int) -> float:
+        """The part of backward that is weight gradients."""
+        return self._weight[end] - self._weight[first]
 
     def plain_bytes(self, first: int, end: int, alive: int) -> float | None:
         """Bytes without recomputation and with ``alive`` microbatches: the total of ``RankMemory.kept``.
