@@ -15,10 +15,12 @@ from planner.cost.step import (
     send_times,
     tied_embedding_seconds,
 )
+from planner.cost.tail import Sync, Tail
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.partition import Partitioner
 from planner.search.policy import RecomputePolicy
+from planner.search.ranges import Ranges
 from planner.search.recompute import Choice, Group, plain_items
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
 
@@ -143,46 +145,77 @@ class CandidateSolver:
         chunks = interleaved_chunks(self.layout, row)
         factor = self.model.straggler_factor
         sends = send_times(self.model, row, chunks)
+        ranges = Ranges(stages, self.layout)
+        placed = [
+            [chunks[virtual_stage(row.schedule, rank, chunk, pp)] for chunk in range(v)] for rank in range(pp)
+        ]
+        total, tails = ranges.rank_tails(placed)
         fill = forward_fill = first_reduce = update = worst = 0.0
         picks: list[list[tuple[int, int, tuple[Group, ...], Choice]]] = []
-        for rank in range(pp):
+        for rank, spans in enumerate(placed):
             states = alive_states(row.schedule, rank, pp, m, v)
-            spans = [chunks[virtual_stage(row.schedule, rank, chunk, pp)] for chunk in range(v)]
-            parts = [
-                self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
-            ]
-            flat = tuple(group for part in parts for group in part)
-            merged = flat if policy.is_by_stage else merge_groups(parts)
-            plain = sum(stages.seconds(plain_items(merged, row.sharding)))
-            room = ((incumbent - first_reduce - update) / factor - fill) / m - plain
+            forward = sum(ranges.forward_seconds(*span) for span in spans)
+            backward = sum(ranges.backward_seconds(*span) for span in spans)
+            room = ((incumbent - first_reduce - update) / factor - fill) / m - forward - backward
             if room <= 0.0:
                 return None
-            least = policy.choose(stages, merged, self.limit_bytes, row.sharding, room)
-            choice = self._fitting(stages, merged, policy, row.sharding, room, least)
-            if least is None or choice is None:
-                return None
-            split = deal_choice(parts, choice) if policy.is_by_stage else split_choice(parts, merged, choice)
-            chunk_items = [c.items(p, row.sharding) for c, p in zip(split, parts, strict=True)]
-            items = [item for chunk in chunk_items for item in chunk]
-            forward, backward = stages.seconds(items)
-            tail = stages.tail(items, forward, backward)
+            tail = Tail(tails.reduce[rank], tails.optimizer[rank], tails.gather[rank])
+            plain_bytes = ranges.chunks_bytes(spans, states) if policy.is_plain_first else None
+            spared = 0.0
+            if plain_bytes is None or plain_bytes > self.limit_bytes:
+                chosen = self._chunk_choices(stages, policy, spans, states, room)
+                if chosen is None:
+                    return None
+                pick, extra, spared = chosen
+                picks.append(pick)
+                backward += extra
+                whole = Sync(total.reduce[rank], 0.0, total.traffic[rank], total.elements[rank])
+                reduce = stages.exposed(whole, forward, backward).reduce
+                tail = Tail(reduce, tail.optimizer, tail.gather)
             first_reduce = first_reduce if rank else tail.reduce
             update = max(update, tail.optimizer + tail.gather)
-            # The bound is that of the cheaper choice that counts the end of the warm-up alone.
-            spared = choice.extra_seconds - least.extra_seconds + least.spared_seconds
             busy = m * (forward + backward - spared) + self._turn(row, chunks, rank, fill)
             ends = (factor * (fill + busy) + first_reduce, factor * (forward_fill + busy) + tail.reduce)
             worst = max(worst, *ends)
-            first = stages.seconds(plain_items(parts[0], row.sharding))
             # The first microbatch travels down and the last one back up over this boundary.
             send = sends[rank]
-            drain = 0.0 if row.schedule in ZERO_BUBBLE else first[1] + send
-            fill, forward_fill = fill + first[0] + send + drain, forward_fill + first[0] + send
+            down = ranges.forward_seconds(*spans[0]) + send
+            drain = 0.0 if row.schedule in ZERO_BUBBLE else ranges.backward_seconds(*spans[0]) + send
+            fill, forward_fill = fill + down + drain, forward_fill + down
             if worst + update >= incumbent:
                 return None
-            picks.append([(*span, p, c) for span, p, c in zip(spans, parts, split, strict=True)])
-        bound = worst + update + fixed
+        bound = float(worst + update + fixed)
         return Solved((self._decision(row, chunks, picks),), (bound,), bound)
+
+    def _chunk_choices(
+        self,
+        stages: StageModel,
+        policy: RecomputePolicy,
+        spans: list[tuple[int, int]],
+        states: tuple[tuple[int, ...], ...],
+        room: float,
+    ) -> tuple[list[tuple[int, int, tuple[Group, ...], Choice]], float, float] | None:
+        """Every chunk's recompute choice on one rank, their extra seconds, and what of it a bound spares.
+
+        The bound is that of the cheaper choice that counts the end of the warm-up alone.
+        """
+        sharding = stages.row.sharding
+        parts = [
+            self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
+        ]
+        flat = tuple(group for part in parts for group in part)
+        merged = flat if policy.is_by_stage else merge_groups(parts)
+        least = policy.choose(stages, merged, self.limit_bytes, sharding, room)
+        choice = self._fitting(stages, merged, policy, sharding, room, least)
+        if least is None or choice is None:
+            return None
+        split = deal_choice(parts, choice) if policy.is_by_stage else split_choice(parts, merged, choice)
+        pick = [(*span, part, one) for span, part, one in zip(spans, parts, split, strict=True)]
+        kinds, extra = stages.row.kinds, 0.0
+        for group, (selective, full) in zip(merged, choice.counts, strict=True):
+            seconds = kinds[group.kind].backward_seconds
+            extra += selective * (seconds[1] - seconds[0]) + full * (seconds[2] - seconds[0])
+        return pick, extra, choice.extra_seconds - least.extra_seconds + least.spared_seconds
 
     def plain_bound(self, row: CandidateRow) -> float:
         """Seconds no plan on the balanced chunks of a candidate can beat: the step without recomputation.

@@ -8,6 +8,7 @@ ranges up to a length at once.
 from __future__ import annotations
 
 from itertools import accumulate
+from operator import mul
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from planner.cost.tail import Sync, Tail, exposed_tail
 from planner.search.layout import Layout
 
 FEWEST_LENGTHS = 4
+Spans = list[tuple[int, int]]
 
 
 class Ranges:
@@ -30,7 +32,7 @@ class Ranges:
         self._forward = self.prefix([kind.forward_seconds for kind in row.kinds])
         self._backward = self.prefix([kind.backward_seconds[0] for kind in row.kinds])
         self._weight = self.prefix([kind.weight_seconds for kind in row.kinds])
-        self._static: list[float] | None = None
+        self._static: list[float] = []
         self._tails: tuple[list[list[float]], ...] = ()
         self._length = 0
 
@@ -55,16 +57,26 @@ class Ranges:
 
         None for a stack whose fullest moment is not one sum.
         """
+        return self.chunks_bytes([(first, end)], ((alive,),))
+
+    def chunks_bytes(self, spans: Spans, states: tuple[tuple[int, ...], ...]) -> float | None:
+        """The same for a rank of several chunks, with the microbatches each holds in every state."""
         if self.stages.stack.makes_buffers_when_needed:
             return None
-        if self._static is None:
+        if not self._static:
             self._sum_bytes()
-        assert self._static is not None
-        low, high = self._at[first], self._at[end]
-        static = self._static[end] - self._static[first]
-        saved = alive * (self._saved[end] - self._saved[first])
-        buffers = max(self._transient[low:high]) + max(self._gathered[low:high]) + self._boundary
-        return static + self._slack * (saved + max(self._working[low:high]) + buffers) + self._reserve
+        static = working = transient = gathered = 0.0
+        saved = []
+        for first, end in spans:
+            low, high = self._at[first], self._at[end]
+            static += self._static[end] - self._static[first]
+            saved.append(self._saved[end] - self._saved[first])
+            working = max(working, *self._working[low:high])
+            transient = max(transient, *self._transient[low:high])
+            gathered = max(gathered, *self._gathered[low:high])
+        most = max(sum(map(mul, state, saved)) for state in states)
+        buffers = working + transient + gathered + self._boundary
+        return float(static + self._slack * (most + buffers) + self._reserve)
 
     def _sum_bytes(self) -> None:
         row, constants = self.stages.row, self.stages.device.constants
@@ -92,6 +104,25 @@ class Ranges:
             backward = self.backward_seconds(first, end) + extra_backward_seconds
             reduce = self.stages.exposed(total, 0.0, backward).reduce
         return Tail(reduce, optimizer, gather)
+
+    def rank_tails(self, ranks: list[Spans]) -> tuple[Sync, Tail]:
+        """What ranks with these chunks synchronise and, nothing recomputed, their tails; arrays."""
+        row, stages = self.stages.row, self.stages
+
+        def totals(value: list[float]) -> Array:
+            return np.array([sum(value[end] - value[first] for first, end in spans) for spans in ranks])
+
+        def kind_totals(name: str) -> Array:
+            return totals(self.prefix([getattr(kind, name) for kind in row.kinds]))
+
+        total = stages.synchronised_parameters(
+            kind_totals("dense_parameters"), kind_totals("expert_parameters"), kind_totals("norm_parameters")
+        )
+        total = Sync(*(np.broadcast_to(value, len(ranks)) for value in vars(total).values()))
+        data_ranks = row.degrees.dp * row.degrees.cp
+        windows = totals(self._forward), totals(self._backward)
+        tail = exposed_tail(stages.device, stages.stack, data_ranks, total, *windows)
+        return total, Tail(*(np.broadcast_to(value, len(ranks)) for value in vars(tail).values()))
 
     def _work_out_tails(self, length: int) -> None:
         """Tails of every range up to twice ``length``, of those that start at block 0 where that is all."""
