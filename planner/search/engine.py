@@ -30,6 +30,7 @@ from planner.units import format_bytes
 TIE = 1e-9
 PROVED_GAP = 1e-6
 RUNNER_UP_SOLVES = 100
+DIVES = 16
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ def refined(
 
 @dataclass
 class BestFirst:
-    """State of the best-first loop. Only plans faster than ``incumbent_seconds`` are looked for."""
+    """State of the best-first loop. Only plans faster than ``incumbent_seconds`` are looked for.
+
+    is_certified: whether bounds that keep the best plan from being proved are worth a closer look.
+    """
 
     model: CostModel
     space: Space
@@ -150,6 +154,7 @@ class BestFirst:
     solved: list[tuple[float, Opened]] = field(default_factory=list)
     open_bound: float = math.inf
     tried: int = 0
+    is_certified: bool = True
 
     def over(self, deadline: float) -> bool:
         """Solve candidates in the order of their bounds until none can beat the best plan.
@@ -162,7 +167,7 @@ class BestFirst:
         policies, split = recompute_policies(*asked), split_policies(*asked)
         solver = CandidateSolver(self.model, self.space.layout, self.limit, policies, split)
         is_complete = self._loop(solver, deadline)
-        if is_complete and self.found:
+        if is_complete and self.found and self.is_certified:
             with contextlib.suppress(KeyboardInterrupt):
                 self._tighten(replace(solver, is_exact=True), deadline)
         return is_complete
@@ -172,7 +177,11 @@ class BestFirst:
         position = extra = 0
         is_settled = False
         try:
-            while (opened := self.space.pop(self._best())) is not None:
+            while True:
+                is_diving = self.tried < DIVES or math.isinf(self._best())
+                opened = self.space.pop(self._best(), is_diving=is_diving)
+                if opened is None:
+                    return True
                 bound = opened.bound_seconds
                 is_settled = is_settled or bound >= self._best()
                 threshold = self._threshold() if is_settled else self._best()
@@ -182,7 +191,7 @@ class BestFirst:
                     if bound >= threshold or extra > RUNNER_UP_SOLVES:
                         return True
                 if is_timed and time.process_time() > deadline and self.found:
-                    self.open_bound = min(self.open_bound, bound)
+                    self.open_bound = min(self.open_bound, bound, self.space.smallest_bound())
                     return is_settled
                 self.open_bound, before = min(self.open_bound, bound), self.open_bound
                 self._try(solver, opened, threshold, is_settled)
@@ -196,7 +205,6 @@ class BestFirst:
                 raise
             self.open_bound = min(self.open_bound, self.space.smallest_bound())
             return is_settled
-        return True
 
     def _try(self, solver: CandidateSolver, opened: Opened, threshold: float, is_runner_up: bool) -> None:
         self.tried += 1

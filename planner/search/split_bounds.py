@@ -62,7 +62,7 @@ def split_share(
     second = np.where(np.isfinite(second), second, rate)
     # Bytes that the first rate can free at most, per second of work of any block.
     cheap = total * _most_ratio(values.cheap[blocks], values.seconds[blocks])
-    least, most, turn, weight = (share[rows] for share in _forward_shares(table))
+    least, most, turn, weight = (share[rows] for share in forward_shares(table))
     waiting = least if is_zb else np.ones(len(c))
     ends = (table.chain.layers[0], table.chain.layers[-1])
     low, high = m / pp, np.full(len(c), np.inf)
@@ -115,7 +115,7 @@ def _most_ratio(value: Array, seconds: Array) -> Array:
     return result
 
 
-def _forward_shares(table: CostTable) -> tuple[Array, Array, Array, Array]:
+def forward_shares(table: CostTable) -> tuple[Array, Array, Array, Array]:
     """Over the layer kinds: least and most share of forward, least of forward and input gradient together.
 
     The last: the most share of weight gradients.
