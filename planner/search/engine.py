@@ -292,6 +292,7 @@ def describe_space(limits: Limits, pins: Pins) -> str:
     schedule = "1F1B with any stage split" if limits.max_pp > 1 else "no pipeline"
     if limits.max_pp > 1 and "interleaved" in limits.schedules:
         schedule += ", interleaving with balanced chunks"
+        schedule += "" if limits.is_exact else " (one degree per chunk depth)"
     if limits.max_pp > 1 and "zb-v" in limits.schedules:
         schedule += ", zero bubble"
     where = {"global": "global", "island": "inside an island"}
