@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner import __version__
 from planner.cost.step import CostModel, decision_candidates, price
@@ -37,17 +37,18 @@ def make_plan(
     time_budget_seconds: float = math.inf,
     reporter: Reporter | None = None,
     suggest: bool = True,
+    exact: bool = False,
 ) -> Plan:
     """The best plan for a request.
 
     A target's plan says what keeping to that launcher costs (``search.restriction``). ``suggest`` False
-    leaves that comparison out, and the changes that would fit when nothing does. Raises InputError for a
-    request or pin that breaks a rule, InfeasibleError with the nearest miss and the cheapest changes that
-    would fit when nothing does.
+    leaves that comparison out, and the changes that would fit when nothing does. ``exact``: heuristic rules
+    leave nothing out. Raises InputError for a request or pin that breaks a rule, InfeasibleError with the
+    nearest miss and the cheapest changes that would fit when nothing does.
     """
     started = time.process_time()
     pins = pins or Pins()
-    limits = limits_of(target)
+    limits = replace(limits_of(target), is_exact=exact)
     resolved = resolve(request)
     check_pins(resolved, pins, limits)
     model = CostModel.of(resolved.problem, resolved.constants, limits.stack)

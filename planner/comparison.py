@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from planner.api import make_plan
 from planner.errors import InfeasibleError, InputError, UnsupportedByTarget
+from planner.parallel import in_order, usable_cores
 from planner.plan_file.schema import Plan
 from planner.request import Request
 from planner.search.tree import Pins
 from planner.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 MAX_POINTS = 500
+FEWEST_SHARED = 6
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,13 @@ def compare_requests(
     *,
     target: str = "any",
     progress: Callable[[int, int], None] | None = None,
+    jobs: int | None = None,
 ) -> Comparison:
     """Plan at each combination. A point without a plan stays in the table with its reason.
 
-    Raises InputError for bad input at any point, or more than 500 points.
+    ``jobs``: processes, by default one a core where there are FEWEST_SHARED points or more; the points are
+    the same and in the same order whatever their number. Raises InputError for bad input at any point, or
+    more than 500 points.
     """
     names = list(vary)
     combinations = list(itertools.product(*vary.values()))
@@ -91,15 +97,23 @@ def compare_requests(
             f"{len(combinations)} combinations are more than the {MAX_POINTS} a comparison plans",
             hint="give fewer values",
         )
+    chosen = [dict(zip(names, values, strict=True)) for values in combinations]
+    if jobs is None:
+        jobs = usable_cores() if len(chosen) >= FEWEST_SHARED else 1
+    plan_one = partial(_planned, request, pins, target)
     points = []
-    for index, values in enumerate(combinations):
+    for index, point in enumerate(in_order(plan_one, chosen, jobs)):
         if progress is not None:
-            progress(index, len(combinations))
-        chosen = dict(zip(names, values, strict=True))
-        try:
-            plan = make_plan(request.changed(**chosen), pins, target=target, top=1, suggest=False)
-            points.append(Point(chosen, plan))
-        except (InfeasibleError, UnsupportedByTarget) as error:
-            verdict = "does not fit" if isinstance(error, InfeasibleError) else f"{target} cannot"
-            points.append(Point(chosen, None, error.message, verdict))
+            progress(index + 1, len(chosen))
+        points.append(point)
     return Comparison(names, points)
+
+
+def _planned(request: Request, pins: Pins, target: str, values: dict[str, Any]) -> Point:
+    """One point; InputError passes on."""
+    try:
+        plan = make_plan(request.changed(**values), pins, target=target, top=1, suggest=False)
+    except (InfeasibleError, UnsupportedByTarget) as error:
+        verdict = "does not fit" if isinstance(error, InfeasibleError) else f"{target} cannot"
+        return Point(values, None, error.message, verdict)
+    return Point(values, plan)

@@ -45,6 +45,7 @@ def compare(
     ep: o.Ep = None,
     sharding: o.ShardingName = None,
     recompute: o.RecomputeName = None,
+    jobs: o.Jobs = None,
     csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
     as_json: o.Json = False,
 ) -> None:
@@ -83,6 +84,7 @@ def compare(
         Pins(tp=tp, pp=pp, dp=dp, cp=cp, ep=ep, sharding=sharding, recompute=recompute),
         target=target,
         progress=lambda done, total: line.say(f"{done} of {total} points planned"),
+        jobs=jobs,
     )
     rows = comparison.rows()
     if as_json:

@@ -60,6 +60,12 @@ ScheduleName = Annotated[
     str | None, typer.Option("--schedule", help="1f1b, interleaved, zb-h1, zb-v or gpipe.")
 ]
 Top = Annotated[int, typer.Option("--top", help="Plans to report, the best included.", min=1, max=50)]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Search also what heuristic rules leave out (the funnel names them).")
+]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="Processes; by default one a core where that pays.", min=1)
+]
 TimeBudget = Annotated[
     float | None, typer.Option("--time-budget", help="CPU seconds after which the best so far is taken.")
 ]

@@ -49,6 +49,7 @@ def plan(
     schedule: o.ScheduleName = None,
     top: o.Top = 4,
     time_budget: o.TimeBudget = None,
+    exact: o.Exact = False,
     profile: o.Profile = None,
     output: o.Output = None,
     as_json: o.Json = False,
@@ -111,6 +112,7 @@ def plan(
         top=top,
         time_budget_seconds=time_budget or math.inf,
         reporter=ProgressLine(),
+        exact=exact,
     )
     spent = time.process_time() - started
     if output is not None:

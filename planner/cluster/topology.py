@@ -98,6 +98,16 @@ class Cluster:
         Returns the link and the bytes/s one rank gets while the whole stage (``stride`` ranks) sends at
         once: the uplink divided by its senders, at most one device's own links.
         """
+        key = (first_rank, stride)
+        if key not in self._neighbours:
+            self._neighbours[key] = self._neighbour_link(*key)
+        return self._neighbours[key]
+
+    @cached_property
+    def _neighbours(self) -> dict[tuple[int, int], tuple[Link, float]]:
+        return {}
+
+    def _neighbour_link(self, first_rank: int, stride: int) -> tuple[Link, float]:
         crossed = self.links[0]
         for link in self.links:
             below = link.child_devices

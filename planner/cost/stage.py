@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from planner.cost.arrays import Number
 from planner.cost.compute import Device
 from planner.cost.data_parallel import moves_seconds, norm_move
 from planner.cost.memory import Item, Moment, RankMemory
@@ -81,20 +84,34 @@ class StageModel:
     def synchronised(self, items: Iterable[Item]) -> Sync:
         """What the rank's layers synchronise once per step, before hiding."""
         total = Sync()
-        for sharding, row in self.rows.items():
+        for sharding in self.rows:
             dense = expert = 0.0
             for item in items:
                 if item.sharding == sharding:
                     kind = self.kind(item)
                     dense += item.count * kind.dense_parameters
                     expert += item.count * kind.expert_parameters
-            groups, has_pipeline = row.groups, row.degrees.pp > 1
-            args = (self.stack, sharding, has_pipeline, groups, self.moment_bytes)
-            for axis, elements in (("dp", dense), ("expert_dp", expert)):
-                if elements:
-                    total += sync(*args, axis, elements)
+            total += self._sync(sharding, dense, expert)
         norms = self._norm_seconds(items)
         return Sync(*(float(value) for value in vars(total + Sync(reduce=norms)).values()))
+
+    def _sync(self, sharding: int, dense: Number, expert: Number) -> Sync:
+        row = self.rows[sharding]
+        args = (self.stack, sharding, row.degrees.pp > 1, row.groups, self.moment_bytes)
+        total = Sync()
+        for axis, elements in (("dp", dense), ("expert_dp", expert)):
+            if np.any(elements):
+                total += sync(*args, axis, elements)
+        return total
+
+    def synchronised_parameters(self, dense: Number, expert: Number, norm: Number) -> Sync:
+        """The same for a rank (or an array of them) with these elements, all of the plan's own sharding."""
+        row = self.row
+        move = self._norm_move(norm, row)
+        bytes_moved = move.count * move.whole_bytes
+        one = replace(move, count=1.0, whole_bytes=bytes_moved)
+        norms = moves_seconds(row.groups, (one,)) if np.any(bytes_moved) else 0.0
+        return self._sync(row.sharding, dense, expert) + Sync(reduce=norms)
 
     def exposed(self, total: Sync, forward: float, backward: float) -> Tail:
         """The tail of a rank that synchronises ``total`` and hides it behind one microbatch's seconds."""
@@ -105,15 +122,12 @@ class StageModel:
     def norm_moves(self, items: Iterable[Item]) -> tuple[Move, ...]:
         """Reductions of norm weights over tp that wait for the end of the step, by item."""
         row = self.row
+        return tuple(self._norm_move(item.count * self.kind(item).norm_parameters, row) for item in items)
+
+    def _norm_move(self, elements: Number, row: CandidateRow) -> Move:
         is_sequence = float(row.sequence_parallel and row.degrees.tp > 1)
-        found = []
-        for item in items:
-            elements = item.count * self.kind(item).norm_parameters
-            move = norm_move(
-                self.stack, elements, row.hidden_size, is_sequence, row.degrees.pp > 1, is_step=True
-            )
-            found.append(move)
-        return tuple(found)
+        has_pipeline = row.degrees.pp > 1
+        return norm_move(self.stack, elements, row.hidden_size, is_sequence, has_pipeline, is_step=True)
 
     def _norm_seconds(self, items: Iterable[Item]) -> float:
         """All of them as one all-reduce: they are small and follow each other."""

@@ -173,21 +173,24 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
     problem, pp = model.problem, row.degrees.pp
     if pp == 1:
         return [0.0] * len(chunks)
-    stride = row.degrees.stage_stride
-    sent = sent_bytes(model, row)
     times = []
     for stage in range(len(chunks) - 1):
         # A first or last chunk may hold no block: then the cut is the one beside the nearest block.
         cut = min(max(1, chunks[stage][1]), model.chain.num_blocks - 1)
-        scale = model.chain.cut_scale(problem.model, cut)
         ranks = [rank_of_stage(row.schedule, c, pp) for c in (stage, stage + 1)]
         if ranks[0] == ranks[1]:
             times.append(0.0)
             continue
         # The wrap from the last rank to the first is one more hop.
-        first = min(min(ranks), pp - 2) * stride if abs(ranks[0] - ranks[1]) == 1 else (pp - 2) * stride
-        times.append(send_seconds(problem.cluster, model.constants, first, stride, sent * scale))
+        first = min(min(ranks), pp - 2) if abs(ranks[0] - ranks[1]) == 1 else pp - 2
+        times.append(boundary_send_seconds(model, row, first, model.chain.cut_scale(problem.model, cut)))
     return [*times, 0.0]
+
+
+def boundary_send_seconds(model: CostModel, row: CandidateRow, rank: int, scale: float) -> float:
+    """Seconds to send one microbatch from a pipeline rank to the next; ``scale`` as in ``cut_scale``."""
+    stride, num_bytes = row.degrees.stage_stride, sent_bytes(model, row) * scale
+    return send_seconds(model.problem.cluster, model.constants, rank * stride, stride, num_bytes)
 
 
 def blocks_sends(schedule: str) -> bool:
@@ -205,9 +208,18 @@ def tied_embedding_seconds(model: CostModel, row: CandidateRow) -> float:
     return float(all_reduce_seconds(group, elements * model.stack.gradient_reduce_bytes))
 
 
-def price(model: CostModel, decision: Decision, *, keep_events: bool = False) -> Prediction:
-    """Predict ``decision``: replay its schedule, add what stays exposed, sum memory per stage."""
-    rows = decision_rows(model, decision)
+def price(
+    model: CostModel,
+    decision: Decision,
+    *,
+    rows: dict[int, CandidateRow] | None = None,
+    keep_events: bool = False,
+) -> Prediction:
+    """Predict ``decision``: replay its schedule, add what stays exposed, sum memory per stage.
+
+    ``rows``: ``decision_rows`` where the caller has them.
+    """
+    rows = rows or decision_rows(model, decision)
     stages = model.stage_model(rows)
     row, pp = stages.row, decision.degrees.pp
     sends = send_times(model, row, decision.chunks)

@@ -110,28 +110,39 @@ def alive_states(
     if schedule in ("zb-h1", "zb-h2"):
         # The weight gradients that wait keep every rank at what rank 0 holds.
         return ((warmup_operations(schedule, 0, pp, microbatches),),)
-    # The pattern repeats every pp microbatches: a few groups show every state.
-    few = min(microbatches, 4 * pp)
-    counts = [0] * virtual_stages
-    seen: dict[tuple[int, ...], None] = {}
-    forwards = 0
-    for operation in operation_order(schedule, pp, few, virtual_stages)[rank]:
-        counts[operation.chunk] += HELD[operation.kind]
-        forwards += not operation.is_backward
-        if not operation.is_backward and forwards >= min(warmup, few * virtual_stages):
-            seen[tuple(counts)] = None
+    if schedule == "zb-v":
+        # The first forwards of the second chunk take the place of the last ones of the first.
+        down, back = min(microbatches, 2 * pp - 1 - rank), min(microbatches, rank + 1)
+        return ((down, back), (down + 1, back - 1)) if down < microbatches else ((down, back),)
+    # Forward and backward take turns, so the pattern repeats after pp * virtual_stages forwards.
+    last = min(microbatches * virtual_stages, warmup + pp * virtual_stages)
+    counts, period = list(_held(warmup, 0, pp, virtual_stages)), pp * virtual_stages
+    seen = {tuple(counts): None}
+    for k in range(warmup, last):
+        counts[virtual_stages - 1 - (k - warmup) % period // pp] -= 1
+        counts[k % period // pp] += 1
+        seen[tuple(counts)] = None
     states = list(seen)
-    first = states[0]
+    # Only a state with more in total can cover another.
+    totals = [sum(state) for state in states]
     kept = [
         state
-        for state in states[1:]
-        if not any(_covers(other, state) and other != state for other in states) and state != first
+        for state, total in zip(states[1:], totals[1:], strict=True)
+        if not any(more > total and _covers(other, state) for other, more in zip(states, totals, strict=True))
     ]
-    return (first, *kept)
+    return (states[0], *kept)
 
 
-# What an operation adds to the microbatches held: activations stay until the weight gradient has used them.
-HELD = {FORWARD: 1, BACKWARD: -1, INPUT_GRADIENT: 0, WEIGHT_GRADIENT: -1}
+def _held(forwards: int, backwards: int, pp: int, virtual_stages: int) -> tuple[int, ...]:
+    """Microbatches each chunk of an interleaved rank holds after so many forwards and backwards."""
+    groups, within = divmod(forwards, pp * virtual_stages)
+    ended, ending = divmod(backwards, pp * virtual_stages)
+    return tuple(
+        (groups - ended) * pp
+        + min(pp, max(0, within - chunk * pp))
+        - min(pp, max(0, ending - (virtual_stages - 1 - chunk) * pp))
+        for chunk in range(virtual_stages)
+    )
 
 
 def _covers(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -146,10 +157,7 @@ def in_flight(
     if schedule in ZERO_BUBBLE:
         return alive_states(schedule, rank, pp, microbatches, virtual_stages)[0]
     warmup = warmup_operations(schedule, rank, pp, microbatches, virtual_stages)
-    if virtual_stages == 1:
-        return (warmup,)
-    groups, within = divmod(warmup, pp * virtual_stages)
-    return tuple(groups * pp + min(pp, max(0, within - chunk * pp)) for chunk in range(virtual_stages))
+    return _held(warmup, 0, pp, virtual_stages)
 
 
 def _gpipe(microbatches: int) -> tuple[Operation, ...]:

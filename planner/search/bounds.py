@@ -24,7 +24,7 @@ from planner.schedule.orders import ZERO_BUBBLE, in_flight, virtual_stage
 from planner.search.kind_values import KindValues, by_code, synchronised, taken_groups
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.memory_bounds import layer_counts
-from planner.search.split_bounds import plain_share, split_share
+from planner.search.split_bounds import forward_shares, plain_share, split_share
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import (
     GROUP_GLOBAL,
@@ -171,20 +171,48 @@ def _mean_tail(model: CostModel, groups: Groups, code: int, total: _Totals, c: C
     return Tail(tail.reduce / c.pp, tail.optimizer / c.pp, tail.gather / c.pp)
 
 
+def spread_lower_bound(model: CostModel, table: CostTable, expanded: Candidates, origin: IntArray) -> Array:
+    """Seconds no plan of each expanded candidate can beat: the work spread perfectly, and the mean tail.
+
+    ``origin`` says which row of the table each is priced by. What a schedule waits for: fill and drain under
+    1F1B, the forwards where weight gradients fill the drain, nothing where chunks may be short.
+    """
+    c, total = table.candidates, _Totals.of(table)
+    m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
+    result = np.zeros(len(expanded))
+    for schedule in np.flatnonzero(np.bincount(expanded.schedule, minlength=1)).tolist():
+        if SCHEDULES[schedule] in ("1f1b", "gpipe"):
+            share = plain_share(c.pp, m, 1.0)
+        elif SCHEDULES[schedule] == "zb-h1":
+            share = plain_share(c.pp, m, forward_shares(table)[0])
+        else:
+            share = m / c.pp
+        rows = np.zeros(len(c))
+        for code, where in by_code(c.sharding):
+            mine, groups = total.taken(where), taken_groups(table.groups, where)
+            rows[where] = _spread_seconds(model, groups, code, mine, c.take(where), mine.work, share[where])
+        chosen = expanded.schedule == schedule
+        result[chosen] = rows[origin[chosen]]
+    return result + model.constants.step_overhead_seconds
+
+
 def schedule_lower_bound(
-    model: CostModel, table: CostTable, layout: Layout, expanded: Candidates, origin: IntArray
+    model: CostModel,
+    table: CostTable,
+    values: KindValues,
+    layout: Layout,
+    expanded: Candidates,
+    origin: IntArray,
 ) -> Array:
     """Seconds no plan of each expanded candidate (sharding and schedule known) can beat.
 
-    ``origin`` says which row of the table each is priced by. Infinite where the memory limit is passed with
-    everything recomputed.
+    ``values``: of all rows of the table. Infinite where the memory limit is passed with everything
+    recomputed.
     """
-    result = _ranked_lower_bound(model, table, layout, expanded, origin)
-    values = None
+    result = _ranked_lower_bound(model, table, values, layout, expanded, origin)
     for name in ("1f1b", "zb-h1"):
         mine = np.flatnonzero((expanded.schedule == SCHEDULES.index(name)) & (expanded.pp > 1))
         if len(mine):
-            values = values or KindValues.of(model, table, np.arange(len(table.candidates)))
             rows, back = np.unique(origin[mine], return_inverse=True)
             result[mine] = _split_lower_bound(model, table, values.taken(rows), rows, name)[back]
     return result
@@ -206,7 +234,12 @@ def _split_lower_bound(
 
 
 def _ranked_lower_bound(
-    model: CostModel, table: CostTable, layout: Layout, expanded: Candidates, origin: IntArray
+    model: CostModel,
+    table: CostTable,
+    every: KindValues,
+    layout: Layout,
+    expanded: Candidates,
+    origin: IntArray,
 ) -> Array:
     """Candidates whose layers per rank are known: one rank, or balanced chunks; 0 for the others.
 
@@ -219,7 +252,7 @@ def _ranked_lower_bound(
     chosen = np.flatnonzero(np.isin(c.schedule, (INTERLEAVED, ZB_V)) | (c.pp == 1))
     if not len(chosen):
         return result
-    values = KindValues.of(model, table, origin[chosen])
+    values = every.taken(origin[chosen])
     first, last = end_weights(table.chain, list(values.seconds))
     m = c.microbatches(model.problem.workload.global_batch)[chosen]
     pp, v = c.pp[chosen], c.virtual_stages[chosen]

@@ -8,11 +8,19 @@ import numpy as np
 
 from planner.cost.row import CandidateRow
 from planner.cost.stage import StageModel
-from planner.cost.step import CostModel, blocks_sends, send_times, tied_embedding_seconds
+from planner.cost.step import (
+    CostModel,
+    boundary_send_seconds,
+    price,
+    send_times,
+    tied_embedding_seconds,
+)
+from planner.cost.tail import Sync, Tail
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.partition import Partitioner
 from planner.search.policy import RecomputePolicy
+from planner.search.ranges import Ranges
 from planner.search.recompute import Choice, Group, plain_items
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
 
@@ -21,21 +29,27 @@ MOMENT_TRIES = 5
 
 @dataclass(frozen=True)
 class Solved:
-    """A candidate's best decisions by bound, and a lower bound on every plan of that candidate, seconds."""
+    """A candidate's best decisions, the bound of each, and one on every plan of that candidate, seconds."""
 
     decisions: tuple[Decision, ...]
+    bounds: tuple[float, ...]
     bound_seconds: float
 
 
 @dataclass(frozen=True)
 class CandidateSolver:
-    """Solves candidates of one problem under a memory limit (bytes)."""
+    """Solves candidates of one problem under a memory limit (bytes).
+
+    ``is_exact``: recompute of many kinds of layers is settled exactly (``knapsack``), which takes longer.
+    """
 
     model: CostModel
     layout: Layout
     limit_bytes: float
     policies: tuple[RecomputePolicy, ...]
     split_policies: tuple[RecomputePolicy, ...]
+
+    is_exact: bool = False
 
     def solve(self, row: CandidateRow, incumbent_seconds: float) -> Solved | None:
         """The best decision of this candidate, or None when none fits or none beats the incumbent.
@@ -56,7 +70,7 @@ class CandidateSolver:
                 best = found
             else:
                 bound = min(best.bound_seconds, found.bound_seconds)
-                best = Solved(best.decisions + found.decisions, bound)
+                best = Solved(best.decisions + found.decisions, best.bounds + found.bounds, bound)
         return best
 
     def _by_stage(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
@@ -68,7 +82,7 @@ class CandidateSolver:
         relaxed = self._solve(row, policy, incumbent)
         if relaxed is None:
             return None
-        pp, decisions = row.degrees.pp, list[Decision]()
+        pp, found = row.degrees.pp, list[Solved]()
         depths = [
             max(sum(1 for mode in d.recompute[first:end] if mode) for first, end in d.chunks)
             for d in relaxed.decisions
@@ -77,8 +91,12 @@ class CandidateSolver:
             return relaxed
         for count in sorted({max(0, min(depths) - 1), *depths}):
             exact = self._solve(row, RecomputePolicy("block", count), incumbent)
-            decisions += exact.decisions if exact is not None else ()
-        return Solved(tuple(decisions), relaxed.bound_seconds) if decisions else None
+            found += [exact] if exact is not None else []
+        if not found:
+            return None
+        decisions = tuple(decision for each in found for decision in each.decisions)
+        bounds = tuple(bound for each in found for bound in each.bounds)
+        return Solved(decisions, bounds, relaxed.bound_seconds)
 
     def _solve(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
         stages = self.model.stage_model({row.sharding: row})
@@ -86,7 +104,13 @@ class CandidateSolver:
         if row.virtual_stages > 1:
             return self._chunked(row, stages, policy, incumbent - fixed, fixed)
         partitions = Partitioner(
-            stages, self.layout, self.limit_bytes, self.model.straggler_factor, self._sends(row), policy
+            stages,
+            self.layout,
+            self.limit_bytes,
+            self.model.straggler_factor,
+            self._sends(row),
+            policy,
+            is_exact=self.is_exact,
         ).solve(incumbent - fixed)
         if not partitions:
             return None
@@ -95,18 +119,18 @@ class CandidateSolver:
             chunks = tuple((rank.first, rank.end) for rank in partition.ranks)
             picks = [[(r.first, r.end, r.groups, r.choice)] for r in partition.ranks]
             decisions.append(self._decision(row, chunks, picks))
-        bound = partitions[0].bound_seconds + fixed
-        return Solved(tuple(decisions), bound)
+        bounds = tuple(partition.bound_seconds + fixed for partition in partitions)
+        return Solved(tuple(decisions), bounds, bounds[0])
 
-    def _sends(self, row: CandidateRow) -> list[float]:
-        """Cheapest send over any boundary, by the block the cut lies before: a bound for every stage."""
+    def _sends(self, row: CandidateRow) -> list[list[float]]:
+        """Seconds of a send from every rank to the next, by the block the cut lies before."""
         n, pp = self.layout.num_blocks, row.degrees.pp
-        if pp == 1 or not blocks_sends(row.schedule):
-            return [0.0] * (n + 1)
-        probe = tuple((i, i + 1) for i in range(pp))
-        plain = min(send_times(self.model, row, probe)[:-1])
-        scale = self.layout.cut_scales(self.model.problem.model)
-        return [0.0, *(plain * max(1.0, s / scale[0]) for s in scale), 0.0]
+        scales = self.layout.cut_scales(self.model.problem.model)
+        found = []
+        for rank in range(pp - 1):
+            by_scale = {scale: boundary_send_seconds(self.model, row, rank, scale) for scale in set(scales)}
+            found.append([0.0, *(by_scale[scale] for scale in scales), 0.0])
+        return [*found, [0.0] * (n + 1)]
 
     def _chunked(
         self,
@@ -121,45 +145,99 @@ class CandidateSolver:
         chunks = interleaved_chunks(self.layout, row)
         factor = self.model.straggler_factor
         sends = send_times(self.model, row, chunks)
+        ranges = Ranges(stages, self.layout)
+        placed = [
+            [chunks[virtual_stage(row.schedule, rank, chunk, pp)] for chunk in range(v)] for rank in range(pp)
+        ]
+        total, tails = ranges.rank_tails(placed)
         fill = forward_fill = first_reduce = update = worst = 0.0
         picks: list[list[tuple[int, int, tuple[Group, ...], Choice]]] = []
-        for rank in range(pp):
+        for rank, spans in enumerate(placed):
             states = alive_states(row.schedule, rank, pp, m, v)
-            spans = [chunks[virtual_stage(row.schedule, rank, chunk, pp)] for chunk in range(v)]
-            parts = [
-                self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
-            ]
-            flat = tuple(group for part in parts for group in part)
-            merged = flat if policy.is_by_stage else merge_groups(parts)
-            plain = sum(stages.seconds(plain_items(merged, row.sharding)))
-            room = ((incumbent - first_reduce - update) / factor - fill) / m - plain
+            forward = sum(ranges.forward_seconds(*span) for span in spans)
+            backward = sum(ranges.backward_seconds(*span) for span in spans)
+            room = ((incumbent - first_reduce - update) / factor - fill) / m - forward - backward
             if room <= 0.0:
                 return None
-            least = policy.choose(stages, merged, self.limit_bytes, row.sharding, room)
-            choice = self._fitting(stages, merged, policy, row.sharding, room, least)
-            if least is None or choice is None:
-                return None
-            split = deal_choice(parts, choice) if policy.is_by_stage else split_choice(parts, merged, choice)
-            chunk_items = [c.items(p, row.sharding) for c, p in zip(split, parts, strict=True)]
-            items = [item for chunk in chunk_items for item in chunk]
-            forward, backward = stages.seconds(items)
-            tail = stages.tail(items, forward, backward)
+            tail = Tail(tails.reduce[rank], tails.optimizer[rank], tails.gather[rank])
+            plain_bytes = ranges.chunks_bytes(spans, states) if policy.is_plain_first else None
+            spared = 0.0
+            if plain_bytes is None or plain_bytes > self.limit_bytes:
+                chosen = self._chunk_choices(stages, policy, spans, states, room)
+                if chosen is None:
+                    return None
+                pick, extra, spared = chosen
+                picks.append(pick)
+                backward += extra
+                whole = Sync(total.reduce[rank], 0.0, total.traffic[rank], total.elements[rank])
+                reduce = stages.exposed(whole, forward, backward).reduce
+                tail = Tail(reduce, tail.optimizer, tail.gather)
             first_reduce = first_reduce if rank else tail.reduce
             update = max(update, tail.optimizer + tail.gather)
-            # The bound is that of the cheaper choice that counts the end of the warm-up alone.
-            spared = choice.extra_seconds - least.extra_seconds + least.spared_seconds
             busy = m * (forward + backward - spared) + self._turn(row, chunks, rank, fill)
             ends = (factor * (fill + busy) + first_reduce, factor * (forward_fill + busy) + tail.reduce)
             worst = max(worst, *ends)
-            first = stages.seconds(plain_items(parts[0], row.sharding))
             # The first microbatch travels down and the last one back up over this boundary.
             send = sends[rank]
-            drain = 0.0 if row.schedule in ZERO_BUBBLE else first[1] + send
-            fill, forward_fill = fill + first[0] + send + drain, forward_fill + first[0] + send
+            down = ranges.forward_seconds(*spans[0]) + send
+            drain = 0.0 if row.schedule in ZERO_BUBBLE else ranges.backward_seconds(*spans[0]) + send
+            fill, forward_fill = fill + down + drain, forward_fill + down
             if worst + update >= incumbent:
                 return None
-            picks.append([(*span, p, c) for span, p, c in zip(spans, parts, split, strict=True)])
-        return Solved((self._decision(row, chunks, picks),), worst + update + fixed)
+        bound = float(worst + update + fixed)
+        return Solved((self._decision(row, chunks, picks),), (bound,), bound)
+
+    def _chunk_choices(
+        self,
+        stages: StageModel,
+        policy: RecomputePolicy,
+        spans: list[tuple[int, int]],
+        states: tuple[tuple[int, ...], ...],
+        room: float,
+    ) -> tuple[list[tuple[int, int, tuple[Group, ...], Choice]], float, float] | None:
+        """Every chunk's recompute choice on one rank, their extra seconds, and what of it a bound spares.
+
+        The bound is that of the cheaper choice that counts the end of the warm-up alone.
+        """
+        sharding = stages.row.sharding
+        parts = [
+            self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
+        ]
+        flat = tuple(group for part in parts for group in part)
+        merged = flat if policy.is_by_stage else merge_groups(parts)
+        least = policy.choose(stages, merged, self.limit_bytes, sharding, room)
+        choice = self._fitting(stages, merged, policy, sharding, room, least)
+        if least is None or choice is None:
+            return None
+        split = deal_choice(parts, choice) if policy.is_by_stage else split_choice(parts, merged, choice)
+        pick = [(*span, part, one) for span, part, one in zip(spans, parts, split, strict=True)]
+        kinds, extra = stages.row.kinds, 0.0
+        for group, (selective, full) in zip(merged, choice.counts, strict=True):
+            seconds = kinds[group.kind].backward_seconds
+            extra += selective * (seconds[1] - seconds[0]) + full * (seconds[2] - seconds[0])
+        return pick, extra, choice.extra_seconds - least.extra_seconds + least.spared_seconds
+
+    def plain_bound(self, row: CandidateRow) -> float:
+        """Seconds no plan on the balanced chunks of a candidate can beat: the step without recomputation.
+
+        Replayed on its schedule: longer backwards never end it sooner; they only hide more of the gradient
+        reduction, so that is taken with the longest ones.
+        """
+        chunks = interleaved_chunks(self.layout, row)
+        prediction = price(self.model, self._decision(row, chunks, []), rows={row.sharding: row})
+        stages = self.model.stage_model({row.sharding: row})
+        longest = [max(kind.backward_seconds) for kind in row.kinds]
+        hidden = 0.0
+        for stage in prediction.stages:
+            spans = [
+                chunks[virtual_stage(row.schedule, stage.index, chunk, row.degrees.pp)]
+                for chunk in range(row.virtual_stages)
+            ]
+            groups = merge_groups([self.layout.groups(*span, (1,)) for span in spans])
+            backward = sum(self.layout.sum_over(longest, *span) for span in spans)
+            tail = stages.tail(plain_items(groups, row.sharding), stage.forward_seconds, backward)
+            hidden = max(hidden, stage.tail.reduce - tail.reduce)
+        return prediction.step_seconds - hidden
 
     def _turn(self, row: CandidateRow, chunks: tuple[tuple[int, int], ...], rank: int, fill: float) -> float:
         """Idle seconds of a rank of the V before its first backward, beyond ``fill``; 0 for other schedules.

@@ -7,14 +7,16 @@ to be reported. The certificate is the smallest bound of anything solved or left
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from planner.cost.row import CandidateRow
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
-from planner.search.candidate import CandidateSolver
+from planner.search.candidate import CandidateSolver, Solved
 from planner.search.integer_program import is_memory_bound, refine
 from planner.search.nearest_miss import nearest_miss
 from planner.search.policy import offered_modes, recompute_policies, split_policies
@@ -28,6 +30,7 @@ from planner.units import format_bytes
 TIE = 1e-9
 PROVED_GAP = 1e-6
 RUNNER_UP_SOLVES = 100
+DIVES = 16
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def search(
     ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
-    lower = min([*run.solved_bounds, run.open_bound])
+    lower = min([*(bound for bound, _ in run.solved), run.open_bound])
     if not is_refined or not math.isfinite(lower):
         lower = min(lower, best.seconds)
     gap = 1.0 - lower / best.seconds
@@ -136,7 +139,10 @@ def refined(
 
 @dataclass
 class BestFirst:
-    """State of the best-first loop. Only plans faster than ``incumbent_seconds`` are looked for."""
+    """State of the best-first loop. Only plans faster than ``incumbent_seconds`` are looked for.
+
+    is_certified: whether bounds that keep the best plan from being proved are worth a closer look.
+    """
 
     model: CostModel
     space: Space
@@ -145,24 +151,37 @@ class BestFirst:
     reporter: Reporter
     incumbent_seconds: float = math.inf
     found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
-    solved_bounds: list[float] = field(default_factory=list)
+    solved: list[tuple[float, Opened]] = field(default_factory=list)
     open_bound: float = math.inf
     tried: int = 0
+    is_certified: bool = True
 
     def over(self, deadline: float) -> bool:
         """Solve candidates in the order of their bounds until none can beat the best plan.
 
         False when stopped early. After that up to RUNNER_UP_SOLVES more candidates are solved for
-        runners-up on other meshes.
+        runners-up on other meshes, and the bounds that keep the best plan from being proved are looked at
+        again.
         """
         asked = (self.model.chain, self.space.limits, self.space.pins.recompute)
         policies, split = recompute_policies(*asked), split_policies(*asked)
         solver = CandidateSolver(self.model, self.space.layout, self.limit, policies, split)
+        is_complete = self._loop(solver, deadline)
+        if is_complete and self.found and self.is_certified:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._tighten(replace(solver, is_exact=True), deadline)
+        return is_complete
+
+    def _loop(self, solver: CandidateSolver, deadline: float) -> bool:
         is_timed = math.isfinite(deadline)
         position = extra = 0
         is_settled = False
         try:
-            while (opened := self.space.pop()) is not None:
+            while True:
+                is_diving = self.tried < DIVES or math.isinf(self._best())
+                opened = self.space.pop(self._best(), is_diving=is_diving)
+                if opened is None:
+                    return True
                 bound = opened.bound_seconds
                 is_settled = is_settled or bound >= self._best()
                 threshold = self._threshold() if is_settled else self._best()
@@ -172,7 +191,7 @@ class BestFirst:
                     if bound >= threshold or extra > RUNNER_UP_SOLVES:
                         return True
                 if is_timed and time.process_time() > deadline and self.found:
-                    self.open_bound = min(self.open_bound, bound)
+                    self.open_bound = min(self.open_bound, bound, self.space.smallest_bound())
                     return is_settled
                 self.open_bound, before = min(self.open_bound, bound), self.open_bound
                 self._try(solver, opened, threshold, is_settled)
@@ -186,27 +205,69 @@ class BestFirst:
                 raise
             self.open_bound = min(self.open_bound, self.space.smallest_bound())
             return is_settled
-        return True
 
     def _try(self, solver: CandidateSolver, opened: Opened, threshold: float, is_runner_up: bool) -> None:
         self.tried += 1
         key = self.space.mesh(opened)
         known = self.found.get(key)
         cutoff = min(threshold, known.seconds if known else math.inf)
-        solved = solver.solve(self.space.row(opened), cutoff)
+        row = self.space.row(opened)
+        solved = solver.solve(row, cutoff)
         if solved is None:
             return
         if not is_runner_up:
-            self.solved_bounds.append(max(solved.bound_seconds, opened.bound_seconds))
-        priced = [(d, price(self.model, d)) for d in solved.decisions]
-        decision, prediction = min(priced, key=lambda pair: pair[1].step_seconds)
-        solution = Solution(decision, prediction, max(solved.bound_seconds, opened.bound_seconds))
+            self.solved.append((max(solved.bound_seconds, opened.bound_seconds), opened))
+        self._keep(key, solved, row, opened.bound_seconds)
+
+    def _keep(self, key: tuple[int, ...], solved: Solved, row: CandidateRow, bound: float) -> None:
+        """Price the decisions of a solved candidate and keep the fastest if it is the mesh's best."""
+        known = self.found.get(key)
+        decision, prediction = self._best_of(solved, {row.sharding: row})
+        solution = Solution(decision, prediction, max(solved.bound_seconds, bound))
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
             raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
         if known is None or solution.seconds < known.seconds * (1.0 - TIE):
             if solution.seconds < self._best():
                 self.reporter.improved(solution.decision.label(), solution.seconds)
             self.found[key] = solution
+
+    def _tighten(self, solver: CandidateSolver, deadline: float) -> None:
+        """Raise the smallest bounds of solved candidates, until the best plan is proved or one stays."""
+        is_raised = True
+        while is_raised and self.solved and time.process_time() <= deadline:
+            lowest = min(range(len(self.solved)), key=lambda index: self.solved[index][0])
+            bound, opened = self.solved[lowest]
+            if bound >= self._best() * (1.0 - PROVED_GAP):
+                return
+            raised = self._raised(solver, bound, opened)
+            is_raised = raised > bound
+            self.solved[lowest] = max(bound, raised), opened
+
+    def _raised(self, solver: CandidateSolver, bound: float, opened: Opened) -> float:
+        """A solved candidate's bound, from a closer look; at least as good a plan of it is kept."""
+        row, best = self.space.row(opened), self._best()
+        if row.virtual_stages > 1:
+            return solver.plain_bound(row)
+        solved = solver.solve(row, best)
+        if solved is None:
+            return best
+        self._keep(self.space.mesh(opened), solved, row, bound)
+        return solved.bound_seconds
+
+    def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction]:
+        """The fastest decision; those whose bound is behind one already priced need no price."""
+        best: tuple[Decision, Prediction] | None = None
+        for bound, decision in sorted(
+            zip(solved.bounds, solved.decisions, strict=True), key=lambda pair: pair[0]
+        ):
+            if best is not None and bound >= best[1].step_seconds:
+                break
+            prediction = price(self.model, decision, rows=rows)
+            if best is None or prediction.step_seconds < best[1].step_seconds:
+                best = decision, prediction
+        if best is None:
+            raise RuntimeError("a solved candidate has no decision")
+        return best
 
     def _best(self) -> float:
         return min((s.seconds for s in self.found.values()), default=self.incumbent_seconds)
@@ -231,6 +292,7 @@ def describe_space(limits: Limits, pins: Pins) -> str:
     schedule = "1F1B with any stage split" if limits.max_pp > 1 else "no pipeline"
     if limits.max_pp > 1 and "interleaved" in limits.schedules:
         schedule += ", interleaving with balanced chunks"
+        schedule += "" if limits.is_exact else " (one degree per chunk depth)"
     if limits.max_pp > 1 and "zb-v" in limits.schedules:
         schedule += ", zero bubble"
     where = {"global": "global", "island": "inside an island"}

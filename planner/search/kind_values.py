@@ -175,7 +175,7 @@ def _recompute_rates(freed: list[Array], extra: list[Array]) -> tuple[Array, Arr
 
 def by_code(sharding: IntArray) -> Iterator[tuple[int, IntArray]]:
     """Each sharding code that occurs, with the candidates that have it."""
-    for code in np.unique(sharding).tolist():
+    for code in np.flatnonzero(np.bincount(sharding)).tolist():  # np.unique would import numpy.ma
         yield int(code), np.flatnonzero(sharding == code)
 
 

@@ -25,6 +25,9 @@ class Layout:
             row = list(self._prefix[-1])
             row[kind] += 1
             self._prefix.append(row)
+        # Where in the chain the layers of every block begin, and the end of the chain.
+        starts = (chain.layer_range(block, block + 1)[0] for block in range(chain.num_blocks))
+        self.boundaries = (*starts, len(chain.layers))
         self.kind_counts = lru_cache(maxsize=200_000)(self._kind_counts)
 
     def cut_scales(self, model: ModelSpec) -> list[float]:

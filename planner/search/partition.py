@@ -3,9 +3,11 @@
 State (rank i, blocks placed l) with labels (T, U, S, F, R): S the time of one microbatch on the ranks so far
 (fill and drain), F its forward half; T the largest end seen from any of them (``bounds.rank_lower_bound``,
 close to the exact 1F1B makespan and never above it) with the gradient reduction behind it, R that of rank
-0, which ends last; U the longest optimizer and gather. The step is at least T + U. A rank is offered every
-block range whose layers fit the memory limit under their cheapest recompute modes. A label is kept while
-no other is at most equal in all five; ranges that cannot beat the incumbent are not tried.
+0, which ends last; U the longest optimizer and gather. The step is at least T + U. Zero bubble adds V,
+forwards and input gradients of the ranks so far (the way of the last microbatch back to rank 0), and L, what
+rank 0 does when that arrives: its last weight gradient and its reduction. A rank is offered every block range
+whose layers fit the memory limit under their cheapest recompute modes. A label is kept while no other is at
+most equal in all; ranges that cannot beat the incumbent are not tried.
 """
 
 from __future__ import annotations
@@ -14,18 +16,25 @@ import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate
 
 from planner.cost.row import CandidateRow
 from planner.cost.stage import StageModel
-from planner.cost.tail import Sync, Tail
+from planner.cost.step import blocks_sends
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, warmup_operations
+from planner.search.knapsack import cheapest_modes
+from planner.search.labels import SMALL, Label, Priced, keep
 from planner.search.layout import Layout
 from planner.search.policy import RecomputePolicy
+from planner.search.ranges import Ranges
 from planner.search.recompute import Choice, Group
-from planner.search.split_bounds import plain_share, rank_lower_bound
+from planner.search.split_bounds import (
+    WEIGHTS_DELAYED,
+    plain_share,
+    rank_lower_bound,
+    zero_bubble_return_bound,
+)
 
-SMALL = 1e-12
 PRICED_SPLITS = 4
 
 
@@ -47,53 +56,14 @@ class Partition:
     ranks: tuple[RankChoice, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Priced:
-    """A rank's recompute choice, its least seconds per microbatch (sends excluded) and its tail."""
-
-    choice: Choice
-    forward: float
-    backward: float
-    tail: Tail
-
-
-class _Label(NamedTuple):
-    """What ranks 0..i cost: T, U, S, F and R of the module docstring, seconds; T has the straggler factor.
-
-    ``end``: blocks placed; ``priced`` and ``parent``: the last rank and the ranks before it.
-    """
-
-    total: float
-    update: float
-    before: float
-    forward: float
-    reduce: float
-    end: int = 0
-    priced: _Priced | None = None
-    parent: _Label | None = None
-
-    @property
-    def bound(self) -> float:
-        return self.total + self.update
-
-    def covers(self, other: _Label) -> bool:
-        """Nothing that continues ``other`` can beat the same continuation of this label."""
-        return (
-            self.total <= other.total + SMALL
-            and self.update <= other.update + SMALL
-            and self.before <= other.before + SMALL
-            and self.forward <= other.forward + SMALL
-            and self.reduce <= other.reduce + SMALL
-        )
-
-
-START = _Label(0.0, 0.0, 0.0, 0.0, 0.0)
+START = Label(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Partitioner:
     """Splits the chain for one candidate (non-interleaved schedules).
 
-    ``policy`` says which recompute modes the layers of a rank may have.
+    ``policy`` says which recompute modes the layers of a rank may have; ``is_exact``: where its choice is a
+    relaxation rounded up, the ranges that may be part of a faster plan get the exact one.
     """
 
     def __init__(
@@ -102,12 +72,15 @@ class Partitioner:
         layout: Layout,
         limit_bytes: float,
         straggler_factor: float,
-        send_at: list[float],
+        sends: list[list[float]],
         policy: RecomputePolicy,
+        *,
+        is_exact: bool = False,
     ) -> None:
+        self.is_exact = is_exact
         self.stages, self.layout, self.limit = stages, layout, limit_bytes
         self.factor = straggler_factor
-        self.send_at = send_at
+        self.sends, self.is_blocking = sends, blocks_sends(stages.row.schedule)
         self.policy = policy
         row = stages.row
         self.pp, self.m = row.degrees.pp, row.microbatches
@@ -116,17 +89,31 @@ class Partitioner:
         # Where weight gradients fill the drain, a rank behind keeps this one waiting by its forwards alone.
         self.has_drain = row.schedule not in ZERO_BUBBLE
         self.filling = 1.0 if self.has_drain else least_forward_share_of(row)
-        cheapest = [kind.forward_seconds + min(kind.backward_seconds) for kind in row.kinds]
+        self.ranges = Ranges(stages, layout)
+        cheapest = self.ranges.prefix(
+            [kind.forward_seconds + min(kind.backward_seconds) for kind in row.kinds]
+        )
         n = layout.num_blocks
-        self.rest = [layout.sum_over(cheapest, block, n) if block < n else 0.0 for block in range(n + 1)]
+        self.ahead = (
+            cheapest if self.has_drain else self.ranges.prefix([k.forward_seconds for k in row.kinds])
+        )
+        self.rest = [cheapest[n] - sums for sums in cheapest]
         # What the first microbatch takes there and back: whole backwards, or their input gradients alone.
         weights = [0.0 if self.has_drain else kind.weight_seconds for kind in row.kinds]
-        turn = [seconds - weight for seconds, weight in zip(cheapest, weights, strict=True)]
-        self.around = [layout.sum_over(turn, block, n) if block < n else 0.0 for block in range(n + 1)]
-        self.least_send = min(send_at[1:n], default=0.0) if self.pp > 1 else 0.0
+        turn = self.ranges.prefix(
+            [
+                kind.forward_seconds + min(kind.backward_seconds) - weight
+                for kind, weight in zip(row.kinds, weights, strict=True)
+            ]
+        )
+        self.turns, self.around = turn, [turn[n] - sums for sums in turn]
+        self.delay = WEIGHTS_DELAYED.get(row.schedule, 0)
+        # The least sends between rank 0 and every rank.
+        least = [min(at_cut[1:n], default=0.0) for at_cut in sends]
+        self.least_sends = [0.0, *accumulate(least[: self.pp - 1])]
         self.shares = [float(plain_share(r, self.m, self.filling)) if r else 0.0 for r in range(self.pp + 1)]
-        self._synchronised: dict[tuple[int, ...], Sync] = {}
-        self._cache: dict[tuple[tuple[int, ...], int], _Priced | None] = {}
+        self._cache: dict[tuple[tuple[int, ...], int], tuple[Choice, float] | None] = {}
+        self._priced: dict[tuple[int, int, int], Priced | None] = {}
 
     def solve(self, incumbent_seconds: float) -> list[Partition]:
         """The best splits by bound, best first; only those whose bound beats ``incumbent_seconds``.
@@ -134,19 +121,24 @@ class Partitioner:
         Bounds are exact only without sends and recompute, so a few splits are returned for pricing.
         """
         n = self.layout.num_blocks
-        starts = self._earliest_starts()
+        starts = self._earliest_starts(incumbent_seconds)
         if starts is None:
             return []
-        incumbent_seconds = min(incumbent_seconds, self._balanced(starts) * (1.0 + SMALL) + SMALL)
-        frontier: dict[int, list[_Label]] = {0: [START]}
+        balanced = self._balanced(starts) * (1.0 + SMALL) + SMALL
+        if balanced < incumbent_seconds:
+            incumbent_seconds = balanced
+            starts = self._earliest_starts(incumbent_seconds)
+            if starts is None:
+                return []
+        frontier: dict[int, list[Label]] = {0: [START]}
         for rank in range(self.pp):
-            following: dict[int, list[_Label]] = {}
+            following: dict[int, list[Label]] = {}
             for first, labels in frontier.items():
                 longest = max(self._room(rank, label, incumbent_seconds) for label in labels)
                 ends = self._ends(rank, first, starts[rank + 1], longest)
                 for label in labels:
                     for extended in self._extended(label, rank, first, ends, incumbent_seconds):
-                        _keep(following.setdefault(extended.end, []), extended)
+                        keep(following.setdefault(extended.end, []), extended)
             frontier = following
         final = sorted(frontier.get(n, []), key=lambda label: (label.bound, label.before))
         return [self._partition(label) for label in final[:PRICED_SPLITS]]
@@ -165,41 +157,64 @@ class Partitioner:
             label = self._extend(label, rank, label.end, end, priced)
         return label.bound
 
-    def _partition(self, label: _Label) -> Partition:
+    def _partition(self, label: Label) -> Partition:
         ranks: list[RankChoice] = []
-        step: _Label | None = label
+        step: Label | None = label
         while step is not None and step.priced is not None:
             rank, first = self.pp - len(ranks) - 1, step.parent.end if step.parent else 0
             groups = self.layout.groups(first, step.end, (self.alive[rank],))
-            ranks.append(RankChoice(first, step.end, groups, step.priced.choice))
+            choice = step.priced.choice or Choice(0.0, tuple((0, 0) for _ in groups))
+            ranks.append(RankChoice(first, step.end, groups, choice))
             step = step.parent
         return Partition(label.bound, tuple(reversed(ranks)))
 
-    def _earliest_starts(self) -> list[int] | None:
+    def _earliest_starts(self, incumbent: float) -> list[int] | None:
         """Per rank the first block it may start at so that it and the ranks behind can hold the rest.
 
-        None when no split fits. Fewer layers never need more memory, so each is found by bisection.
+        In memory, and in time: a rank that starts there must beat the incumbent behind the cheapest ranks
+        before it. None when no split does. Fewer layers on a rank never need more memory or end later (what
+        waits less in front of it is work taken off it ``microbatches`` times), so each start is found by
+        bisection, and the earliest start of a rank is earliest for all before it.
         """
         starts = [self.layout.num_blocks] * (self.pp + 1)
         for rank in reversed(range(self.pp)):
             low, high = rank, starts[rank + 1]
+            if rank == 0:
+                return starts if self._holds(0, 0, high, incumbent) else None
             while low < high:
                 middle = (low + high) // 2
-                if self._price(rank, middle, starts[rank + 1]) is None:
-                    low = middle + 1
-                else:
+                if self._holds(rank, middle, starts[rank + 1], incumbent):
                     high = middle
+                else:
+                    low = middle + 1
             if high == starts[rank + 1]:
                 return None
             starts[rank] = high
-        return starts if starts[0] == 0 else None
+        return starts
 
-    def _room(self, rank: int, label: _Label, incumbent: float) -> float:
+    def _holds(self, rank: int, first: int, end: int, incumbent: float) -> bool:
+        """Whether a rank with this range fits the limit and may beat the incumbent."""
+        # Fill and drain pass every boundary before this rank; the last one is in this rank's own backward.
+        drained = self.least_sends[rank - 1] if self.has_drain and rank else 0.0
+        before = self.ahead[first] + self.least_sends[rank] + drained
+        mine = self.m * (self.rest[first] - self.rest[end])
+        if self.factor * (before + mine) >= incumbent:
+            return False
+        priced = self._price(rank, first, end)
+        if priced is None or self.factor * self._bound(rank, first, end, before, priced) >= incumbent:
+            return False
+        if self.has_drain:
+            return True
+        turn = self.turns[first] + 2.0 * self.least_sends[rank]
+        end_seconds = self._way_back(rank, first, end, turn, priced) + self.ranges.weight_seconds(0, 1)
+        return self.factor * end_seconds < incumbent
+
+    def _room(self, rank: int, label: Label, incumbent: float) -> float:
         """Seconds a rank behind ``label`` may work for all microbatches and still beat the incumbent."""
         reduce = label.reduce if rank else 0.0
         return (incumbent - label.update - reduce) / self.factor - label.before
 
-    def _ends(self, rank: int, first: int, earliest: int, longest: float) -> list[tuple[int, _Priced]]:
+    def _ends(self, rank: int, first: int, earliest: int, longest: float) -> list[tuple[int, Priced]]:
         """Where a rank that starts at ``first`` may end, priced: the rest must fit behind it.
 
         ``longest``: seconds of work for all microbatches beyond which it cannot pay.
@@ -216,8 +231,8 @@ class Partitioner:
         return found
 
     def _extended(
-        self, label: _Label, rank: int, first: int, ends: list[tuple[int, _Priced]], incumbent: float
-    ) -> Iterator[_Label]:
+        self, label: Label, rank: int, first: int, ends: list[tuple[int, Priced]], incumbent: float
+    ) -> Iterator[Label]:
         """The label with one more rank, for every end that may beat the incumbent."""
         left = self.pp - rank - 1
         room = self._room(rank, label, incumbent)
@@ -228,6 +243,8 @@ class Partitioner:
             if left and self._spread(self.rest[end], self.filling * mine, left) >= room:
                 continue
             extended = self._extend(label, rank, first, end, priced)
+            if extended.bound < incumbent and self.is_exact and self._settle(rank, first, end, priced):
+                extended = self._extend(label, rank, first, end, priced)
             if extended.bound < incumbent:
                 yield extended
 
@@ -235,49 +252,103 @@ class Partitioner:
         """Least T for ``work`` spread perfectly over ``ranks`` ranks behind ``before`` seconds of fill."""
         return before + work * self.shares[ranks]
 
-    def _extend(self, label: _Label, rank: int, first: int, end: int, priced: _Priced) -> _Label:
+    def _extend(self, label: Label, rank: int, first: int, end: int, priced: Priced) -> Label:
+        if priced.tail is None:
+            priced.tail = self.ranges.tail(first, end, priced.extra)
         tail = priced.tail
-        forward = priced.forward + (self.send_at[end] if rank + 1 < self.pp else 0.0)
-        backward = priced.backward + (self.send_at[first] if rank else 0.0)
-        after, warmup = self._after(rank, end), self.warmup[rank]
-        bound = rank_lower_bound(
-            label.before, forward, backward, after, self.m, warmup, has_drain=self.has_drain
-        )
+        bound = self._bound(rank, first, end, label.before, priced)
         first_reduce = label.reduce if rank else tail.reduce
         # This rank itself ends before the backwards of the ranks before it, and then reduces.
         mine = bound - (label.before - label.forward)
         total = max(label.total, self.factor * bound + first_reduce, self.factor * mine + tail.reduce)
+        turn = last = 0.0
+        if not self.has_drain:
+            weight = self.ranges.weight_seconds(first, end)
+            last = label.last if rank else self.factor * weight + tail.reduce
+            total = max(total, self.factor * self._way_back(rank, first, end, label.turn, priced) + last)
+            turn = label.turn + priced.forward + priced.backward - weight + 2.0 * self.sends[rank][end]
         update = max(label.update, tail.optimizer + tail.gather)
+        send = self.sends[rank][end]
+        forward = priced.forward + send
+        backward = priced.backward + (self.sends[rank - 1][first] if rank else 0.0)
         before = label.before + forward + (backward if self.has_drain else 0.0)
-        return _Label(total, update, before, label.forward + forward, first_reduce, end, priced, label)
+        passed = label.forward + forward
+        return Label(total, update, before, passed, first_reduce, turn, last, end, priced, label)
+
+    def _way_back(self, rank: int, first: int, end: int, turn: float, priced: Priced) -> float:
+        """``zero_bubble_return_bound`` of one rank behind ranks of ``turn`` seconds."""
+        weight, seconds = self.ranges.weight_seconds(first, end), priced.forward + priced.backward
+        return zero_bubble_return_bound(turn, seconds, weight, self.m, rank, self.delay)
+
+    def _bound(self, rank: int, first: int, end: int, before: float, priced: Priced) -> float:
+        """When the step can end at the earliest, judged from one rank behind ``before`` seconds."""
+        forward, backward = priced.forward, priced.backward
+        if self.is_blocking:
+            forward += self.sends[rank][end]
+            backward += self.sends[rank - 1][first] if rank else 0.0
+        after, warmup = self._after(rank, end), self.warmup[rank]
+        return rank_lower_bound(before, forward, backward, after, self.m, warmup, has_drain=self.has_drain)
 
     def _after(self, rank: int, end: int) -> float:
         """Least time of one microbatch on the ranks behind, sends included: down and back again."""
-        ranks = self.pp - rank - 1
-        sends = 2 * ranks - 1 if ranks else 0
-        return self.around[end] + sends * self.least_send
+        sends = self.least_sends[-1] - self.least_sends[rank]
+        # Where sends block, the one down to the next rank is part of this rank's own forward.
+        own = self.sends[rank][end] if self.is_blocking else 0.0
+        return self.around[end] + max(0.0, 2.0 * sends - own)
 
-    def _price(self, rank: int, first: int, end: int) -> _Priced | None:
+    def _price(self, rank: int, first: int, end: int) -> Priced | None:
         """One rank priced, None when it does not fit."""
+        alive = self.alive[rank]
+        key = (first, end, alive)
+        if key not in self._priced:
+            self._priced[key] = self._price_new(rank, first, end)
+        return self._priced[key]
+
+    def _price_new(self, rank: int, first: int, end: int) -> Priced | None:
+        ranges, plain_bytes = self.ranges, None
+        forward, backward = ranges.forward_seconds(first, end), ranges.backward_seconds(first, end)
+        if self.policy.is_plain_first:
+            plain_bytes = ranges.plain_bytes(first, end, self.alive[rank])
+            if plain_bytes is not None and plain_bytes <= self.limit:
+                return Priced(None, forward, backward, 0.0)
         key = (self.layout.kind_counts(first, end), self.alive[rank])
         if key not in self._cache:
-            self._cache[key] = self._price_new(rank, first, end)
-        return self._cache[key]
+            self._cache[key] = self._chosen(rank, first, end, plain_bytes)
+        found = self._cache[key]
+        if found is None:
+            return None
+        choice, extra = found
+        return Priced(choice, forward, backward + extra - choice.spared_seconds, extra)
 
-    def _price_new(self, rank: int, first: int, end: int) -> _Priced | None:
-        stages = self.stages
-        sharding = stages.row.sharding
+    def _settle(self, rank: int, first: int, end: int, priced: Priced) -> bool:
+        """Put the exact recompute choice in the place of a rounded one; False where it is exact already."""
+        plain_bytes = self.ranges.plain_bytes(first, end, self.alive[rank])
+        if priced.choice is None or not priced.choice.spared_seconds or plain_bytes is None:
+            return False
+        over_bytes = (plain_bytes - self.limit) / (1.0 + self.stages.device.constants.allocator_slack)
         groups = self.layout.groups(first, end, (self.alive[rank],))
-        choice = self.policy.choose(stages, groups, self.limit, sharding)
+        kinds = self.stages.row.kinds
+        choice = cheapest_modes(kinds, groups, over_bytes, self.policy.offered, priced.choice)
+        plain = priced.backward - priced.extra + priced.choice.spared_seconds
+        priced.choice, priced.extra, priced.tail = choice, choice.extra_seconds, None
+        priced.backward = plain + choice.extra_seconds - choice.spared_seconds
+        return True
+
+    def _chosen(
+        self, rank: int, first: int, end: int, plain_bytes: float | None
+    ) -> tuple[Choice, float] | None:
+        """The recompute choice of a rank and its extra seconds."""
+        stages, sharding = self.stages, self.stages.row.sharding
+        groups = self.layout.groups(first, end, (self.alive[rank],))
+        choice = self.policy.choose(stages, groups, self.limit, sharding, plain_bytes=plain_bytes)
         if choice is None:
             return None
-        items = choice.items(groups, sharding)
-        forward, backward = stages.seconds(items)
-        counts = self.layout.kind_counts(first, end)
-        if counts not in self._synchronised:
-            self._synchronised[counts] = stages.synchronised(items)
-        tail = stages.exposed(self._synchronised[counts], forward, backward)
-        return _Priced(choice, forward, backward - choice.spared_seconds, tail)
+        kinds = stages.row.kinds
+        extra = 0.0
+        for group, (selective, full) in zip(groups, choice.counts, strict=True):
+            seconds = kinds[group.kind].backward_seconds
+            extra += selective * (seconds[1] - seconds[0]) + full * (seconds[2] - seconds[0])
+        return choice, extra
 
 
 def least_forward_share_of(row: CandidateRow) -> float:
@@ -288,11 +359,3 @@ def least_forward_share_of(row: CandidateRow) -> float:
         if kind.forward_seconds > 0.0
     ]
     return min(shares, default=1.0)
-
-
-def _keep(labels: list[_Label], new: _Label) -> None:
-    """Add ``new`` unless covered; drop what it covers."""
-    if any(old.covers(new) for old in labels):
-        return
-    labels[:] = [old for old in labels if not new.covers(old)]
-    labels.append(new)

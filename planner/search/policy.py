@@ -32,6 +32,11 @@ class RecomputePolicy:
         """Whether virtual stages of a rank are judged one by one."""
         return self.mode in ("first", "block")
 
+    @property
+    def is_plain_first(self) -> bool:
+        """Whether nothing is recomputed wherever that fits."""
+        return self.mode in ("free", "first", "none")
+
     def choose(
         self,
         stages: StageModel,
@@ -39,10 +44,16 @@ class RecomputePolicy:
         limit_bytes: float,
         sharding: int,
         most_extra_seconds: float = math.inf,
+        plain_bytes: float | None = None,
     ) -> Choice | None:
-        """Modes for one rank, None when they do not fit ``limit_bytes`` or cost too much."""
+        """Modes for one rank, None when they do not fit ``limit_bytes`` or cost too much.
+
+        ``plain_bytes``: the rank's bytes without recomputation, where the caller knows them to be one sum.
+        """
         if self.mode == "free":
-            return choose_recompute(stages, groups, limit_bytes, sharding, most_extra_seconds, self.offered)
+            return choose_recompute(
+                stages, groups, limit_bytes, sharding, most_extra_seconds, self.offered, plain_bytes
+            )
         if self.mode == "first":
             return _fewest(stages, groups, limit_bytes, sharding)
         found = _choice(stages, groups, self._counts(groups), sharding)

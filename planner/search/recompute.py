@@ -78,6 +78,7 @@ def choose_recompute(
     sharding: int,
     most_extra_seconds: float = math.inf,
     offered: tuple[int, ...] = MODES,
+    plain_bytes: float | None = None,
 ) -> Choice | None:
     """The cheapest of the ``offered`` recompute modes that fit ``limit_bytes`` at the end of the warm-up.
 
@@ -85,9 +86,15 @@ def choose_recompute(
     ``most_extra_seconds`` per microbatch. Where a stack has several moments that may be the fullest, the
     bytes to free follow from those that tell, every choice is checked against all, and one mode for all
     layers is tried too: such a choice may free a layer more than it must. (Stacks of that kind take one
-    mode for all layers, so this choice is not what their plans are made of.)
+    mode for all layers, so this choice is not what their plans are made of.) ``plain_bytes``: the one
+    moment's bytes without recomputation, where the caller has them.
     """
     none = tuple((0, 0) for _ in groups)
+    if plain_bytes is not None:
+        if plain_bytes <= limit_bytes:
+            return Choice(0.0, none)
+        moments = [Moment("all", {"total": plain_bytes})]
+        return _cheapest_choice(stages, groups, moments, limit_bytes, sharding, most_extra_seconds, offered)
     warm = tuple(replace(group, alive=group.alive[:1]) for group in groups)
     moments = stages.moments(plain_items(warm, sharding))
     if max(moment.total for moment in moments) <= limit_bytes:

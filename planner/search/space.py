@@ -1,9 +1,10 @@
 """The search space, opened lazily in the order of lower bounds.
 
 A *base* is a mesh with a microbatch size; its bound holds for every sharding and schedule of it. Bases are
-priced in slices and only their bounds are kept; they are expanded, priced and bounded in full in waves,
-when the search reaches their bound. So the certificate covers everything while few candidates are ever
-held: what was never opened is bounded by its base.
+priced in slices and only their bounds are kept; they are expanded and priced in waves when the search
+reaches their bound, and their candidates bounded in full when it reaches the rough bound of those. So the
+certificate covers everything while few candidates are ever held: what was never opened is bounded by its
+base.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from planner.cost.arrays import Array, IntArray
 from planner.cost.layer import CostTable, cost_table
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.step import CostModel
-from planner.search.bounds import base_lower_bound, schedule_lower_bound
+from planner.search.bounds import base_lower_bound, schedule_lower_bound, spread_lower_bound
+from planner.search.kind_values import KindValues
 from planner.search.layout import Layout
 from planner.search.memory_bounds import largest_microbatch, least_memory, memory_lower_bound
 from planner.search.tree import (
@@ -36,6 +38,7 @@ from planner.strategy.limits import Limits
 SLICE = 16384
 FIRST_WAVE = 256
 LARGEST_WAVE = 4096
+REFINED = 512
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,18 @@ class Opened:
 
 @dataclass(frozen=True)
 class _Wave:
-    """Candidates expanded together, in the order of their bounds."""
+    """Candidates bounded together, in the order of their bounds; ``origin`` is each one's row of ``table``.
+
+    is_rough: only the work spread perfectly is counted yet.
+    """
 
     table: CostTable
+    values: KindValues
     candidates: Candidates
     origin: IntArray
     bounds: Array
     order: IntArray
+    is_rough: bool
 
 
 class Space:
@@ -67,7 +75,8 @@ class Space:
         self.codes = sharding_codes(limits, pins)
         self.expanded = Funnel()
         self.waves: list[_Wave] = []
-        self._heads: list[tuple[float, int, int]] = []
+        self._ready: list[tuple[float, int, int]] = []
+        self._rough: list[tuple[float, int, int]] = []
         self._meshes = enumerate_meshes(model.problem, limits, pins, funnel)
         self._bases = self._fitting_bases()
         self._bounds, self._least = self._bound_bases()
@@ -84,23 +93,33 @@ class Space:
         """Whether the decision tree left anything, memory apart."""
         return len(self._meshes) > 0
 
-    def pop(self) -> Opened | None:
-        """The candidate with the smallest bound of those not popped, None when there is none left."""
-        while self._next < len(self._order):
-            base = float(self._bounds[self._order[self._next]])
-            if self._heads and self._heads[0][0] <= base:
-                break
-            self._open_wave()
-        if not self._heads:
-            return None
-        bound, number, position = heapq.heappop(self._heads)
-        wave = self.waves[number]
-        self._push(number, position + 1)
-        return Opened(number, int(wave.order[position]), bound)
+    def pop(self, best_seconds: float = math.inf, *, is_diving: bool = False) -> Opened | None:
+        """The candidate with the smallest bound of those not popped, None when there is none left.
+
+        ``best_seconds``: the best plan so far; what it beats is opened a few at a time. ``is_diving``: one at
+        hand that may beat it goes first, whatever the bounds of what is not opened.
+        """
+        while True:
+            ready = self._ready[0][0] if self._ready else math.inf
+            rough = self._rough[0][0] if self._rough else math.inf
+            base = math.inf
+            if self._next < len(self._order):
+                base = float(self._bounds[self._order[self._next]])
+            if self._ready and (ready <= min(rough, base) or (is_diving and ready < best_seconds)):
+                bound, number, position = heapq.heappop(self._ready)
+                self._push(number, position + 1)
+                return Opened(number, int(self.waves[number].order[position]), bound)
+            if self._rough and rough <= base:
+                _, number, position = heapq.heappop(self._rough)
+                self._refine(number, position, best_seconds)
+            elif self._next < len(self._order):
+                self._open_wave(best_seconds)
+            else:
+                return None
 
     def smallest_bound(self) -> float:
         """The smallest bound of anything not popped, infinite when all was."""
-        head = self._heads[0][0] if self._heads else math.inf
+        head = min((heap[0][0] for heap in (self._ready, self._rough) if heap), default=math.inf)
         if self._next == len(self._order):
             return head
         return min(head, float(self._bounds[self._order[self._next]]))
@@ -127,7 +146,7 @@ class Space:
         return (
             len(self._order)
             - self._next
-            + sum(len(self.waves[number].order) - position for _, number, position in self._heads)
+            + sum(len(self.waves[number].order) - at for _, number, at in self._ready + self._rough)
         )
 
     def close(self, solved: int) -> None:
@@ -139,7 +158,7 @@ class Space:
             s for s in self.expanded.steps if s["cut"] or s["step"] in ("sharding", "schedule")
         ]
         self.funnel.steps += self.expanded.steps
-        popped = sum(len(wave.order) for wave in self.waves)
+        popped = sum(len(wave.order) for wave in self.waves if not wave.is_rough)
         self.funnel.add("solved", solved, "stages and recompute chosen by dynamic program", popped - solved)
 
     def smallest(self) -> tuple[CostTable, Array]:
@@ -188,10 +207,12 @@ class Space:
         model = self.model
         return cost_table(model.problem, model.chain, c, model.device, model.stack)
 
-    def _open_wave(self) -> None:
-        """Expand, price and bound the next bases."""
+    def _open_wave(self, best_seconds: float) -> None:
+        """Expand, price and bound the next bases: no more of those the best plan beats than FIRST_WAVE."""
         model, step = self.model, Funnel()
-        chosen = self._order[self._next : self._next + self._size]
+        needed = int(np.searchsorted(self._bounds[self._order[self._next :]], best_seconds))
+        size = min(self._size, max(FIRST_WAVE, needed))
+        chosen = self._order[self._next : self._next + size]
         self._next += len(chosen)
         self._size = min(LARGEST_WAVE, 2 * self._size)
         sharded, base = expand_shardings(
@@ -204,17 +225,36 @@ class Space:
         step.add("memory-bound", len(kept), reason, len(fits) - len(kept))
         scheduled, local = expand_schedules(sharded.take(kept), model.problem, self.limits, self.pins, step)
         origin = kept[local]
-        bounds = schedule_lower_bound(model, table, self.layout, scheduled, origin)
+        values = KindValues.of(model, table, np.arange(len(table.candidates)))
+        bounds = spread_lower_bound(model, table, scheduled, origin)
         bounds = np.maximum(bounds, self._bounds[chosen][base[origin]])
+        order = np.argsort(bounds, kind="stable")
+        self.expanded.absorb(step)
+        self.waves.append(_Wave(table, values, scheduled, origin, bounds, order, is_rough=True))
+        self._push(len(self.waves) - 1, 0)
+
+    def _refine(self, number: int, position: int, best_seconds: float) -> None:
+        """Bound the next candidates of a rough wave in full."""
+        rough, step = self.waves[number], Funnel()
+        left = rough.order[position:]
+        needed = int(np.searchsorted(rough.bounds[left], best_seconds)) if math.isfinite(best_seconds) else 0
+        chosen = left[: min(LARGEST_WAVE, max(REFINED, needed))]
+        candidates, origin = rough.candidates.take(chosen), rough.origin[chosen]
+        bounds = schedule_lower_bound(self.model, rough.table, rough.values, self.layout, candidates, origin)
+        bounds = np.maximum(bounds, rough.bounds[chosen])
         order = np.argsort(bounds, kind="stable")
         finite: IntArray = order[np.isfinite(bounds[order])]
         reason = "balanced chunks do not fit the limit with full recompute"
         step.add("chunk-memory", len(finite), reason, len(order) - len(finite))
         self.expanded.absorb(step)
-        self.waves.append(_Wave(table, scheduled, origin, bounds, finite))
+        self._push(number, position + len(chosen))
+        self.waves.append(
+            _Wave(rough.table, rough.values, candidates, origin, bounds, finite, is_rough=False)
+        )
         self._push(len(self.waves) - 1, 0)
 
     def _push(self, number: int, position: int) -> None:
         wave = self.waves[number]
         if position < len(wave.order):
-            heapq.heappush(self._heads, (float(wave.bounds[wave.order[position]]), number, position))
+            heap = self._rough if wave.is_rough else self._ready
+            heapq.heappush(heap, (float(wave.bounds[wave.order[position]]), number, position))

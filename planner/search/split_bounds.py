@@ -40,6 +40,9 @@ def split_share(
     forwards f where weight gradients fill the drain. There also its first input gradient waits for microbatch
     0 to come back, beside which only w - 1 = min(m, pp - r) - 1 warm-up forwards are done: no sooner than
     f S + m x + (f + i)(1 - S - x) - (w - 1) f' x, i the input gradients' share, f' the most f of any layer.
+    And the last input gradient still has to go back to rank 0, behind all of the rank's work but the weight
+    gradients that wait (r of them and the last): no sooner than (f + i) S + m x - min(m, r + 1) v' x, v' the
+    most share of weight gradients.
     Its a microbatches in flight hold x (s + a k) bytes, s and k the least static and saved bytes per second
     of work of any block; what passes the limit is freed at the best seconds per byte. The first and the last
     layer of the chain lie on the first and the last rank. A larger x on every rank is always better, so
@@ -59,7 +62,7 @@ def split_share(
     second = np.where(np.isfinite(second), second, rate)
     # Bytes that the first rate can free at most, per second of work of any block.
     cheap = total * _most_ratio(values.cheap[blocks], values.seconds[blocks])
-    least, most, turn = (share[rows] for share in _forward_shares(table))
+    least, most, turn, weight = (share[rows] for share in forward_shares(table))
     waiting = least if is_zb else np.ones(len(c))
     ends = (table.chain.layers[0], table.chain.layers[-1])
     low, high = m / pp, np.full(len(c), np.inf)
@@ -84,6 +87,8 @@ def split_share(
                     divisor = m - turn - np.maximum(0.0, np.minimum(m, pp - rank) - 1.0) * most
                     turned = (middle - turn + (turn - least) * reached) / divisor - fixed
                     x = np.where(divisor > 0.0, np.minimum(x, turned), x)
+                    back = (middle - turn * reached) / (m - np.minimum(m, rank + 1.0) * weight) - fixed
+                    x = np.where(weight < 1.0, np.minimum(x, back), x)
             is_there = rank < pp
             x = np.where(is_there, np.maximum(0.0, x), 0.0)
             placed, reached = placed + x, reached + x + np.where(is_there, fixed, 0.0)
@@ -110,10 +115,13 @@ def _most_ratio(value: Array, seconds: Array) -> Array:
     return result
 
 
-def _forward_shares(table: CostTable) -> tuple[Array, Array, Array]:
-    """Over the layer kinds: least and most share of forward, least of forward and input gradient."""
-    least = np.ones(len(table.candidates))
-    most, turn = np.zeros(len(table.candidates)), np.ones(len(table.candidates))
+def forward_shares(table: CostTable) -> tuple[Array, Array, Array, Array]:
+    """Over the layer kinds: least and most share of forward, least of forward and input gradient together.
+
+    The last: the most share of weight gradients.
+    """
+    least, turn = np.ones(len(table.candidates)), np.ones(len(table.candidates))
+    most = np.zeros(len(table.candidates))
     for row in table.rows:
         forward, backward = row.forward_seconds(), row.backward_seconds(0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -123,7 +131,7 @@ def _forward_shares(table: CostTable) -> tuple[Array, Array, Array]:
         least = np.where(is_work, np.minimum(least, share), least)
         most = np.where(is_work, np.maximum(most, share), most)
         turn = np.where(is_work, np.minimum(turn, around), turn)
-    return np.maximum(least, 1e-9), most, turn
+    return np.maximum(least, 1e-9), most, turn, 1.0 - turn
 
 
 def rank_lower_bound(
@@ -148,3 +156,21 @@ def rank_lower_bound(
     if microbatches > warmup and has_drain:
         idle += max(0.0, after - (warmup - 1) * backward)
     return before + microbatches * (forward + backward) + idle
+
+
+# Weight gradients that rank r leaves waiting, per r.
+WEIGHTS_DELAYED = {"zb-h1": 1, "zb-h2": 2}
+
+
+def zero_bubble_return_bound(
+    turn: float, seconds: float, weight: float, microbatches: int, rank: int, delayed: int
+) -> float:
+    """When the last microbatch's input gradient can be back at rank 0 at the earliest, judged from one rank.
+
+    ``turn``: forward plus input gradient of one microbatch on the ranks before; ``seconds``: forward and
+    whole backward on this one, ``weight`` the part that is weight gradients. The rank starts behind the
+    forwards of the ranks before, does all its work but the weight gradients that wait (``delayed`` x rank of
+    them, and the last), and the gradient passes the ranks before on its way back. Rank 0's last weight
+    gradient follows.
+    """
+    return turn + microbatches * seconds - min(microbatches, delayed * rank + 1) * weight

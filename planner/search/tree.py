@@ -1,14 +1,15 @@
 """Decision tree: every mesh, microbatch size, schedule and sharding that the hard rules allow.
 
 The tree branches in the order mesh, experts, microbatch size, virtual stages, sharding; after each branch
-the rules that can already be judged cut, and the funnel counts what each cut took. All rules here are
-exact: what they remove is not a valid plan, or is equal to a plan that stays.
+the rules that can already be judged cut, and the funnel counts what each cut took. All rules but one are
+exact: what they remove is not a valid plan, or is equal to a plan that stays. The heuristic one is
+chunk-depth (``virtual_stage_choices``); ``Limits.is_exact`` turns it off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -143,9 +144,11 @@ def expand_schedules(
     options = _schedule_options(c, problem, limits, pins)
     origin = np.repeat(counts, [len(row) for row in options])
     expanded = _cross(c, options)
-    funnel.add(
-        "schedule", len(expanded), "1f1b, zero bubble, and interleaving with one degree per chunk depth"
-    )
+    every = sum(map(len, _schedule_options(c, problem, replace(limits, is_exact=True), pins)))
+    funnel.add("schedule", every, "1f1b, zero bubble, and interleaving with every number of chunks")
+    if not limits.is_exact:
+        reason = "of the interleaving degrees with chunks of as many layers only the smallest"
+        funnel.add("chunk-depth", len(expanded), reason, every - len(expanded), "heuristic")
     rules = {rule.name: rule for rule in RULES}
     for name in ("layers-by-stages", "interleaving", "split-backward"):
         keep = rules[name].holds(expanded, problem)
@@ -272,7 +275,12 @@ def _microbatch_sizes(c: Candidates, problem: Problem, pins: Pins) -> Candidates
 
 
 def virtual_stage_choices(blocks_per_rank: int) -> list[int]:
-    """Interleaving degrees worth trying: for each chunk depth (layers, rounded up) the smallest degree."""
+    """Interleaving degrees worth trying: for each chunk depth (layers, rounded up) the smallest degree.
+
+    A deeper interleaving with chunks of as many layers sends more and fills no sooner; where chunks are
+    uneven it may balance better, so this is a heuristic: its measured regret is in
+    tests/benchmarks/pruning.md.
+    """
     found: dict[int, int] = {}
     for v in range(2, blocks_per_rank + 1):
         found.setdefault(-(-blocks_per_rank // v), v)
@@ -312,7 +320,9 @@ def _schedules_of(
     if pp > 1 and "zb-v" in wanted and degree in (None, 2):
         yield "zb-v", 2
     if pp > 1 and is_multiple and "interleaved" in wanted and degree != 1:
-        choices = virtual_stage_choices(-(-num_layers // pp)) if degree is None else [degree]
+        deepest = -(-num_layers // pp)
+        every = list(range(2, deepest + 1)) if limits.is_exact else virtual_stage_choices(deepest)
+        choices = every if degree is None else [degree]
         yield from (("interleaved", v) for v in choices)
 
 

@@ -1,15 +1,18 @@
 """How the CPU seconds of a whole ``planner plan`` grow with GPUs, layers and strategies.
 
-    python tests/benchmarks/run_growth.py [runs]
+    python tests/benchmarks/run_growth.py [runs] [README.md]
 
 One axis at a time, the others fixed; the exponent is the slope of log(seconds) over log(size), least squares,
-the start-up of the process (``planner --help``) taken off. Prints Markdown tables. Nothing is asserted.
+the start-up of the process (a plan for one GPU) taken off. Prints a Markdown table, and writes it between the
+growth marks of the file given. Nothing is asserted.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,59 +23,85 @@ from search_cases import deep, irregular, mixture_2t, write
 COMMON = ("plan", "--gpu", "h100-sxm")
 GPUS = (8, 64, 512, 4096, 65536)
 LAYERS = (8, 32, 128, 400)
-TARGETS = ("deepspeed", "accelerate", "megatron", "any")
+UNLIKE = (10, 40, 200)
+BATCHES = (64, 512, 4096, 32768)
+MARKS = ("<!-- growth:begin -->", "<!-- growth:end -->")
+Cases = dict[str, tuple[float, tuple[str, ...]]]
 
 
-def table(title: str, cases: dict[str, tuple[float, tuple[str, ...]]], runs: int, start: float) -> None:
-    """Median CPU seconds and peak MiB of each case, and the exponent over the cases' sizes."""
-    print(f"\n| {title} | CPU s | peak MiB |\n|---|---:|---:|")
-    points = []
+def bases(arguments: tuple[str, ...]) -> float:
+    """Meshes with a microbatch size that a plan's search starts from."""
+    command = [sys.executable, "-m", "planner", *arguments, "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return float(next(s["candidates"] for s in found["search"]["funnel"] if s["step"] == "microbatch"))
+
+
+def lines(axis: str, cases: Cases, runs: int, start: float) -> list[str]:
+    """A table row a case: median CPU seconds and peak MiB; the exponent on the first one."""
+    measured = []
     for name, (size, arguments) in cases.items():
         measure(arguments)
         found = [measure(arguments) for _ in range(runs)]
         seconds = statistics.median(cpu for cpu, _ in found)
-        print(f"| {name} | {seconds:.2f} | {max(mib for _, mib in found):.0f} |", flush=True)
-        points.append((math.log(size), math.log(max(1e-3, seconds - start))))
-    if len({x for x, _ in points}) > 1:
+        measured.append((name, size, seconds, max(mib for _, mib in found)))
+        print(name, round(seconds, 2), file=sys.stderr, flush=True)
+    points = [(math.log(size), math.log(max(1e-2, seconds - start))) for _, size, seconds, _ in measured]
+    slope = ""
+    if len(points) > 1:
         mean_x, mean_y = (statistics.mean(values) for values in zip(*points, strict=True))
         spread = sum((x - mean_x) ** 2 for x, _ in points)
-        slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
-        print(f"\nexponent {slope:.2f}")
+        slope = f"{sum((x - mean_x) * (y - mean_y) for x, y in points) / spread:.2f}"
+    rows = []
+    for name, _, seconds, mib in measured:
+        rows.append(f"| {axis} | {name} | {seconds:.2f} | {mib:.0f} | {slope} |")
+        axis = slope = ""
+    return rows
 
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    start = measure(("--help",))[0]
+    start = min(measure((*COMMON, "--model", "gpt2", "--gpus", "1"))[0] for _ in range(3))
+    rows = ["| axis | case | CPU s | peak MiB | exponent |", "|---|---|---:|---:|---:|"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = {
             f"8B model, {n} GPUs": (n, (*COMMON, "--model", "llama-3.1-8b", "--gpus", str(n))) for n in GPUS
         }
-        table("GPUs", small, runs, start)
+        rows += lines("GPUs", small, runs, start)
         depth = {
             f"{n} equal layers, 64 GPUs": (n, (*COMMON, "--model", write(deep(n), folder), "--gpus", "64"))
             for n in LAYERS
         }
-        table("layers", depth, runs, start)
-        wide = {
-            f"llama-3.1-70b on 64 GPUs, {t}": (
-                1.0,
-                (*COMMON, "--model", "llama-3.1-70b", "--gpus", "64", "--seq-len", "8192", "--target", t),
+        rows += lines("layers", depth, runs, start)
+        unlike = {
+            f"{n} layers, no two alike, 64 GPUs": (
+                n,
+                (*COMMON, "--model", write(irregular(n), folder), "--gpus", "64"),
             )
-            for t in TARGETS
+            for n in UNLIKE
         }
-        table("strategies", wide, runs, start)
-        large = {
+        rows += lines("layer kinds", unlike, runs, start)
+        wide: Cases = {}
+        for batch in BATCHES:
+            question = (*COMMON, "--model", "llama-3.1-70b", "--gpus", "64", "--seq-len", "4096")
+            arguments = (*question, "--global-batch", str(batch))
+            count = bases(arguments)
+            wide[f"70B model, 64 GPUs, batch {batch}: {count:,.0f} bases"] = (count, arguments)
+        rows += lines("strategies", wide, runs, start)
+        large: Cases = {
             "2.0e12 parameters, 256 experts, 65536 GPUs": (
                 1.0,
                 (*COMMON, "--model", write(mixture_2t(), folder), "--gpus", "65536"),
-            ),
-            "40 layers, no two alike, 64 GPUs": (
-                1.0,
-                (*COMMON, "--model", write(irregular(40), folder), "--gpus", "64"),
-            ),
+            )
         }
-        table("large", large, runs, start)
+        rows += lines("large", large, runs, start)
+    print("\n".join(rows))
+    if len(sys.argv) > 2:
+        page = Path(sys.argv[2])
+        text = page.read_text(encoding="utf-8")
+        head, rest = text.split(MARKS[0])
+        tail = rest.split(MARKS[1])[1]
+        page.write_text("\n".join([head + MARKS[0], *rows, MARKS[1] + tail]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planner.schedule.orders import alive_states, in_flight, operation_order, warmup_operations
 from planner.schedule.timeline import replay
 from planner.search.layout import balanced_chunks
-from planner.search.split_bounds import rank_lower_bound
+from planner.search.split_bounds import WEIGHTS_DELAYED, rank_lower_bound, zero_bubble_return_bound
 
 seconds = st.floats(0.01, 10.0, allow_nan=False)
 SETTINGS = settings(deadline=None, max_examples=150, derandomize=True)
@@ -193,3 +193,33 @@ def test_balanced_chunks_cover_every_block_once_and_differ_by_one(blocks, stages
     weighed[0] += first_extra
     weighed[-1] += last_extra
     assert max(weighed) - min(weighed) <= 1 or max(sizes) - min(sizes) <= 1
+
+
+@st.composite
+def split_stages(draw):
+    """(schedule, pp, m), seconds of forward, input and weight gradient of every stage, and of the sends."""
+    pp, m = draw(st.integers(1, 6)), draw(st.integers(1, 16))
+    times = st.lists(st.floats(0.1, 5.0), min_size=pp, max_size=pp)
+    sends = draw(st.lists(st.floats(0.0, 2.0), min_size=pp, max_size=pp))
+    return draw(st.sampled_from(sorted(WEIGHTS_DELAYED))), pp, m, draw(times), draw(times), draw(times), sends
+
+
+@given(split_stages())
+def test_zero_bubble_never_returns_before_the_bound_of_any_rank(case):
+    schedule, pp, m, forward, inputs, weight, sends = case
+    backward = [i + w for i, w in zip(inputs, weight, strict=True)]
+    order = operation_order(schedule, pp, m)
+    line = replay(
+        order,
+        forward,
+        backward,
+        sends,
+        [0.0, *sends[:-1]],
+        weight_seconds=weight,
+        schedule=schedule,
+    )
+    for rank in range(pp):
+        turn = sum(forward[:rank]) + sum(inputs[:rank]) + 2.0 * sum(sends[:rank])
+        seconds, delayed = forward[rank] + backward[rank], WEIGHTS_DELAYED[schedule]
+        bound = zero_bubble_return_bound(turn, seconds, weight[rank], m, rank, delayed) + weight[0]
+        assert line.finish[0] >= bound * (1 - 1e-12)
