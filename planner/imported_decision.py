@@ -9,7 +9,7 @@ from planner.errors import InputError, UnsupportedFeature
 from planner.launchers.imported import Imported
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Problem
-from planner.strategy.decision import RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import OFFLOADS, RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
 from planner.strategy.rules import require_valid
 
 # What a decision needs and no launcher's default gives: the flag that says it, with an example.
@@ -54,6 +54,7 @@ def build_imported_decision(found: Imported, problem: Problem, sharding_group: s
         chunks=chunks,
         recompute=_recompute(found, problem, chunks),
         layer_sharding=tuple(SHARDINGS.index(name) for name in found.layer_sharding),
+        offload=OFFLOADS.index(found.offload or "none"),
     )
     decision = _grouped(found, problem, decision, sharding_group)
     require_valid(decision_candidates(decision, [decision.sharding]), problem)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cluster.host import Host
 from planner.cluster.spec import DeviceSpec
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.constants import Constants
@@ -29,7 +30,7 @@ class Device:
     """One device with its constants, ready for pricing kernels.
 
     matmul_flop_per_s: dense peak for matrix products in the workload's precision;
-    half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM.
+    half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM; host: of its node.
     """
 
     matmul_flop_per_s: float
@@ -38,9 +39,10 @@ class Device:
     multiprocessors: int
     is_fp8: bool
     constants: Constants
+    host: Host
 
     @staticmethod
-    def of(spec: DeviceSpec, workload: Workload, constants: Constants) -> Device:
+    def of(spec: DeviceSpec, workload: Workload, constants: Constants, host: Host) -> Device:
         """Raises UnsupportedFeature when the device has no peak for the workload's precision."""
         precision = workload.precision
         half = "bf16" if precision == "fp8" else precision
@@ -53,7 +55,13 @@ class Device:
                 hint=f"use --precision {able[0]}" if able else "",
             )
         return Device(
-            peak, half_peak, spec.memory_bytes_per_s, spec.multiprocessors, precision == "fp8", constants
+            peak,
+            half_peak,
+            spec.memory_bytes_per_s,
+            spec.multiprocessors,
+            precision == "fp8",
+            constants,
+            host,
         )
 
     def stream_seconds(self, num_bytes: Number) -> Number:

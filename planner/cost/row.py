@@ -87,7 +87,7 @@ def state_bytes_per_parameter(
     ZeRO (Rajbhandari et al., arXiv 1910.02054): optimizer divides the states by the group, gradients also
     the gradients, parameters also the weights. fp8 keeps a cast copy of the weights and its transpose. A
     stack without weights beside its fp32 ones keeps those, sharded in every mode; one that holds whole
-    gradients under a pipeline divides none of them there.
+    gradients under a pipeline divides none of them there. An optimizer on the host leaves none of its states.
     """
     states_group = shard_size if sharding >= SHARDING_OPTIMIZER else 1.0
     moments = problem.workload.moment_bytes_per_parameter
@@ -100,6 +100,8 @@ def state_bytes_per_parameter(
     if problem.workload.precision == "fp8":
         weights += stack.fp8_weight_bytes
     parameters = weights / (shard_size if sharding >= SHARDING_PARAMETERS else 1.0)
+    if stack.has_host_optimizer:
+        return parameters, gradients, 0.0
     return parameters, gradients, (stack.master_bytes + moments) / states_group
 
 

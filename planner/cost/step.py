@@ -7,13 +7,14 @@ all call it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from planner.cost.collectives import all_reduce_seconds, group_costs, send_seconds
 from planner.cost.compute import Device
 from planner.cost.constants import Constants
 from planner.cost.layer import cost_table
 from planner.cost.memory import Item
+from planner.cost.offload import fullest_node_bytes, on_host
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.stack import STACKS, Stack
 from planner.cost.stage import CAUSES, StageModel
@@ -24,7 +25,7 @@ from planner.model.flop import model_step_flop
 from planner.schedule.orders import alive_states, operation_order, virtual_stage
 from planner.schedule.timeline import Timeline, replay
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import SCHEDULES, Decision, rank_of_stage
+from planner.strategy.decision import OFFLOAD_OPTIMIZER, SCHEDULES, Decision, rank_of_stage
 
 ROUNDING = 1e-12
 BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
@@ -32,7 +33,7 @@ BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "op
 
 @dataclass(frozen=True)
 class StagePrediction:
-    """One pipeline rank: seconds of one microbatch (sends excluded) and bytes by category."""
+    """One pipeline rank: seconds of one microbatch (sends excluded), bytes by category, bytes on its host."""
 
     index: int
     forward_seconds: float
@@ -40,11 +41,15 @@ class StagePrediction:
     tail: Tail
     memory_bytes: dict[str, float]
     causes: dict[str, float]
+    host_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a decision costs. ``breakdown_seconds`` sums to ``step_seconds``."""
+    """What a decision costs. ``breakdown_seconds`` sums to ``step_seconds``.
+
+    host_bytes: what the fullest node's host holds.
+    """
 
     step_seconds: float
     breakdown_seconds: dict[str, float]
@@ -56,6 +61,7 @@ class Prediction:
     mfu: float
     hfu: float
     timeline: Timeline = field(repr=False)
+    host_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,24 @@ class CostModel:
         """
         if stack not in STACKS:
             raise UnknownName("training stack", stack, STACKS)
-        device = Device.of(problem.cluster.device, problem.workload, constants)
+        cluster = problem.cluster
+        device = Device.of(cluster.device, problem.workload, constants, cluster.host)
         return CostModel(problem, constants, STACKS[stack], device, chain or layer_chain(problem.model))
 
     def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
         """Prices ranks from candidate rows, one per sharding code; the plan's own sharding first."""
         return StageModel(rows, self.device, self.stack, self.problem.workload.moment_bytes_per_parameter)
+
+    def placed(self, offload: int) -> CostModel:
+        """The model that prices plans with this ``offload`` code; itself where it does already.
+
+        Raises UnsupportedFeature for a stack whose optimizer cannot leave the GPU.
+        """
+        if self.stack.has_host_optimizer == (offload == OFFLOAD_OPTIMIZER):
+            return self
+        if offload == OFFLOAD_OPTIMIZER:
+            return replace(self, stack=on_host(self.stack))
+        return replace(self, stack=replace(self.stack, has_host_optimizer=False))
 
     @property
     def straggler_factor(self) -> float:
@@ -108,6 +126,7 @@ def decision_candidates(decision: Decision, shardings: list[int]) -> Candidates:
         schedule=SCHEDULES.index(decision.schedule),
         sharding_group=decision.sharding_group,
         sequence_parallel=int(decision.sequence_parallel),
+        offload=decision.offload,
     )
     return Candidates.concatenate([one.replace(sharding=one.sharding * 0 + code) for code in shardings])
 
@@ -198,6 +217,7 @@ def tied_embedding_seconds(model: CostModel, row: CandidateRow) -> float:
 
 def price(model: CostModel, decision: Decision, *, keep_events: bool = False) -> Prediction:
     """Predict ``decision``: replay its schedule, add what stays exposed, sum memory per stage."""
+    model = model.placed(decision.offload)
     rows = decision_rows(model, decision)
     stages = model.stage_model(rows)
     row, pp = stages.row, decision.degrees.pp
@@ -213,8 +233,10 @@ def price(model: CostModel, decision: Decision, *, keep_events: bool = False) ->
             forward[stage], backward[stage] = stages.seconds(chunk)
             weight[stage] = stages.weight_seconds(chunk)
         f, b = stages.seconds(items)
+        total = stages.synchronised(items)
+        tail, held = stages.exposed(total, f, b), float(total.held_bytes)
         predictions.append(
-            StagePrediction(rank, f, b, stages.tail(items, f, b), stages.memory(items), stages.causes(items))
+            StagePrediction(rank, f, b, tail, stages.memory(items), stages.causes(items), held)
         )
     timeline = _replay(decision, forward, backward, weight, sends, blocking, keep_events)
     return _assemble(model, decision, row, tuple(predictions), timeline, sends, blocking)
@@ -305,4 +327,11 @@ def _assemble(
         mfu=mfu,
         hfu=mfu * (1.0 + recomputed / computed) if computed else mfu,
         timeline=timeline,
+        host_bytes=fullest_node_bytes(
+            [s.host_bytes for s in stages],
+            decision.degrees.stage_stride,
+            min(problem.cluster.devices_per_node, problem.world_size),
+        )
+        if decision.offload
+        else 0.0,
     )

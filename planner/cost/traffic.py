@@ -201,6 +201,7 @@ def _flop(
         d.multiprocessors,
         d.is_fp8,
         d.constants,
+        d.host,
         counts_attention,
     )
     pricers = _pricers(model, decision, codes[:1], device)

@@ -85,6 +85,7 @@ class Imported:
     precision: str | None = None
     optimizer: str | None = None
     attention: str | None = None
+    offload: str | None = None
     model: ModelSpec | None = None
     model_hint: Any = None
     shape: dict[str, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from itertools import groupby
 from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import shipped
 from planner.cluster.spec import ClusterProfile, DeviceSpec
+from planner.cost.offload import usable_bytes
 from planner.cost.step import CostModel, Prediction
 from planner.plan_file.schema import (
     ClusterInput,
@@ -24,6 +25,7 @@ from planner.plan_file.schema import (
     StageRecord,
 )
 from planner.strategy.decision import (
+    OFFLOADS,
     RANK_ORDER,
     RECOMPUTES,
     SHARDING_GROUPS,
@@ -114,6 +116,7 @@ def build_decision(decision: Decision) -> DecisionRecord:
             global_batch=decision.global_batch,
             stages=stages,
             rank_order=RANK_ORDER,
+            offload=OFFLOADS[decision.offload],
         )
     )
 
@@ -180,4 +183,6 @@ def build_prediction(
         fullest_stage=prediction.fullest_stage,
         slowest_stage=prediction.slowest_stage,
         stages=stages,
+        host_memory_bytes=prediction.host_bytes or None,
+        host_memory_usable_bytes=usable_bytes(problem.cluster.host) if prediction.host_bytes else None,
     )

@@ -15,7 +15,7 @@ from planner.documents import read_document, validate
 from planner.errors import InputError, UnsupportedFeature
 from planner.plan_file.schema import DecisionRecord, Inputs, Plan
 from planner.strategy.candidates import Problem
-from planner.strategy.decision import RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import OFFLOADS, RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -46,6 +46,7 @@ def read_decision(record: DecisionRecord) -> Decision:
         chunks=tuple((stage.layers[0], stage.layers[1] + 1) for stage in record.stages),
         recompute=tuple(recompute),
         layer_sharding=() if all(code == own for code in sharding) else tuple(sharding),
+        offload=OFFLOADS.index(record.offload),
     )
 
 

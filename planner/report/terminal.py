@@ -149,6 +149,7 @@ def decision_words(d: DecisionRecord) -> list[str]:
         "  ".join(axes) + split,
         f"microbatch {d.microbatch_size} x {d.microbatches} per step, {schedule}",
         f"sharded: {d.sharding}{where}{_own_sharding(d)}; recompute: {d.recompute}",
+        *["on the host: optimizer states, fp32 weights and the update"] * (d.offload == "optimizer"),
     ]
 
 

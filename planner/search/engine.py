@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from planner.cost.offload import usable_bytes
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
@@ -199,6 +200,11 @@ class BestFirst:
         if not is_runner_up:
             self.solved_bounds.append(max(solved.bound_seconds, opened.bound_seconds))
         priced = [(d, price(self.model, d)) for d in solved.decisions]
+        priced = [
+            pair for pair in priced if pair[1].host_bytes <= usable_bytes(self.model.problem.cluster.host)
+        ]
+        if not priced:
+            return  # its bound stays: other splits of it may put less on the fullest node
         decision, prediction = min(priced, key=lambda pair: pair[1].step_seconds)
         solution = Solution(decision, prediction, max(solved.bound_seconds, opened.bound_seconds))
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):

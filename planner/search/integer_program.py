@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.cost.layer import cost_table
+from planner.cost.offload import usable_bytes
 from planner.cost.row import CandidateRow, KindCost, candidate_row
 from planner.cost.stage import StageModel
 from planner.cost.step import CostModel, Prediction, decision_candidates, price, rank_items
@@ -84,6 +85,7 @@ def refine(
 
     A missing, failing or slow solver costs the refinement, never the answer: its status says so.
     """
+    model = model.placed(decision.offload)
     try:
         import pulp
     except ImportError:
@@ -99,6 +101,7 @@ def refine(
     prediction = price(model, refined)
     is_better = prediction.step_seconds < current_seconds * (1.0 - MIN_GAIN)
     fits = prediction.peak_memory_bytes <= model.problem.memory_limit_bytes * (1.0 + 1e-9)
+    fits &= prediction.host_bytes <= usable_bytes(model.problem.cluster.host)
     solver["step_seconds"] = prediction.step_seconds
     solver["is_used"] = is_better and fits
     if not (is_better and fits):

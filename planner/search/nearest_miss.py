@@ -48,6 +48,7 @@ def nearest_miss(model: CostModel, table: CostTable, least_bytes: np.ndarray) ->
             microbatches=row.microbatches,
             chunks=chunks,
             recompute=(RECOMPUTE_FULL,) * blocks,
+            offload=int(model.stack.has_host_optimizer),
         )
         # Only memory is asked for: one step of as many microbatches as are ever in flight is enough.
         held = min(row.microbatches, row.degrees.pp)

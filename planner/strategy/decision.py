@@ -12,11 +12,13 @@ SHARDINGS = ("none", "optimizer", "gradients", "parameters")
 SHARDING_GROUPS = ("global", "island")
 RECOMPUTES = ("none", "selective", "full")
 SCHEDULES = ("1f1b", "interleaved", "gpipe", "zb-h1", "zb-v", "zb-h2")
+OFFLOADS = ("none", "optimizer")
 RANK_ORDER = "tp-cp-dp-pp"
 
 SHARDING_NONE, SHARDING_OPTIMIZER, SHARDING_GRADIENTS, SHARDING_PARAMETERS = range(4)
 GROUP_GLOBAL, GROUP_ISLAND = range(2)
 RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(3)
+OFFLOAD_NONE, OFFLOAD_OPTIMIZER = range(2)
 
 
 def rank_of_stage(schedule: str, stage: int, pp: int) -> int:
@@ -52,7 +54,8 @@ class Decision:
     ``chunks[c]`` is the (first, end) range of blocks on virtual stage c, which runs on pipeline rank
     ``rank_of_stage``. The embedding belongs to the first virtual stage, the final norm and head to the last.
     ``recompute[b]`` is the recompute code of block b; ``sharding`` (and its group) is one for the plan,
-    ``layer_sharding`` overrides it per block when not empty.
+    ``layer_sharding`` overrides it per block when not empty. ``offload`` optimizer: optimizer states, fp32
+    weights and the update itself are the host's.
     """
 
     degrees: Degrees
@@ -66,6 +69,7 @@ class Decision:
     chunks: tuple[tuple[int, int], ...]
     recompute: tuple[int, ...]
     layer_sharding: tuple[int, ...] = ()
+    offload: int = OFFLOAD_NONE
 
     @property
     def global_batch(self) -> int:
@@ -109,4 +113,6 @@ class Decision:
             shard += "/island"
         parts.append(f"shard:{shard}")
         parts.append(f"recompute:{self.recompute_summary()}")
+        if self.offload:
+            parts.append(f"offload:{OFFLOADS[self.offload]}")
         return " ".join(parts)

@@ -17,11 +17,14 @@ from planner.model.spec import Attention, MixtureOfExperts
 from planner.strategy.candidates import BoolArray, Candidates, Problem
 from planner.strategy.decision import (
     GROUP_ISLAND,
+    OFFLOAD_NONE,
     SCHEDULES,
     SHARDING_NONE,
     SHARDING_OPTIMIZER,
 )
 
+# DeepSpeed's CPUAdam and torch.optim.AdamW, which Megatron-LM runs there.
+HOST_OPTIMIZERS = ("adamw", "adam")
 INTERLEAVED, ZB_H1, ZB_V, ZB_H2 = map(SCHEDULES.index, ("interleaved", "zb-h1", "zb-v", "zb-h2"))
 
 
@@ -306,6 +309,20 @@ RULES: tuple[Rule, ...] = (
             f"inside an island of {p.cluster.island_devices} devices"
         ),
     ),
+    Rule(
+        "offload-optimizer",
+        "an optimizer on the host is Adam with fp32 states (adamw or adam): the host's kernels have no other",
+        "offload",
+        lambda c, p: (c.offload == OFFLOAD_NONE) | (p.workload.optimizer in HOST_OPTIMIZERS),
+        lambda c, p: f"optimizer {p.workload.optimizer}",
+    ),
+    Rule(
+        "offload-sharded",
+        "an optimizer on the host is sharded wherever there are data ranks: else each would update all of it",
+        "sharding",
+        lambda c, p: (c.offload == OFFLOAD_NONE) | (c.sharding != SHARDING_NONE) | (c.data_ranks() == 1),
+        lambda c, p: f"sharding none over {int(c.data_ranks()[0])} data ranks",
+    ),
 )
 
 
@@ -318,8 +335,8 @@ def legal_values(rule: Rule, candidate: Candidates, problem: Problem, limit: int
     """Values of the rule's field that satisfy it, everything else unchanged; nearest first, then sorted."""
     current = _at(candidate, rule.field)
     largest = max(problem.world_size, problem.model.num_layers)
-    bound = {"sharding": 3, "sharding_group": 1}.get(rule.field, largest)
-    start = 0 if rule.field in ("sharding", "sharding_group") else 1
+    bound = {"sharding": 3, "sharding_group": 1, "offload": 1}.get(rule.field, largest)
+    start = 0 if rule.field in ("sharding", "sharding_group", "offload") else 1
     values = np.arange(start, min(bound, 1 << 16) + 1, dtype=np.int64)
     varied = candidate.repeat_each(len(values)).replace(**{rule.field: values})
     good = values[rule.holds(varied, problem)].tolist()
