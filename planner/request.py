@@ -38,8 +38,8 @@ class Request:
 
     ``calibration`` is a file of fitted constants instead of the shipped ones.
     ``network_gbit`` is per GPU, ``host_memory_gib`` per node; ``memory_limit_gib`` caps what a plan may use
-    per GPU, ``oom_risk`` its P(out of memory). ``device``, ``constants``, ``errors`` and ``origins`` bring a plan file's own instead of
-    the catalog's and the calibration's.
+    per GPU, ``oom_risk`` its P(out of memory). ``device``, ``constants``, ``errors`` and ``origins`` bring a
+    plan file's own instead of the catalog's and the calibration's.
     """
 
     model: str | ModelSpec

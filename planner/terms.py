@@ -114,9 +114,7 @@ HOST_OPTIMIZER = Term(
     (
         Formula("streaming norm and copies", f"{_STAGE}tail"),
         Formula(
-            "update on the host, link and memory",
-            "planner.cost.offload.host_update_seconds",
-            "Ren 2101.06840",
+            "link and Adam on the host", "planner.cost.offload.host_update_seconds", "Ren 2101.06840"
         ),
     ),
     ("bandwidth_efficiency", "optimizer_bytes_factor", "host_adam_efficiency", "link_efficiency"),

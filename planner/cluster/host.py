@@ -12,8 +12,9 @@ from planner.units import GIB, GIGA
 
 # Host memory over device memory of a node: 0.8 to 3.8 in the 18 profiles that state it, at least 2 in 11.
 ASSUMED_MEMORY_FACTOR = 2.0
-# One DDR4-3200 channel a device. Per device a DGX-1 has 19, a DGX A100 51, a DGX H100 77 GB/s.
-ASSUMED_GB_PER_S = 25.6
+# One DDR4-3200 channel a device, two at least. Per device a DGX-1 has 19, a DGX A100 51, a DGX H100 77 GB/s.
+CHANNEL_GB_PER_S = 25.6
+LEAST_CHANNELS = 2
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def host_of(group: NodeGroup, device: DeviceSpec, devices: int) -> Host:
     if group.host_memory_bandwidth_gb_per_s is not None:
         rate = group.host_memory_bandwidth_gb_per_s.value * GIGA
     else:
-        rate = ASSUMED_GB_PER_S * group.devices_per_node * GIGA
+        channels = max(LEAST_CHANNELS, group.devices_per_node)
+        rate = CHANNEL_GB_PER_S * channels * GIGA
         assumed.append(
-            f"host memory bandwidth of {rate / GIGA:.0f} GB/s a node, one DDR4-3200 channel a GPU (set "
+            f"host memory bandwidth of {rate / GIGA:.0f} GB/s a node, {channels} DDR4-3200 channels (set "
             f"host_memory_bandwidth_gb_per_s in a cluster file)"
         )
     return Host(memory, rate, device.host_link_gb_per_s.value * GIGA, devices, tuple(assumed))

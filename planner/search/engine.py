@@ -199,10 +199,9 @@ class BestFirst:
             return
         if not is_runner_up:
             self.solved_bounds.append(max(solved.bound_seconds, opened.bound_seconds))
+        room = usable_bytes(self.model.problem.cluster.host)
         priced = [(d, price(self.model, d)) for d in solved.decisions]
-        priced = [
-            pair for pair in priced if pair[1].host_bytes <= usable_bytes(self.model.problem.cluster.host)
-        ]
+        priced = [pair for pair in priced if pair[1].host_bytes <= room]
         if not priced:
             return  # its bound stays: other splits of it may put less on the fullest node
         decision, prediction = min(priced, key=lambda pair: pair[1].step_seconds)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from planner.cost.offload import host_bytes, usable_bytes
 from planner.cost.step import CostModel
 from planner.errors import InfeasibleError
 from planner.model.parameters import total_parameters
 from planner.search.engine import SearchResult, describe_space, search
-from planner.search.reporter import Reporter
 from planner.search.tree import Pins
 from planner.strategy.decision import OFFLOAD_OPTIMIZER
 from planner.strategy.limits import Limits
@@ -24,43 +24,29 @@ from planner.units import GIB, format_bytes
 ON_HOST = "optimizer"
 
 
-def search_all(
-    model: CostModel,
-    limits: Limits,
-    pins: Pins,
-    *,
-    top: int = 4,
-    time_budget_seconds: float = math.inf,
-    reporter: Reporter | None = None,
-) -> SearchResult:
+def search_all(model: CostModel, limits: Limits, pins: Pins, **asked: Any) -> SearchResult:
     """``search`` on the GPUs alone; where nothing fits there, with the optimizer on the host.
 
-    A pinned ``offload`` tries that alone. Raises InfeasibleError for the GPUs, saying what the host would
-    have needed where it was tried.
+    ``asked``: the keyword arguments of ``search``. A pinned ``offload`` tries that alone. Raises
+    InfeasibleError for the GPUs, saying what the host would have needed where it was tried.
     """
-    budget = {"top": top, "time_budget_seconds": time_budget_seconds, "reporter": reporter}
     if pins.offload == ON_HOST:
-        return _on_host(model, limits, pins, budget)
+        return _on_host(model, limits, pins, asked)
     try:
-        return search(model, limits, pins, **budget)  # type: ignore[arg-type]
+        return search(model, limits, pins, **asked)
     except InfeasibleError as error:
-        if (
-            pins.offload is not None
-            or not error.details.get("nearest_miss")
-            or not may_offload(model, limits)
-        ):
+        is_memory = "nearest_miss" in error.details
+        if pins.offload is not None or not is_memory or not may_offload(model, limits):
             raise
         try:
-            found = _on_host(model, limits, replace(pins, offload=ON_HOST), budget)
+            found = _on_host(model, limits, replace(pins, offload=ON_HOST), asked)
         except InfeasibleError as second:
             raise InfeasibleError(
                 f"{error.message}. With the optimizer on the host too: {second.message}",
                 hint=error.hint,
                 **{**error.details, "on_host": {"message": second.message, **second.details}},
             ) from None
-    found.space = (
-        f"{describe_space(limits, pins)}; optimizer on the host, for nothing fits with it on the GPUs"
-    )
+    found.space = f"{describe_space(limits, pins)}; optimizer on the host, for nothing fits without"
     return found
 
 
@@ -70,11 +56,11 @@ def may_offload(model: CostModel, limits: Limits) -> bool:
     return bool(limits.offload_shardings) and model.stack.keeps_master_apart and is_adam
 
 
-def _on_host(model: CostModel, limits: Limits, pins: Pins, budget: dict[str, object]) -> SearchResult:
+def _on_host(model: CostModel, limits: Limits, pins: Pins, asked: dict[str, Any]) -> SearchResult:
     placed = model.placed(OFFLOAD_OPTIMIZER)
     _require_host(placed)
     kept = tuple(name for name in limits.shardings if name in limits.offload_shardings)
-    return search(placed, replace(limits, shardings=kept), pins, **budget)  # type: ignore[arg-type]
+    return search(placed, replace(limits, shardings=kept), pins, **asked)
 
 
 def _require_host(model: CostModel) -> None:
