@@ -100,6 +100,8 @@ def _grouped(found: Imported, problem: Problem, decision: Decision, sharding_gro
     """Which ranks share: all of the data group, or those of one island. Nothing to shard over is none."""
     candidate = decision_candidates(decision, [decision.sharding])
     ranks, expert_ranks = int(candidate.data_ranks()[0]), int(candidate.expert_data_ranks()[0])
+    if decision.offload and not problem.model.is_moe:
+        expert_ranks = 1  # an offloaded optimizer asks for the flag of sharding without replicas too
     if decision.sharding and ranks == 1 and expert_ranks <= 1:
         found.assumptions.append(f"sharding {found.sharding} over one data rank is none")
         return replace(decision, sharding=0, layer_sharding=())

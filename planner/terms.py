@@ -113,9 +113,7 @@ HOST_OPTIMIZER = Term(
     "optimizer",
     (
         Formula("streaming norm and copies", f"{_STAGE}tail"),
-        Formula(
-            "link and Adam on the host", "planner.cost.offload.host_update_seconds", "Ren 2101.06840"
-        ),
+        Formula("link and Adam on the host", "planner.cost.offload.host_update_seconds", "Ren 2101.06840"),
     ),
     ("bandwidth_efficiency", "optimizer_bytes_factor", "host_adam_efficiency", "link_efficiency"),
     ("memory bandwidth", "host"),

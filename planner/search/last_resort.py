@@ -35,12 +35,13 @@ def search_all(model: CostModel, limits: Limits, pins: Pins, **asked: Any) -> Se
     try:
         return search(model, limits, pins, **asked)
     except InfeasibleError as error:
-        is_memory = "nearest_miss" in error.details
-        if pins.offload is not None or not is_memory or not may_offload(model, limits):
+        if pins.offload is not None or not may_offload(model, limits):
             raise
         try:
             found = _on_host(model, limits, replace(pins, offload=ON_HOST), asked)
         except InfeasibleError as second:
+            if "nearest_miss" not in error.details:
+                raise error from None  # not for memory
             raise InfeasibleError(
                 f"{error.message}. With the optimizer on the host too: {second.message}",
                 hint=error.hint,
@@ -79,4 +80,5 @@ def _require_host(model: CostModel) -> None:
             rule="host-memory",
             host_bytes=need,
             usable_host_bytes=room,
+            host_memory_gib=wanted,
         )

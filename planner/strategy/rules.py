@@ -167,6 +167,13 @@ def _island_hold(c: Candidates, p: Problem) -> BoolArray:
     return _all(c, iter([(c.sharding_group != GROUP_ISLAND) | proper]))
 
 
+def _has_replicas(c: Candidates, p: Problem) -> BoolArray:
+    """Whether several ranks hold the same weights, dense ones or experts."""
+    has_experts = len(expert_counts(p)) > 0
+    result: BoolArray = (c.data_ranks() > 1) | (has_experts & (c.expert_data_ranks() > 1))
+    return result
+
+
 def _m(c: Candidates, p: Problem) -> int:
     return int(c.microbatches(p.workload.global_batch)[0])
 
@@ -318,10 +325,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "offload-sharded",
-        "an optimizer on the host is sharded wherever there are data ranks: else each would update all of it",
+        "an optimizer on the host is sharded where several ranks hold the same weights, and only there: else "
+        "each would update all of it",
         "sharding",
-        lambda c, p: (c.offload == OFFLOAD_NONE) | (c.sharding != SHARDING_NONE) | (c.data_ranks() == 1),
-        lambda c, p: f"sharding none over {int(c.data_ranks()[0])} data ranks",
+        lambda c, p: (c.offload == OFFLOAD_NONE) | ((c.sharding != SHARDING_NONE) == _has_replicas(c, p)),
+        lambda c, p: f"sharding code {_at(c, 'sharding')} over {int(c.data_ranks()[0])} data ranks",
     ),
 )
 

@@ -15,7 +15,7 @@ from planner.plan_file.schema import Plan
 from planner.request import Resolved
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import SCHEDULES, Decision, Degrees
+from planner.strategy.decision import SCHEDULES, SHARDINGS, Decision, Degrees
 from planner.strategy.limits import Limits
 from planner.strategy.rules import RULES
 
@@ -40,8 +40,8 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
     experts = [ep for ep in divisors if ep <= min(16, limits.max_ep)] if problem.model.is_moe else [1]
     pairs = [(ep, inner) for ep in experts for inner in ((1, None) if problem.model.is_moe else (1,))]
     rows = [
-        (tp, cp, pp, dp, ep, tp if inner is None else inner, size, virtual, schedule, sharding, group, split)
-        for (tp, cp, pp, dp), (ep, inner), size, (virtual, schedule), sharding, group, split in product(
+        (*mesh, ep, mesh[0] if inner is None else inner, size, virtual, schedule, *rest)
+        for mesh, (ep, inner), size, (virtual, schedule), *rest in product(
             degrees,
             pairs,
             (1, 2),
@@ -49,8 +49,10 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
             range(4),
             range(2),
             range(2),
+            range(2) if limits.offload_shardings else range(1),
         )
         if SCHEDULES[schedule] in limits.schedules
+        and (rest[-1] == 0 or SHARDINGS[rest[0]] in limits.offload_shardings)
     ]
     names = [
         "tp",
@@ -65,6 +67,7 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
         "sharding",
         "sharding_group",
         "sequence_parallel",
+        "offload",
     ]
     columns = np.array(rows, dtype=np.int64).T
     found = Candidates(**dict(zip(names, columns, strict=True)))
@@ -111,6 +114,7 @@ def draw_decision(
         microbatches=problem.workload.global_batch // (at("dp") * at("microbatch_size")),
         chunks=chunks,
         recompute=_recompute(pick, chunks, layers_differ),
+        offload=at("offload"),
         layer_sharding=by_layer,
     )
 

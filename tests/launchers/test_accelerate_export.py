@@ -194,6 +194,7 @@ def test_run_script_starts_accelerate(planned: Planned, tmp_path: Path) -> None:
             },
         ),
         ("optimizer", {"inputs__workload__optimizer": "adafactor"}),
+        ("offload", {"decision__offload": "optimizer"}),
         ("precision", {"inputs__workload__precision": "fp8"}),
         ("kernels", {"inputs__cluster__device__generation": "volta"}),
     ],

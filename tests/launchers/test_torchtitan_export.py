@@ -235,6 +235,7 @@ BAD: list[tuple[str, str, dict[str, Any], str, str]] = [
         "tp 2",
         "on",
     ),
+    ("offload", "llama-3-8b", {D + "offload": "optimizer"}, "optimizer on the host", "offload none"),
     ("optimizer", "llama-3-8b", {W + "optimizer": "adam"}, "adam", "adamw"),
     ("attention-kernel", "llama-3-8b", {W + "attention": "unfused"}, "unfused", "flash"),
 ]
