@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from planner import __version__
 from planner.cost.offload import usable_bytes
-from planner.cost.step import CostModel, decision_candidates, price
+from planner.cost.step import CostModel, price, used_candidates
 from planner.errors import InfeasibleError, InputError
 from planner.pin_rules import check_names, check_pins
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
@@ -243,7 +243,7 @@ def reprice(path: str) -> Plan:
     saved = read_plan(path)
     model = read_cost_model(saved.inputs)
     decision = read_decision(saved.decision)
-    require_valid(decision_candidates(decision, [decision.sharding]), model.problem)
+    require_valid(used_candidates(decision), model.problem)
     inputs = saved.inputs
     resolved = Resolved(
         problem=model.problem,

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from planner.cost.offload import usable_bytes
-from planner.cost.step import decision_candidates, price
+from planner.cost.step import price, used_candidates
 from planner.documents import read_document
 from planner.errors import InputError
 from planner.file_checking import Finding, check_file
@@ -98,7 +98,7 @@ def _repriced(plan: Plan) -> list[Finding]:
     """Hard rules, and the prediction compared with pricing the decision again."""
     model = read_cost_model(plan.inputs)
     decision = read_decision(plan.decision)
-    candidates = decision_candidates(decision, [decision.sharding])
+    candidates = used_candidates(decision)
     broken = broken_rules(candidates, model.problem)
     found = [Finding(f"rule {r.name}", False, r.explain(candidates, model.problem)) for r in broken]
     if broken:

@@ -13,12 +13,12 @@ import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.attention import NUM_PRODUCTS, attention_part
-from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import ELEMENT_BYTES, Device
 from planner.cost.data_parallel import layer_moves, moves_seconds, norm_move
 from planner.cost.feed_forward import feed_forward_part
 from planner.cost.groups import Groups, rank_groups
 from planner.cost.part import Move, Part, Setting
+from planner.cost.sharded import sharded_seconds
 from planner.cost.stack import Stack
 from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
 from planner.model.chain import LayerChain, LayerKind, kind_parameters
@@ -251,12 +251,16 @@ class LayerPricer:
         launch = self.device.constants.launch_seconds
         slowdown = self.device.constants.kernel_slowdown
         forward_kernels, backward_kernels = part.forward_compute * slowdown, part.backward_compute * slowdown
-        theft = self.device.constants.overlap_theft
-        moves = self.data_moves(kind, dense, expert)
-        # Gathers and reductions of a layer hide under its neighbour's compute: the same, where layers are.
-        dp_forward = exposed_seconds(moves_seconds(self.groups, moves[0]), forward_kernels, theft)
-        dp_backward = exposed_seconds(moves_seconds(self.groups, moves[1]), backward_kernels, theft)
-        gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, 1.0, 0.0)
+        sharded = sharded_seconds(
+            self.groups,
+            self.device.constants.overlap_theft,
+            (kind.block, self.problem.model.hidden_size, self.candidates.gather_unit),
+            lambda share: self.data_moves(kind, dense * share, expert * share),
+            forward_kernels,
+            backward_kernels,
+        )
+        dp_forward, dp_backward = sharded.forward, sharded.backward
+        gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, sharded.units, 0.0)
         each = self.device.constants.collective_overhead_seconds
         norms = 0.0
         if self.stack.reduces_norms_in_backward:
@@ -287,6 +291,7 @@ class LayerPricer:
         boundary = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size / s.norm_split
         full_saved = boundary if is_block else part.saved_bytes
         selective = {"recompute": part.selective_recompute * slowdown + zero, "tp": part.selective_tp + zero}
+        selective |= {} if sharded.again is None else {"dp": sharded.again[0]}
         again = np.maximum(forward_kernels - part.spared_compute * slowdown, host - forward_wire)
         full = {
             "recompute": again,
@@ -294,6 +299,7 @@ class LayerPricer:
             "cp": forward["cp"],
             "ep": forward["ep"],
         }
+        full |= {} if sharded.again is None else {"dp": sharded.again[1]}
         saved = (part.saved_bytes + zero, part.selective_bytes + zero, full_saved + zero)
         needed = (saved[0], saved[1] - part.selective_extra_bytes, saved[2])
         backward_bytes = part.backward_bytes + zero

@@ -14,6 +14,7 @@ import numpy as np
 from planner.cost.arrays import Number
 from planner.cost.collectives import GroupCosts
 from planner.cost.constants import Constants
+from planner.cost.gather_units import unit_shares
 from planner.cost.groups import Groups
 from planner.cost.layer import RECOMPUTE_MODES, CostTable
 from planner.cost.stack import Stack
@@ -30,7 +31,10 @@ from planner.strategy.decision import (
 
 @dataclass(frozen=True)
 class KindCost:
-    """One layer kind on one rank, floats; role as in LayerKind, the other fields as in LayerCost."""
+    """One layer kind on one rank, floats; role as in LayerKind, the other fields as in LayerCost.
+
+    unit_share: the largest gather unit's share of the layer's weights.
+    """
 
     role: str
     forward: dict[str, float]
@@ -48,6 +52,7 @@ class KindCost:
     state_bytes: tuple[float, float, float]
     gathered_bytes: float
     weight_seconds: float
+    unit_share: float = 1.0
 
     @property
     def static_bytes(self) -> float:
@@ -132,6 +137,7 @@ def candidate_row(
         recompute = tuple({name: float(v[index]) for name, v in mode.items()} for mode in row.recompute)
         dense, expert = float(row.dense_parameters[index]), float(row.expert_parameters[index])
         base = sum(backward.values())
+        shares = unit_shares(kind.block, problem.model.hidden_size, int(c.gather_unit[index]))
         kept = [dense * one + expert * two for one, two in zip(*states, strict=True)]
         if kind.role == "embedding" and has_pipeline and stack.has_whole_table_gradient:
             kept[1] *= degrees.tp
@@ -151,8 +157,9 @@ def candidate_row(
                 expert_parameters=expert,
                 norm_parameters=float(row.norm_parameters[index]),
                 state_bytes=(kept[0], kept[1], kept[2]),
-                gathered_bytes=_gathered_bytes(stack, sharding, dense + expert),
+                gathered_bytes=_gathered_bytes(stack, sharding, (dense + expert) * max(shares)),
                 weight_seconds=float(row.weight_seconds[index]),
+                unit_share=max(shares),
             )
         )
     return CandidateRow(
@@ -174,7 +181,7 @@ def candidate_row(
 
 
 def _gathered_bytes(stack: Stack, sharding: int, parameters: float) -> float:
-    """Short-lived whole copies of one layer: gathered weights (prefetched) and unreduced gradients."""
+    """Short-lived whole copies of one gather unit: its weights (one prefetched) and unreduced gradients."""
     if sharding == SHARDING_PARAMETERS:
         return parameters * (stack.prefetch_layers * stack.parameter_bytes + stack.gradient_reduce_bytes)
     if sharding == SHARDING_GRADIENTS:

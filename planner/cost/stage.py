@@ -23,7 +23,7 @@ CAUSES = ("compute", "recompute", "tp", "cp", "ep", "dp")
 
 @dataclass(frozen=True)
 class StageModel:
-    """Prices ranks of one mesh. ``rows`` holds one candidate row per sharding code in use."""
+    """Prices ranks of one mesh. ``rows``: a candidate row per sharding and gather unit in use, by row_key."""
 
     rows: Mapping[int, CandidateRow]
     device: Device
@@ -36,7 +36,7 @@ class StageModel:
         return next(iter(self.rows.values()))
 
     def kind(self, item: Item) -> KindCost:
-        return self.rows[item.sharding].kinds[item.kind]
+        return self.rows[item.key].kinds[item.kind]
 
     def seconds(self, items: Iterable[Item]) -> tuple[float, float]:
         """(forward, backward) seconds of one microbatch, exposed communication and recompute included."""
@@ -81,15 +81,15 @@ class StageModel:
     def synchronised(self, items: Iterable[Item]) -> Sync:
         """What the rank's layers synchronise once per step, before hiding."""
         total = Sync()
-        for sharding, row in self.rows.items():
+        for key, row in self.rows.items():
             dense = expert = 0.0
             for item in items:
-                if item.sharding == sharding:
+                if item.key == key:
                     kind = self.kind(item)
                     dense += item.count * kind.dense_parameters
                     expert += item.count * kind.expert_parameters
             groups, has_pipeline = row.groups, row.degrees.pp > 1
-            args = (self.stack, sharding, has_pipeline, groups, self.moment_bytes)
+            args = (self.stack, row.sharding, has_pipeline, groups, self.moment_bytes)
             for axis, elements in (("dp", dense), ("expert_dp", expert)):
                 if elements:
                     total += sync(*args, axis, elements)

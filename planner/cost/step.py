@@ -13,7 +13,7 @@ from planner.cost.collectives import all_reduce_seconds, group_costs, send_secon
 from planner.cost.compute import Device
 from planner.cost.constants import Constants
 from planner.cost.layer import cost_table
-from planner.cost.memory import Item
+from planner.cost.memory import Item, row_key
 from planner.cost.offload import fullest_node_bytes, on_host
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.stack import STACKS, Stack
@@ -25,7 +25,7 @@ from planner.model.flop import model_step_flop
 from planner.schedule.orders import alive_states, operation_order, virtual_stage
 from planner.schedule.timeline import Timeline, replay
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import OFFLOAD_OPTIMIZER, SCHEDULES, Decision, rank_of_stage
+from planner.strategy.decision import OFFLOAD_OPTIMIZER, SCHEDULES, UNIT_BLOCK, Decision, rank_of_stage
 
 ROUNDING = 1e-12
 BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
@@ -111,8 +111,10 @@ class CostModel:
         return 1.0 + self.constants.straggler_per_doubling * math.log2(max(1, nodes))
 
 
-def decision_candidates(decision: Decision, shardings: list[int]) -> Candidates:
-    """The decision's mesh as candidates, one per sharding code."""
+def decision_candidates(
+    decision: Decision, shardings: list[int], units: list[int] | None = None
+) -> Candidates:
+    """The decision's mesh as candidates, one per sharding code; ``units`` None: whole blocks gathered."""
     d = decision.degrees
     one = Candidates.single(
         tp=d.tp,
@@ -128,17 +130,33 @@ def decision_candidates(decision: Decision, shardings: list[int]) -> Candidates:
         sequence_parallel=int(decision.sequence_parallel),
         offload=decision.offload,
     )
-    return Candidates.concatenate([one.replace(sharding=one.sharding * 0 + code) for code in shardings])
+    pairs = zip(shardings, units or [UNIT_BLOCK] * len(shardings), strict=True)
+    zero = one.sharding * 0
+    return Candidates.concatenate(
+        [one.replace(sharding=zero + code, gather_unit=zero + unit) for code, unit in pairs]
+    )
+
+
+def used_candidates(decision: Decision) -> Candidates:
+    """The decision's mesh as candidates, one per (sharding, gather unit) in use."""
+    codes, units = zip(*decision.strategies(), strict=True)
+    return decision_candidates(decision, list(codes), list(units))
 
 
 def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRow]:
-    """Candidate rows of a decision, by sharding code, the plan's own first."""
-    others = sorted(set(decision.layer_sharding) - {decision.sharding})
-    codes = [decision.sharding, *others]
-    candidates = decision_candidates(decision, codes)
+    """Candidate rows of a decision, by row_key, the plan's own first."""
+    return strategy_rows(model, decision, decision.strategies())
+
+
+def strategy_rows(
+    model: CostModel, decision: Decision, strategies: list[tuple[int, int]]
+) -> dict[int, CandidateRow]:
+    """Candidate rows of (sharding, gather unit) codes on a decision's mesh and schedule, by row_key."""
+    codes, units = zip(*strategies, strict=True)
+    candidates = decision_candidates(decision, list(codes), list(units))
     table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
     return {
-        code: candidate_row(
+        row_key(*pair): candidate_row(
             model.problem,
             table,
             model.stack,
@@ -146,7 +164,7 @@ def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRo
             SCHEDULES.index(decision.schedule),
             decision.virtual_stages,
         )
-        for index, code in enumerate(codes)
+        for index, pair in enumerate(strategies)
     }
 
 
@@ -158,7 +176,7 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
     last = len(decision.chunks) - 1
     found = []
     for chunk, (first, end) in decision.blocks_of_rank(rank):
-        counts: dict[tuple[int, int, int], int] = {}
+        counts: dict[tuple[int, int, int, int], int] = {}
         stage = virtual_stage(decision.schedule, rank, chunk, d.pp)
         low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
         if high > low:
@@ -166,10 +184,11 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
                 block = position.get(layer)
                 mode = decision.recompute[block] if block is not None else 0
                 sharding = decision.sharding_of(block) if block is not None else decision.sharding
-                key = (chain.layers[layer], mode, sharding)
+                unit = decision.unit_of(block) if block is not None else UNIT_BLOCK
+                key = (chain.layers[layer], mode, sharding, unit)
                 counts[key] = counts.get(key, 0) + 1
         alive = tuple(state[chunk] for state in states)
-        items = [Item(kind, n, mode, code, alive) for (kind, mode, code), n in counts.items()]
+        items = [Item(kind, n, mode, code, alive, unit) for (kind, mode, code, unit), n in counts.items()]
         found.append((stage, items))
     return found
 

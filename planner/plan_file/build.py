@@ -25,6 +25,7 @@ from planner.plan_file.schema import (
     StageRecord,
 )
 from planner.strategy.decision import (
+    GATHER_UNITS,
     OFFLOADS,
     RANK_ORDER,
     RECOMPUTES,
@@ -124,9 +125,11 @@ def build_decision(decision: Decision) -> DecisionRecord:
 def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyRecord]:
     d = decision.degrees
     found = []
-    choices = [(decision.recompute[b], decision.sharding_of(b)) for b in range(first, end)]
+    choices = [
+        (decision.recompute[b], decision.sharding_of(b), decision.unit_of(b)) for b in range(first, end)
+    ]
     at = first
-    for (mode, sharding), run in groupby(choices):
+    for (mode, sharding, unit), run in groupby(choices):
         count = len(list(run))
         found.append(
             LayerStrategyRecord.model_validate(
@@ -138,6 +141,7 @@ def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyR
                     dp=d.dp,
                     sharding=SHARDINGS[sharding],
                     recompute=RECOMPUTES[mode],
+                    gather_unit=GATHER_UNITS[unit],
                     sequence_parallel=decision.sequence_parallel,
                 )
             )

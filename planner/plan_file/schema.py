@@ -16,6 +16,7 @@ from planner.workload import Workload
 Sharding = Literal["none", "optimizer", "gradients", "parameters"]
 ShardingGroup = Literal["global", "island"]
 Recompute = Literal["none", "selective", "full"]
+GatherUnit = Literal["block", "part", "matrix"]
 Offload = Literal["none", "optimizer"]
 Schedule = Literal["1f1b", "interleaved", "gpipe", "zb-h1", "zb-v", "zb-h2"]
 
@@ -109,7 +110,10 @@ class DegreesRecord(_Record):
 
 
 class LayerStrategyRecord(_Record):
-    """The strategy of a run of blocks, first and last included."""
+    """The strategy of a run of blocks, first and last included.
+
+    ``gather_unit``: what of sharded weights is gathered at once; left out where it is the block.
+    """
 
     layers: tuple[int, int]
     tp: int
@@ -119,6 +123,14 @@ class LayerStrategyRecord(_Record):
     sharding: Sharding
     recompute: Recompute
     sequence_parallel: bool
+    gather_unit: GatherUnit = "block"
+
+    @model_serializer(mode="wrap")
+    def _without_whole_block(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.gather_unit == "block":
+            data.pop("gather_unit", None)
+        return data
 
 
 class StageRecord(_Record):

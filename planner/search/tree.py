@@ -217,6 +217,7 @@ def _meshes(problem: Problem, pins: Pins) -> Candidates:
         sharding_group=0 * ones,
         sequence_parallel=ones,
         offload=ones * (pins.offload == "optimizer"),
+        gather_unit=0 * ones,
     )
 
 

@@ -21,6 +21,8 @@ from planner.strategy.decision import (
     SCHEDULES,
     SHARDING_NONE,
     SHARDING_OPTIMIZER,
+    SHARDING_PARAMETERS,
+    UNIT_BLOCK,
 )
 
 # DeepSpeed's CPUAdam and torch.optim.AdamW, which Megatron-LM runs there.
@@ -317,6 +319,13 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "gather-units",
+        "only sharded parameters are gathered in units finer than a block",
+        "gather_unit",
+        lambda c, p: (c.gather_unit == UNIT_BLOCK) | (c.sharding == SHARDING_PARAMETERS),
+        lambda c, p: f"gather unit code {_at(c, 'gather_unit')} with sharding code {_at(c, 'sharding')}",
+    ),
+    Rule(
         "offload-optimizer",
         "an optimizer on the host is Adam with fp32 states (adamw or adam): the host's kernels have no other",
         "offload",
@@ -343,8 +352,8 @@ def legal_values(rule: Rule, candidate: Candidates, problem: Problem, limit: int
     """Values of the rule's field that satisfy it, everything else unchanged; nearest first, then sorted."""
     current = _at(candidate, rule.field)
     largest = max(problem.world_size, problem.model.num_layers)
-    bound = {"sharding": 3, "sharding_group": 1, "offload": 1}.get(rule.field, largest)
-    start = 0 if rule.field in ("sharding", "sharding_group", "offload") else 1
+    bound = {"sharding": 3, "sharding_group": 1, "offload": 1, "gather_unit": 2}.get(rule.field, largest)
+    start = 0 if rule.field in ("sharding", "sharding_group", "offload", "gather_unit") else 1
     values = np.arange(start, min(bound, 1 << 16) + 1, dtype=np.int64)
     varied = candidate.repeat_each(len(values)).replace(**{rule.field: values})
     good = values[rule.holds(varied, problem)].tolist()

@@ -70,7 +70,7 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
         "offload",
     ]
     columns = np.array(rows, dtype=np.int64).T
-    found = Candidates(**dict(zip(names, columns, strict=True)))
+    found = Candidates(**dict(zip(names, columns, strict=True)), gather_unit=columns[0] * 0)
     keep = np.ones(len(found), dtype=bool)
     for rule in (*RULES, *limits.rules):
         keep &= rule.holds(found, problem)
