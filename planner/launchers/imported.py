@@ -72,6 +72,7 @@ class Imported:
     sequence_parallel: bool | None = None
     sharding: str | None = None
     layer_sharding: tuple[str, ...] = ()
+    layer_units: tuple[str, ...] = ()
     shard_ranks: int | None = None
     schedule: str | None = None
     virtual_stages: int | None = None

@@ -94,6 +94,12 @@ def constants(plan: Plan) -> dict[str, Any]:
             for run in stage.layer_strategies
             for _ in range(run.layers[0], run.layers[1] + 1)
         ],
+        "GATHER_UNITS": [
+            run.gather_unit
+            for stage in q.stages
+            for run in stage.layer_strategies
+            for _ in range(run.layers[0], run.layers[1] + 1)
+        ],
         "SHARDING": q.sharding,
         "SEQUENCE_PARALLEL": q.sequence_parallel and d.tp > 1,
         "SCHEDULE": SCHEDULE_NAMES[q.schedule],
