@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from planner.model.parameters import attention_parameters, block_parameters, norm_parameters
 from planner.model.spec import Attention, Block, FeedForward
-from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, UNIT_BLOCK, UNIT_PART
+from planner.strategy.decision import UNIT_BLOCK, UNIT_MATRIX, UNIT_PART
 
 WHOLE = (1.0,)
 
@@ -42,24 +42,17 @@ def has_units(block: Block) -> bool:
     return is_plain and block.cross_attention is None and block.num_norms == 2
 
 
-def repeated_units(block: Block | None, hidden_size: int, unit: int, mode: int) -> tuple[bool, ...]:
-    """Which units recompute ``mode`` gathers once more in backward, in forward order.
+def held_shares(block: Block | None, hidden_size: int, unit: int) -> tuple[float, float, float]:
+    """Largest share of a layer's weights that is whole at once, by recompute mode, prefetch aside.
 
-    FSDP2 keeps a unit that its backward has begun and frees any other behind its repeated forward. Full: all
-    but the unit that ends the block (and the norms', the block's own). Selective repeats the products into
-    attention and feed-forward inside one part: of the matrices there all but the last.
+    Recomputation in backward gathers units too, and FSDP2 keeps those until their own backward is done
+    (``_fsdp_param_group.py``, post_forward: no reshard in backward): full holds the whole block, selective
+    the products that enter a part, which is what it repeats.
     """
-    count = len(unit_shares(block, hidden_size, unit))
-    if count == 1 or block is None:
-        return (False,) * count
-    if unit == UNIT_PART:
-        return mode == RECOMPUTE_FULL, False
-    if mode == RECOMPUTE_FULL:
-        return (False, *[True] * (count - 2), False)
-    if mode == RECOMPUTE_SELECTIVE:
-        inputs = [True] * (count - 7) + [False]  # up and gate, or up alone
-        return (False, True, True, False, False, *inputs, False)
-    return (False,) * count
+    shares = unit_shares(block, hidden_size, unit)
+    largest = max(shares)
+    selective = max(sum(shares[1:4]), sum(shares[5:-1])) if unit == UNIT_MATRIX and len(shares) > 1 else 0.0
+    return largest, max(largest, selective), 1.0
 
 
 def _matrices(block: Block, hidden_size: int) -> list[float]:

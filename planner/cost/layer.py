@@ -291,7 +291,6 @@ class LayerPricer:
         boundary = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size / s.norm_split
         full_saved = boundary if is_block else part.saved_bytes
         selective = {"recompute": part.selective_recompute * slowdown + zero, "tp": part.selective_tp + zero}
-        selective |= {} if sharded.again is None else {"dp": sharded.again[0]}
         again = np.maximum(forward_kernels - part.spared_compute * slowdown, host - forward_wire)
         full = {
             "recompute": again,
@@ -299,7 +298,6 @@ class LayerPricer:
             "cp": forward["cp"],
             "ep": forward["ep"],
         }
-        full |= {} if sharded.again is None else {"dp": sharded.again[1]}
         saved = (part.saved_bytes + zero, part.selective_bytes + zero, full_saved + zero)
         needed = (saved[0], saved[1] - part.selective_extra_bytes, saved[2])
         backward_bytes = part.backward_bytes + zero

@@ -119,7 +119,7 @@ class RankMemory:
             kind = self.kind(item)
             working = max(working, kind.working_bytes[item.mode])
             transient = max(transient, kind.transient_bytes)
-            gathered = max(gathered, kind.gathered_bytes)
+            gathered = max(gathered, kind.gathered_bytes[item.mode])
         boundary = 2.0 * self.row.boundary_bytes if self.row.degrees.pp > 1 else 0.0
         buffers = transient + gathered + boundary
         return self.moment("all", self.static(), self.saved() + working, buffers)

@@ -14,7 +14,7 @@ from typing import Any
 from planner.cost.arrays import Number
 from planner.cost.compute import Device
 from planner.cost.data_parallel import step_moves
-from planner.cost.gather_units import repeated_units, unit_shares
+from planner.cost.gather_units import unit_shares
 from planner.cost.groups import rank_groups
 from planner.cost.layer import LayerPricer
 from planner.cost.memory import Item
@@ -137,14 +137,11 @@ def _layer_collectives(
 def _weight_collectives(
     model: CostModel, pricer: LayerPricer, kind: LayerKind, item: Item, microbatches: int
 ) -> Iterable[Collective]:
-    """Gathers and reductions of a layer's sharded weights, unit by unit, with those recompute repeats."""
-    hidden = model.problem.model.hidden_size
-    shares = unit_shares(kind.block, hidden, item.unit)
-    repeats = repeated_units(kind.block, hidden, item.unit, item.mode)
+    """Gathers and reductions of a layer's sharded weights, unit by unit. Recompute repeats none of them."""
     dense, expert = pricer.parameters(kind)
-    for share, is_again in zip(shares, repeats, strict=True):
+    for share in unit_shares(kind.block, model.problem.model.hidden_size, item.unit):
         forward, backward = pricer.data_moves(kind, dense * share, expert * share)
-        for move in (*forward, *backward, *(forward if is_again else ())):
+        for move in (*forward, *backward):
             yield _collective(move, item.count * microbatches)
 
 

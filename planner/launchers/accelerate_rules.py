@@ -124,6 +124,7 @@ ACCELERATE_RULES: tuple[PlanRule, ...] = (
     ADAM,
     HALF_PRECISION,
     NO_OFFLOAD,
+    *shared("gather-units"),
     *shared("kernels"),
 )
 SHARDED_SPLIT_SEARCH = Rule(

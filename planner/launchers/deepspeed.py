@@ -100,6 +100,7 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
     WHOLE_MODEL_RECOMPUTE,
     *shared("layer-choices"),
     Rule("island-sharding", "inside an island only parameters, and only with tp 1 (hpZ)", _island),
+    *shared("gather-units"),
     ADAM,
     HALF_PRECISION,
     *shared("kernels"),

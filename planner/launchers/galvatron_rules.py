@@ -163,5 +163,6 @@ GALVATRON_RULES: tuple[PlanRule, ...] = (
     HALF_PRECISION,
     ADAM,
     NO_OFFLOAD,
+    *shared("gather-units"),
     *shared("kernels"),
 )

@@ -36,6 +36,7 @@ PYTORCH_LIMITS = Limits(
     max_ep=1,
     kv_heads_by_tp=True,
     stack="pytorch",
+    gather_units=("block", "part", "matrix"),
     rules=(TIED_SEARCH, FILLED_SEARCH),
 )
 WRITTEN_FOR = "PyTorch 2.13"

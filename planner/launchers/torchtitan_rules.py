@@ -148,6 +148,7 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
     TIED,
     PRECISION,
     NO_OFFLOAD,
+    *shared("gather-units"),
     Rule("sequence-by-mesh", "tp (with sequence parallelism) x 2 cp divides the sequence", _sequence),
     Rule(
         "sharding-mode",

@@ -16,13 +16,14 @@ from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver
-from planner.search.integer_program import is_memory_bound, refine
+from planner.search.integer_program import is_memory_bound, refine, strategies_of
 from planner.search.nearest_miss import nearest_miss
 from planner.search.policy import offered_modes, recompute_policies, split_policies
 from planner.search.reporter import Reporter
+from planner.search.rescue import rescue
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
-from planner.strategy.decision import SHARDINGS, Decision
+from planner.strategy.decision import Decision
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
 
@@ -93,7 +94,19 @@ def search(
     is_complete = run.over(started + time_budget_seconds)
     space.close(run.tried)
     if not run.found:
-        raise nothing_fits(model, funnel, space, pins)
+        rescued = finer_gathers(model, limits, pins, space)
+        if rescued is None:
+            raise nothing_fits(model, funnel, space, pins)
+        return SearchResult(
+            best=rescued[0],
+            alternatives=[],
+            lower_bound_seconds=rescued[0].bound_seconds,
+            status="heuristic" if is_complete else "interrupted",
+            space=f"{describe_space(limits, pins)}; gathered in parts, for nothing fits in whole blocks",
+            funnel=funnel,
+            cpu_seconds=time.process_time() - started,
+            solver=rescued[1],
+        )
     ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
@@ -117,18 +130,31 @@ def search(
     )
 
 
+def finer_gathers(
+    model: CostModel, limits: Limits, pins: Pins, space: Space
+) -> tuple[Solution, dict[str, object]] | None:
+    """A plan that gathers less than a block at once, where none that gathers whole blocks fits."""
+    if pins.recompute is not None or len(limits.gather_units) < 2 or pins.schedule not in (None, "1f1b"):
+        return None
+    found = rescue(model, limits, *space.smallest())
+    if found is None:
+        return None
+    # Finer gathers are never faster than whole ones: the bases' bounds hold for them too.
+    return Solution(found.decision, found.prediction, space.floor_seconds()), found.solver
+
+
 def refined(
     model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution], reporter: Reporter
 ) -> tuple[list[Solution], dict[str, object]]:
     """The ranked solutions, the best one refined by the integer program when its memory binds."""
     best = ranked[0]
-    is_free = limits.has_layer_sharding and pins.recompute is None and pins.sharding is None
-    is_free &= SHARDINGS[best.decision.sharding] in limits.layer_sharding_bases
-    is_free &= best.decision.schedule not in ZERO_BUBBLE
+    strategies = strategies_of(model, best.decision, limits)
+    is_free = pins.recompute is None and pins.sharding is None and len(strategies) > 1
+    is_free &= best.decision.schedule not in ZERO_BUBBLE and limits.recompute_granularity == "layer"
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
     reporter.refining(best.decision.label())
-    refinement = refine(model, best.decision, best.seconds, offered_modes(limits))
+    refinement = refine(model, best.decision, best.seconds, strategies, offered_modes(limits))
     if refinement.decision is None or refinement.prediction is None:
         return ranked, refinement.solver
     better = Solution(refinement.decision, refinement.prediction, best.bound_seconds)

@@ -155,7 +155,6 @@ COUNTED = (
     "dp4 by matrix, selective",
     "tp2 dp2 by matrix, mixed units",
     "pp2 dp2 by matrix",
-    "gpt dp4 by matrix",
     *CHOSEN,
 )
 
@@ -423,4 +422,4 @@ def test_every_rank_sends_what_the_plan_predicts(
         for key, (count, size) in wanted.items():
             assert seen[key][0] == count, (rank, key)
             if key != ("tp", "all_reduce"):
-                assert seen[key][1] == pytest.approx(size, rel=0.005 if d.tp > 1 else 0.0), (rank, key)
+                assert seen[key][1] == pytest.approx(size, rel=0.005 if d.tp > 1 else 1e-12), (rank, key)
