@@ -52,6 +52,12 @@ def plan_reasons(model: CostModel, best: Solution, others: list[Solution], error
     if decision.sharding != SHARDING_NONE:
         where = " inside each island" if decision.sharding_group == GROUP_ISLAND else ""
         found.append(f"{SHARDINGS[decision.sharding]} sharded over dp {d.dp} x cp {d.cp}{where}")
+    if any(decision.layer_units):
+        finer = sum(1 for unit in decision.layer_units if unit)
+        found.append(
+            f"{finer} of {len(decision.layer_units)} layers gather less than a block at once: less memory of "
+            f"weights, one latency more a unit"
+        )
     if decision.offload:
         found.append(_host_words(model, best))
     counts = [decision.recompute.count(mode) for mode in range(len(RECOMPUTES))]

@@ -21,7 +21,6 @@ from planner.search.policy import offered_modes
 from planner.strategy.decision import SHARDING_PARAMETERS, Decision
 from planner.strategy.limits import Limits
 
-TRIED = 24
 # A solver that answers each of them late must not make the error wait.
 MOST_PROGRAMS = 8
 
@@ -44,14 +43,12 @@ def rescue(model: CostModel, limits: Limits, table: CostTable, least_bytes: np.n
         (table.candidates.sharding == SHARDING_PARAMETERS) & (least_bytes <= model.problem.memory_limit_bytes)
     )
     best: Rescue | None = None
-    programs = 0
-    for index in chosen[np.argsort(least_bytes[chosen], kind="stable")][:TRIED].tolist():
+    for index in chosen[np.argsort(least_bytes[chosen], kind="stable")][:MOST_PROGRAMS].tolist():
         row = candidate_row(model.problem, table, model.stack, index, ONE_F_ONE_B, 1)
         decision = recomputed(model, row)
         strategies = strategies_of(model, decision, limits)
-        if len(strategies) < 2 or programs == MOST_PROGRAMS:
+        if len(strategies) < 2:
             break
-        programs += 1
         known = math.inf if best is None else best.prediction.step_seconds
         found = refine(model, decision, known, strategies, offered_modes(limits))
         if found.decision is not None and found.prediction is not None:

@@ -80,9 +80,17 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
 
 
 def draw_decision(
-    pick: Pick, problem: Problem, meshes: Candidates, *, layers_differ: bool = True
+    pick: Pick,
+    problem: Problem,
+    meshes: Candidates,
+    *,
+    layers_differ: bool = True,
+    units: Sequence[int] = (0,),
 ) -> Decision:
-    """One decision over ``meshes``: its stages even or not, its recompute one mode, by stage or by layer."""
+    """One decision over ``meshes``: its stages even or not, its recompute one mode, by stage or by layer.
+
+    ``units``: gather units that blocks of sharded parameters may have.
+    """
     row = pick(range(len(meshes)))
 
     def at(name: str) -> int:
@@ -115,8 +123,14 @@ def draw_decision(
         chunks=chunks,
         recompute=_recompute(pick, chunks, layers_differ),
         offload=at("offload"),
+        layer_units=_units(pick, units, layers) if sharding == 3 else (),
         layer_sharding=by_layer,
     )
+
+
+def _units(pick: Pick, units: Sequence[int], layers: int) -> tuple[int, ...]:
+    found = tuple(pick(units) for _ in range(layers)) if len(units) > 1 else ()
+    return found if any(found) else ()
 
 
 def _moved(pick: Pick, chunks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:

@@ -55,6 +55,7 @@ BAD: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("layer-choices", "llama-2-7b", {LAYER + "sharding": "parameters"}, "0 to 31: sharding", "gradients"),
     ("layer-choices", "llama-2-7b", {LAYER + "tp": 2}, "tp 2", "tp 1 on every layer"),
     ("fsdp-pipeline", "gpt2-unfused", {"decision__sharding": "parameters"}, "with pp 4", "pp 1"),
+    ("gather-units", "llama-2-7b", {LAYER + "gather_unit": "matrix"}, "0 to 31 gather by matrix", "by block"),
     ("offload", "llama-2-7b", ON_HOST | {"decision__sharding": "parameters"}, "Megatron-FSDP", "optimizer"),
     ("offload", "gpt2-unfused", ON_HOST, "fp16 with sgd-momentum", "bf16 with adamw"),
     ("optimizer", "llama-2-7b", {LOAD + "optimizer": "adafactor"}, "adafactor", "adamw"),
