@@ -16,9 +16,9 @@ from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver
-from planner.search.integer_program import is_memory_bound, refine, strategies_of
 from planner.search.nearest_miss import nearest_miss
 from planner.search.policy import offered_modes, recompute_policies, split_policies
+from planner.search.refinement import is_memory_bound, refine, strategies_of
 from planner.search.reporter import Reporter
 from planner.search.rescue import rescue
 from planner.search.space import Opened, Space

@@ -39,51 +39,30 @@ states no bound.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.cost.gather_units import has_units
 from planner.cost.memory import Item, row_key
-from planner.cost.offload import usable_bytes
 from planner.cost.row import CandidateRow, KindCost
 from planner.cost.stage import StageModel
 from planner.cost.step import (
     CostModel,
-    Prediction,
-    price,
     rank_items,
-    strategy_rows,
     tied_embedding_seconds,
 )
-from planner.search.recompute import MODES
 from planner.strategy.decision import (
-    GATHER_UNITS,
     RECOMPUTE_NONE,
-    SHARDING_PARAMETERS,
-    SHARDINGS,
     UNIT_BLOCK,
     Decision,
     rank_of_stage,
 )
-from planner.strategy.limits import Limits
 from planner.units import GIB, MILLI
 
 TIME_LIMIT_SECONDS = 5.0
 RELATIVE_GAP = 1e-4
-MIN_GAIN = 1e-6
 # CBC's own on constraints is 1e-7, and its answers are read with ten digits.
 TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """What the integer program gave: the decision and prediction when better, and the solver's own data."""
-
-    decision: Decision | None
-    prediction: Prediction | None
-    solver: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -102,61 +81,13 @@ class _Group:
 Option = tuple[tuple[int, int], int]
 
 
-def is_memory_bound(decision: Decision) -> bool:
-    """Whether the plan pays for memory: it recomputes, or gathers sharded parameters."""
-    return any(decision.recompute) or decision.sharding == SHARDING_PARAMETERS
-
-
-def strategies_of(model: CostModel, decision: Decision, limits: Limits) -> list[tuple[int, int]]:
-    """(sharding, gather unit) codes the launcher lets blocks of this decision have, its own first."""
-    codes = [decision.sharding]
-    data_ranks = decision.degrees.dp * decision.degrees.cp
-    may_differ = limits.has_layer_sharding and SHARDINGS[decision.sharding] in limits.layer_sharding_bases
-    if may_differ and decision.sharding != SHARDING_PARAMETERS and data_ranks > 1:
-        codes.append(SHARDING_PARAMETERS)
-    found = [(code, UNIT_BLOCK) for code in codes]
-    if SHARDING_PARAMETERS in codes and any(map(has_units, model.problem.model.block_kinds.values())):
-        units = [GATHER_UNITS.index(name) for name in limits.gather_units]
-        found += [(SHARDING_PARAMETERS, unit) for unit in units if unit != UNIT_BLOCK]
-    return found
-
-
-def refine(
-    model: CostModel,
-    decision: Decision,
-    current_seconds: float,
-    strategies: list[tuple[int, int]],
-    offered: tuple[int, ...] = MODES,
-) -> Refinement:
-    """Choose among ``strategies`` and recompute (none or an ``offered`` mode) per layer on its stages.
-
-    Infinite ``current_seconds`` for a decision that does not fit: any that does is better. A missing, failing
-    or slow solver costs the refinement, never the answer: its status says so.
-    """
-    model = model.placed(decision.offload)
+def solver_library() -> Any | None:
+    """PuLP, or None where it is not installed."""
     try:
         import pulp
     except ImportError:
-        return Refinement(None, None, {"name": "pulp", "status": "not installed"})
-    if len(strategies) < 2:
-        return Refinement(None, None, {"name": "none", "status": "nothing to choose: one sharding possible"})
-    program = _Program(pulp, model, decision, strategy_rows(model, decision, strategies), strategies, offered)
-    solver = program.solve()
-    if solver["status"] != "optimal" and solver["status"] != "feasible":
-        return Refinement(None, None, solver)
-    refined = program.decision()
-    prediction = price(model, refined)
-    is_better = prediction.step_seconds < current_seconds * (1.0 - MIN_GAIN)
-    fits = prediction.peak_memory_bytes <= model.problem.memory_limit_bytes * (1.0 + 1e-9)
-    fits &= prediction.host_bytes <= usable_bytes(model.problem.cluster.host)
-    solver["step_seconds"] = prediction.step_seconds
-    solver["is_used"] = is_better and fits
-    bound, best = solver.get("bound_seconds"), prediction.step_seconds if fits else current_seconds
-    if isinstance(bound, float) and math.isfinite(best):
-        solver["gap"] = max(0.0, 1.0 - bound / min(best, current_seconds))
-    if not (is_better and fits):
-        return Refinement(None, None, solver)
-    return Refinement(refined, prediction, solver)
+        return None
+    return pulp
 
 
 def _forward_milliseconds(kind: KindCost, mode: int) -> float:
@@ -171,7 +102,7 @@ def _pass_milliseconds(kind: KindCost, mode: int) -> float:
     return _forward_milliseconds(kind, mode) + _backward_milliseconds(kind, mode)
 
 
-class _Program:
+class LayerProgram:
     """The integer program of one decision."""
 
     def __init__(
@@ -358,7 +289,8 @@ class _Program:
         known = [bound for bound in bounds if bound is not None]
         if known and not self.model.stack.makes_buffers_when_needed:
             fixed = tied_embedding_seconds(self.model, self.stages.row)
-            report["bound_seconds"] = max(known) * (1.0 - TOLERANCE) * MILLI + fixed + self.model.constants.step_overhead_seconds
+            fixed += self.model.constants.step_overhead_seconds
+            report["bound_seconds"] = max(known) * (1.0 - TOLERANCE) * MILLI + fixed
         return report
 
     def _command(self, *, is_relaxed: bool = False) -> Any:

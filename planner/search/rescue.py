@@ -15,9 +15,9 @@ import numpy as np
 from planner.cost.layer import CostTable
 from planner.cost.row import candidate_row
 from planner.cost.step import CostModel, Prediction
-from planner.search.integer_program import refine, strategies_of
 from planner.search.nearest_miss import ONE_F_ONE_B, recomputed
 from planner.search.policy import offered_modes
+from planner.search.refinement import refine, strategies_of
 from planner.strategy.decision import SHARDING_PARAMETERS, Decision
 from planner.strategy.limits import Limits
 

@@ -19,8 +19,8 @@ from planner.errors import InfeasibleError
 from planner.launchers.pytorch import PYTORCH_LIMITS
 from planner.search import integer_program
 from planner.search.engine import search
-from planner.search.integer_program import refine, strategies_of
 from planner.search.last_resort import search_all
+from planner.search.refinement import refine, strategies_of
 from planner.search.tree import Pins
 from planner.strategy.decision import OFFLOAD_OPTIMIZER, SHARDING_PARAMETERS, Decision, Degrees
 from planner.strategy.limits import ANY
