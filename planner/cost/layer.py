@@ -302,9 +302,10 @@ class LayerPricer:
         needed = (saved[0], saved[1] - part.selective_extra_bytes, saved[2])
         backward_bytes = part.backward_bytes + zero
         if is_block:
-            # By its end a block's backward holds all its weight gradients, and a few hidden states.
+            # By its end a unit's backward holds all its weight gradients, and a few hidden states.
             hidden = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size
-            ending = (dense + expert) * self.stack.parameter_bytes + 3.0 * hidden + 2.0 * boundary
+            ending = (dense + expert) * sharded.largest * self.stack.parameter_bytes
+            ending = ending + 3.0 * hidden + 2.0 * boundary
             backward_bytes = np.maximum(backward_bytes, ending - saved[0])
         return LayerCost(
             forward=forward,

@@ -22,11 +22,15 @@ MovesOf = Callable[[float], tuple[tuple[Move, ...], tuple[Move, ...]]]
 
 @dataclass(frozen=True)
 class Sharded:
-    """Exposed seconds of a layer's sharded weights, forward and backward; ``units`` gathered one by one."""
+    """Exposed seconds of a layer's sharded weights, forward and backward.
+
+    units: how many it is gathered in, one by one; largest: the share of the weights in the largest.
+    """
 
     forward: Number
     backward: Number
     units: Number = 1.0
+    largest: Number = 1.0
 
     def chosen(self, mine: Array, finer: Sharded) -> Sharded:
         """``finer`` where ``mine`` holds, else this."""
@@ -34,6 +38,7 @@ class Sharded:
             np.where(mine, finer.forward, self.forward),
             np.where(mine, finer.backward, self.backward),
             np.where(mine, finer.units, self.units),
+            np.where(mine, finer.largest, self.largest),
         )
 
 
@@ -67,6 +72,7 @@ def sharded_seconds(
             exposed_seconds(ahead, forward, theft),
             exposed_seconds(behind, backward, theft),
             float(len(shares)),
+            max(shares),
         )
         found = found.chosen(units == unit, finer)
     return found
