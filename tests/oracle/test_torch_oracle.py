@@ -22,7 +22,7 @@ pytestmark = pytest.mark.heavy
 
 EXACT = 0.01
 PEAK = 0.03
-# Units finer than a block: the walk holds a recomputed block's units to its end, PyTorch frees them one by one.
+# Units finer than a block: the walk holds a recomputed block's to its end, PyTorch frees them one by one.
 UNITS_OVER = 0.15
 HEADER = (
     "| case | peak predicted GiB | PyTorch GiB | deviation | parameters | gradients | optimizer | saved "
