@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, replace
 
 from planner import __version__
-from planner.cost.step import CostModel, decision_candidates, price
+from planner.cost.offload import usable_bytes
+from planner.cost.step import CostModel, price, used_candidates
 from planner.errors import InfeasibleError, InputError
 from planner.pin_rules import check_names, check_pins
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
@@ -16,12 +17,21 @@ from planner.plan_file.schema import Alternative, Inputs, Options, Plan, SearchR
 from planner.reasons import alternative_reason, plan_reasons, plan_warnings
 from planner.remedies import with_remedies
 from planner.request import Request, Resolved, resolve
-from planner.search.engine import SearchResult, Solution, search
+from planner.search.engine import SearchResult, Solution
+from planner.search.last_resort import search_all
 from planner.search.layout import balanced_chunks
 from planner.search.reporter import Reporter
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
-from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import (
+    OFFLOADS,
+    RECOMPUTES,
+    SCHEDULES,
+    SHARDING_GROUPS,
+    SHARDINGS,
+    Decision,
+    Degrees,
+)
 from planner.strategy.limits import ANY
 from planner.strategy.rules import require_valid
 from planner.targets import limits_of, require_expressible, restriction_record
@@ -53,7 +63,7 @@ def make_plan(
     check_pins(resolved, pins, limits)
     model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
     try:
-        result = search(
+        result = search_all(
             model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
         )
     except InfeasibleError as error:
@@ -83,7 +93,7 @@ def _plan_of(
         oom_risk=resolved.oom_risk,
         pins=pins.items(),
         top=top,
-        assumptions=resolved.assumptions,
+        assumptions=host_assumptions(resolved, result.best.decision),
     )
     best = result.best
     return Plan(
@@ -115,6 +125,13 @@ def _plan_of(
     )
 
 
+def host_assumptions(resolved: Resolved, decision: Decision) -> list[str]:
+    """What was assumed for a plan: of the host only where the decision uses it."""
+    assumed = resolved.problem.cluster.host.assumed if decision.offload else ()
+    known = resolved.assumptions
+    return [*known, *(words for words in assumed if words not in known)]
+
+
 def _inputs(model: CostModel, resolved: Resolved, options: Options) -> Inputs:
     return build_inputs(model, resolved.profile, resolved.device, options, resolved.errors, resolved.origins)
 
@@ -136,6 +153,7 @@ class Choice:
     recompute: str = "none"
     schedule: str | None = None
     sequence_parallel: bool | None = None
+    offload: str = "none"
 
 
 def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
@@ -159,7 +177,10 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
         )
     dp = choice.dp if choice.dp is not None else problem.world_size // used
     schedule = choice.schedule or ("interleaved" if choice.virtual_stages > 1 else "1f1b")
-    check_names(Pins(sharding=choice.sharding, schedule=schedule, recompute=choice.recompute), ANY)
+    named = Pins(
+        sharding=choice.sharding, schedule=schedule, recompute=choice.recompute, offload=choice.offload
+    )
+    check_names(named, ANY)
     if choice.sharding_group not in SHARDING_GROUPS:
         raise InputError(
             f"--sharding-group {choice.sharding_group!r} is not a choice; choices: "
@@ -181,6 +202,7 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
         sharding=SHARDINGS.index(choice.sharding) if max(1, dp) * choice.cp > 1 else 0,
         sharding_group=SHARDING_GROUPS.index(choice.sharding_group),
         sequence_parallel=int(wants_split),
+        offload=OFFLOADS.index(choice.offload),
     )
     if choice.sequence_parallel is None:
         from planner.strategy.rules import broken_rules
@@ -200,6 +222,7 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
         microbatches=int(candidate.microbatches(problem.workload.global_batch)[0]),
         chunks=balanced_chunks(blocks, choice.pp * choice.virtual_stages),
         recompute=(RECOMPUTES.index(choice.recompute),) * blocks,
+        offload=OFFLOADS.index(choice.offload),
     )
 
 
@@ -221,7 +244,7 @@ def reprice(path: str) -> Plan:
     saved = read_plan(path)
     model = read_cost_model(saved.inputs)
     decision = read_decision(saved.decision)
-    require_valid(decision_candidates(decision, [decision.sharding]), model.problem)
+    require_valid(used_candidates(decision), model.problem)
     inputs = saved.inputs
     resolved = Resolved(
         problem=model.problem,
@@ -247,11 +270,17 @@ def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) 
             f"does not fit: stage {prediction.fullest_stage} needs {format_bytes(peak)}, "
             f"{format_bytes(peak - limit)} above the limit of {format_bytes(limit)}"
         )
+    held, room = prediction.host_bytes, usable_bytes(resolved.problem.cluster.host)
+    if held > room:
+        warnings.append(
+            f"does not fit the host: its fullest node would hold {format_bytes(held)}, usable are "
+            f"{format_bytes(room)} (--host-memory-gib)"
+        )
     options = Options(
         stack=model.stack.name,
         memory_limit_bytes=limit,
         oom_risk=resolved.oom_risk,
-        assumptions=resolved.assumptions,
+        assumptions=host_assumptions(resolved, decision),
     )
     return Plan(
         planner_version=__version__,

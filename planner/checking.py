@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from planner.cost.step import decision_candidates, price
+from planner.cost.offload import usable_bytes
+from planner.cost.step import price, used_candidates
 from planner.documents import read_document
 from planner.errors import InputError
 from planner.file_checking import Finding, check_file
@@ -97,7 +98,7 @@ def _repriced(plan: Plan) -> list[Finding]:
     """Hard rules, and the prediction compared with pricing the decision again."""
     model = read_cost_model(plan.inputs)
     decision = read_decision(plan.decision)
-    candidates = decision_candidates(decision, [decision.sharding])
+    candidates = used_candidates(decision)
     broken = broken_rules(candidates, model.problem)
     found = [Finding(f"rule {r.name}", False, r.explain(candidates, model.problem)) for r in broken]
     if broken:
@@ -111,6 +112,16 @@ def _repriced(plan: Plan) -> list[Finding]:
     total = sum(stated.breakdown_seconds.values())
     bound = plan.search.lower_bound_seconds
     is_bounded = plan.search.status == "heuristic" or bound <= again.step_seconds * (1 + TOLERANCE)
+    host = model.problem.cluster.host
+    if decision.offload:
+        found.append(
+            Finding(
+                "host memory",
+                again.host_bytes <= usable_bytes(host) * (1 + TOLERANCE),
+                f"{format_bytes(again.host_bytes)} on the fullest node of {format_bytes(usable_bytes(host))} "
+                f"usable",
+            )
+        )
     return [
         *found,
         Finding(

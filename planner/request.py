@@ -12,7 +12,7 @@ from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import load_calibration, shipped
 from planner.catalog import load_device, load_model, load_profile
 from planner.cluster.default_profile import default_profile
-from planner.cluster.spec import ClusterProfile, DeviceSpec
+from planner.cluster.spec import ClusterProfile, DeviceSpec, Quantity
 from planner.cluster.topology import Cluster, resolve_cluster
 from planner.cost.constants import Constants
 from planner.errors import InputError
@@ -37,9 +37,9 @@ class Request:
     """What to plan. ``model``, ``cluster`` and ``gpu`` are names or paths; None means a stated default.
 
     ``calibration`` is a file of fitted constants instead of the shipped ones.
-    ``network_gbit`` is per GPU; ``memory_limit_gib`` caps what a plan may use per GPU, ``oom_risk`` its
-    P(out of memory). ``device``, ``constants``, ``errors`` and ``origins`` bring a plan file's own instead of
-    the catalog's and the calibration's.
+    ``network_gbit`` is per GPU, ``host_memory_gib`` per node; ``memory_limit_gib`` caps what a plan may use
+    per GPU, ``oom_risk`` its P(out of memory). ``device``, ``constants``, ``errors`` and ``origins`` bring a
+    plan file's own instead of the catalog's and the calibration's.
     """
 
     model: str | ModelSpec
@@ -61,6 +61,7 @@ class Request:
     constants: Constants | None = None
     errors: ErrorBars | None = None
     origins: dict[str, str] | None = None
+    host_memory_gib: float | None = None
 
     def changed(self, **values: Any) -> Request:
         """A copy with some answers replaced."""
@@ -99,7 +100,7 @@ def resolve(request: Request) -> Resolved:
         model = request.model
     else:
         model, warnings = load_model(request.model)
-    choice = choose_cluster(request)
+    choice = _with_host(choose_cluster(request), request.host_memory_gib)
     notes = list(choice.assumptions)
     workload = _workload(request, model, choice, notes)
     _check_positions(model, workload, warnings)
@@ -147,6 +148,22 @@ def choose_cluster(request: Request) -> ClusterChoice:
     device = load_device(request.gpu)
     profile, notes = default_profile(device, request.gpus, request.gpus_per_node, request.network_gbit)
     return ClusterChoice(resolve_cluster(profile, device), profile, device, notes)
+
+
+def _with_host(choice: ClusterChoice, memory_gib: float | None) -> ClusterChoice:
+    """The machine with the host memory asked for, GiB a node. Raises InputError for one that is none."""
+    if memory_gib is None:
+        return choice
+    if not _is_positive(memory_gib):
+        raise InputError(
+            f"--host-memory-gib must be a positive number of GiB a node, not {memory_gib}",
+            hint="use --host-memory-gib 512",
+        )
+    stated = Quantity(value=memory_gib, basis="assumed", source="--host-memory-gib")
+    groups = [g.model_copy(update={"host_memory_gib": stated}) for g in choice.profile.node_groups]
+    profile = choice.profile.model_copy(update={"node_groups": groups})
+    cluster = resolve_cluster(profile, choice.device, choice.cluster.num_devices)
+    return replace(choice, profile=profile, cluster=cluster)
 
 
 def _from_profile(request: Request) -> ClusterChoice:

@@ -10,7 +10,8 @@ from planner.plan_file.build import build_decision
 from planner.plan_file.read import read_cost_model, read_decision
 from planner.plan_file.schema import Plan, RestrictionRecord
 from planner.search.better import search_better
-from planner.search.engine import PROVED_GAP, Solution, search
+from planner.search.engine import PROVED_GAP, Solution
+from planner.search.last_resort import search_all
 from planner.search.tree import Pins
 from planner.strategy.decision import Decision
 from planner.strategy.limits import ANY, Limits
@@ -107,7 +108,7 @@ def nearest_expressible(plan: Plan, target: str) -> list[tuple[str, Prediction, 
     found: list[tuple[str, Prediction, Decision]] = []
     for where, pins in (("on this mesh", mesh), ("on any mesh", Pins())):
         try:
-            best = search(model, limits, pins, top=1).best
+            best = search_all(model, limits, pins, top=1).best
         except InfeasibleError:
             continue
         record = build_decision(best.decision)

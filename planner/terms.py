@@ -114,6 +114,16 @@ SECONDS: tuple[Term, ...] = (
         ("straggler_per_doubling", "step_overhead_seconds"),
     ),
 )
+# The optimizer's cause where the plan puts it on the host.
+HOST_OPTIMIZER = Term(
+    "optimizer",
+    (
+        Formula("streaming norm and copies", f"{_STAGE}tail"),
+        Formula("link and Adam on the host", "planner.cost.offload.host_update_seconds", "Ren 2101.06840"),
+    ),
+    ("bandwidth_efficiency", "optimizer_bytes_factor", "host_adam_efficiency", "link_efficiency"),
+    ("memory bandwidth", "host"),
+)
 BYTES: tuple[Term, ...] = (
     Term("parameters", (_STATES,)),
     Term("gradients", (_STATES,)),

@@ -64,6 +64,10 @@ def estimate(
         str | None, typer.Option("--recompute", help="none (default), selective or full.")
     ] = None,
     schedule: o.ScheduleName = None,
+    offload: Annotated[
+        str | None, typer.Option("--offload", help="none (default) or optimizer: on the host.")
+    ] = None,
+    host_memory_gib: o.HostMemory = None,
     sequence_parallel: Annotated[
         bool | None, typer.Option("--sequence-parallel/--no-sequence-parallel", help="Default: with tp.")
     ] = None,
@@ -104,6 +108,7 @@ def estimate(
         oom_risk=oom_risk,
         tokens=tokens,
         calibration=calibration,
+        host_memory_gib=host_memory_gib,
     )
     given: dict[str, Any] = {
         "tp": tp,
@@ -119,6 +124,7 @@ def estimate(
         "recompute": recompute,
         "schedule": schedule,
         "sequence_parallel": sequence_parallel,
+        "offload": offload,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if plan is not None:

@@ -55,6 +55,13 @@ MicroBatch = Annotated[int | None, typer.Option("--micro-batch", help="Sequences
 ShardingName = Annotated[
     str | None, typer.Option("--sharding", help="none, optimizer, gradients or parameters.")
 ]
+HostMemory = Annotated[
+    float | None, typer.Option("--host-memory-gib", help="Host memory a node, for an optimizer on the host.")
+]
+OffloadName = Annotated[
+    str,
+    typer.Option("--offload", help="auto (optimizer on the host if nothing fits without), none, optimizer."),
+]
 RecomputeName = Annotated[str | None, typer.Option("--recompute", help="none, selective or full.")]
 ScheduleName = Annotated[
     str | None, typer.Option("--schedule", help="1f1b, interleaved, zb-h1, zb-v or gpipe.")

@@ -47,6 +47,8 @@ def plan(
     sharding: o.ShardingName = None,
     recompute: o.RecomputeName = None,
     schedule: o.ScheduleName = None,
+    offload: o.OffloadName = "auto",
+    host_memory_gib: o.HostMemory = None,
     top: o.Top = 4,
     time_budget: o.TimeBudget = None,
     exact: o.Exact = False,
@@ -76,7 +78,8 @@ def plan(
             "--dp": dp,
             "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages, "--micro-batch": micro_batch,
             "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration":
-            calibration,
+            calibration, "--offload": None if offload == "auto" else offload,
+            "--host-memory-gib": host_memory_gib,
         }  # fmt: skip
         measured = ProfileRequest(
             tuple(profile), global_batch, gpus, memory_limit_gib, model, gpu, seq_len, precision, tokens, pp
@@ -102,8 +105,10 @@ def plan(
         oom_risk=oom_risk,
         tokens=tokens,
         calibration=calibration,
+        host_memory_gib=host_memory_gib,
     )
-    pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule)
+    pinned = None if offload == "auto" else offload
+    pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule, pinned)
     started = time.process_time()
     found = make_plan(
         request,

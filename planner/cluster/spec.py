@@ -126,7 +126,10 @@ class NodeGroup(_Facts):
     devices_per_node: Count
     num_nodes: Count
     tiers: list[Tier] = Field(min_length=1, description="innermost first")
-    host_memory_gib: Quantity | None = None
+    host_memory_gib: Quantity | None = Field(None, description="memory of one node's host, all sockets")
+    host_memory_bandwidth_gb_per_s: Quantity | None = Field(
+        None, description="host memory of one node, all channels of all sockets together"
+    )
     price_dollars_per_device_hour: Quantity | None = None
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cluster.host import Host
 from planner.cluster.spec import DeviceSpec
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.constants import Constants
@@ -34,7 +35,7 @@ class Device:
 
     matmul_flop_per_s: dense peak for matrix products in the workload's precision; sustained_flop_per_s: what
     the power limit lets 16-bit products reach; pass_scale: element-wise bytes of the stack over the fused;
-    half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM.
+    half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM; host: of its node.
     """
 
     matmul_flop_per_s: float
@@ -43,11 +44,14 @@ class Device:
     multiprocessors: int
     is_fp8: bool
     constants: Constants
+    host: Host
     sustained_flop_per_s: float = math.inf
     pass_scale: float = 1.0
 
     @staticmethod
-    def of(spec: DeviceSpec, workload: Workload, constants: Constants, pass_scale: float = 1.0) -> Device:
+    def of(
+        spec: DeviceSpec, workload: Workload, constants: Constants, host: Host, pass_scale: float = 1.0
+    ) -> Device:
         """``pass_scale``: the stack's element-wise bytes over the fused ones.
 
         Raises UnsupportedFeature when the device has no peak for the workload's precision.
@@ -69,6 +73,7 @@ class Device:
             spec.multiprocessors,
             precision == "fp8",
             constants,
+            host,
             spec.sustained_flop_per_s,
             pass_scale,
         )

@@ -127,6 +127,11 @@ class Constants:
     optimizer_bytes_factor: float = _constant(
         1.0, "multiplier of optimizer traffic", "multi-tensor Adam is a streaming kernel"
     )
+    host_adam_efficiency: float = _constant(
+        0.30,
+        "share of host memory bandwidth that Adam on the host reaches",
+        "0.46 on a DGX-2 in arXiv 2101.06840, table 4; about 0.15 in reports (DeepSpeed 735, slime 1139)",
+    )
     context_bytes: float = _constant(
         1.0 * 1024**3, "driver context and workspaces of one rank", "nvidia-smi of an idle PyTorch process"
     )

@@ -13,12 +13,12 @@ import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.attention import NUM_PRODUCTS, attention_part
-from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import ELEMENT_BYTES, Device
 from planner.cost.data_parallel import layer_moves, moves_seconds, norm_move
 from planner.cost.feed_forward import feed_forward_part
 from planner.cost.groups import Groups, rank_groups
 from planner.cost.part import Move, Part, Setting
+from planner.cost.sharded import sharded_seconds
 from planner.cost.stack import Stack
 from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
 from planner.model.chain import LayerChain, LayerKind, kind_parameters
@@ -256,12 +256,16 @@ class LayerPricer:
         accumulation = self.device.stream_seconds(self.stack.accumulation_bytes * (dense + expert))
         forward_kernels = part.forward_compute * slowdown
         backward_kernels = (part.backward_compute + accumulation) * slowdown
-        theft = self.device.constants.overlap_theft
-        moves = self.data_moves(kind, dense, expert)
-        # Gathers and reductions of a layer hide under its neighbour's compute: the same, where layers are.
-        dp_forward = exposed_seconds(moves_seconds(self.groups, moves[0]), forward_kernels, theft)
-        dp_backward = exposed_seconds(moves_seconds(self.groups, moves[1]), backward_kernels, theft)
-        gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, 1.0, 0.0)
+        sharded = sharded_seconds(
+            self.groups,
+            self.device.constants.overlap_theft,
+            (kind.block, self.problem.model.hidden_size, self.candidates.gather_unit),
+            lambda share: self.data_moves(kind, dense * share, expert * share),
+            forward_kernels,
+            backward_kernels,
+        )
+        dp_forward, dp_backward = sharded.forward, sharded.backward
+        gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, sharded.units, 0.0)
         each = self.device.constants.collective_overhead_seconds
         norms = 0.0
         if self.stack.reduces_norms_in_backward:
@@ -303,9 +307,10 @@ class LayerPricer:
         needed = (saved[0], saved[1] - part.selective_extra_bytes, saved[2])
         backward_bytes = part.backward_bytes + zero
         if is_block:
-            # By its end a block's backward holds all its weight gradients, and a few hidden states.
+            # By its end a unit's backward holds all its weight gradients, and a few hidden states.
             hidden = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size
-            ending = (dense + expert) * self.stack.parameter_bytes + 3.0 * hidden + 2.0 * boundary
+            ending = (dense + expert) * sharded.largest * self.stack.parameter_bytes
+            ending = ending + 3.0 * hidden + 2.0 * boundary
             backward_bytes = np.maximum(backward_bytes, ending - saved[0])
         return LayerCost(
             forward=forward,

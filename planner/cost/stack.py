@@ -61,6 +61,8 @@ class Stack:
     loss and softmax, loss_parallel one more); pipeline_logit_bytes, outputs a last stage keeps through the
     loss; has_whole_table_gradient, the embedding's gradient has the whole vocabulary on every tp rank
     (DTensor: a row-wise embedding's backward replicates, then slices).
+
+    has_host_optimizer: states, fp32 weights and update are the host's (``offload.on_host``).
     """
 
     name: str
@@ -102,6 +104,7 @@ class Stack:
     logit_backward_bytes: float = 4.0
     split_logit_backward_bytes: float = 4.0
     pipeline_logit_bytes: float = 0.0
+    has_host_optimizer: bool = False
 
     @property
     def fitted_as(self) -> str:

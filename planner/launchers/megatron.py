@@ -36,6 +36,7 @@ MEGATRON_LIMITS = Limits(
     has_layer_sharding=False,
     parameter_sharding_with_pipeline=False,
     rules=(RING_SEARCH,),
+    offload_shardings=("none", "optimizer"),
 )
 WRITTEN_FOR = "Megatron-LM core 0.16 / 0.20 dev"
 FSDP_STRATEGIES = {"gradients": "optim_grads", "parameters": "optim_grads_params"}
@@ -99,6 +100,7 @@ def all_flags(plan: Plan) -> Flags:
         | pipeline_flags(plan)
         | recompute_flags(plan)
         | sharding_flags(plan)
+        | offload_flags(plan)
         | model_flags(plan)
         | precision_flags(plan)
     )
@@ -142,6 +144,18 @@ def sharding_flags(plan: Plan) -> Flags:
     if q.sharding_group == "island" and instances > 1:
         flags["--num-distributed-optimizer-instances"] = [str(instances)]
     return flags
+
+
+def offload_flags(plan: Plan) -> Flags:
+    """The optimizer on the host. megatron-core's own default for the fraction is 0: all stays on the GPU."""
+    if plan.decision.offload == "none":
+        return {}
+    return {
+        "--use-distributed-optimizer": [],  # the precision-aware optimizer asks for it, one data rank or more
+        "--use-precision-aware-optimizer": [],
+        "--optimizer-cpu-offload": [],
+        "--optimizer-offload-fraction": ["1.0"],
+    }
 
 
 def precision_flags(plan: Plan) -> Flags:
@@ -190,6 +204,11 @@ def notes(plan: Plan) -> list[str]:
         found.append("Megatron-LM's adam decouples weight decay (AdamW); equal to Adam at --weight-decay 0.")
     if plan.decision.sharding in FSDP_STRATEGIES and plan.decision.degrees.tp > 1:
         found.append("Tensor parallelism with Megatron-FSDP: communication may overlap less than predicted.")
+    if plan.decision.offload != "none":
+        found.append(
+            "The update on the host is priced after the backward, nothing hidden; "
+            "--overlap-cpu-optimizer-d2h-h2d may hide part of it. Bind every rank to its own CPU cores."
+        )
     vendor = plan.inputs.cluster.device.vendor
     if vendor.lower() != "nvidia":
         found.append(f"{vendor} GPUs need a Megatron-LM build for them; the flags are upstream's.")

@@ -49,6 +49,7 @@ VALUES = {
     "--num-distributed-optimizer-instances": "ddp.num_distributed_optimizer_instances",
     "--ckpt-format": "checkpoint.ckpt_format",
     "--optimizer": "optimizer.optimizer",
+    "--optimizer-offload-fraction": "optimizer.optimizer_offload_fraction",
     "--num-layers": "model.num_layers",
     "--hidden-size": "model.hidden_size",
     "--ffn-hidden-size": "model.ffn_hidden_size",
@@ -75,6 +76,8 @@ VALUES = {
 SWITCHES = {
     "--sequence-parallel": (("model.sequence_parallel", "true"),),
     "--use-distributed-optimizer": (("ddp.use_distributed_optimizer", "true"),),
+    "--use-precision-aware-optimizer": (("optimizer.use_precision_aware_optimizer", "true"),),
+    "--optimizer-cpu-offload": (("optimizer.optimizer_cpu_offload", "true"),),
     "--overlap-grad-reduce": (("ddp.overlap_grad_reduce", "true"),),
     "--overlap-param-gather": (("ddp.overlap_param_gather", "true"),),
     "--use-megatron-fsdp": (("dist.use_megatron_fsdp", "true"), ("ddp.use_megatron_fsdp", "true")),

@@ -16,6 +16,8 @@ from planner.workload import Workload
 Sharding = Literal["none", "optimizer", "gradients", "parameters"]
 ShardingGroup = Literal["global", "island"]
 Recompute = Literal["none", "selective", "full"]
+GatherUnit = Literal["block", "part", "matrix"]
+Offload = Literal["none", "optimizer"]
 Schedule = Literal["1f1b", "interleaved", "gpipe", "zb-h1", "zb-v", "zb-h2"]
 
 
@@ -108,7 +110,10 @@ class DegreesRecord(_Record):
 
 
 class LayerStrategyRecord(_Record):
-    """The strategy of a run of blocks, first and last included."""
+    """The strategy of a run of blocks, first and last included.
+
+    ``gather_unit``: what of sharded weights is gathered at once; left out where it is the block.
+    """
 
     layers: tuple[int, int]
     tp: int
@@ -118,6 +123,14 @@ class LayerStrategyRecord(_Record):
     sharding: Sharding
     recompute: Recompute
     sequence_parallel: bool
+    gather_unit: GatherUnit = "block"
+
+    @model_serializer(mode="wrap")
+    def _without_whole_block(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.gather_unit == "block":
+            data.pop("gather_unit", None)
+        return data
 
 
 class StageRecord(_Record):
@@ -145,7 +158,8 @@ class DecisionRecord(_Record):
     """All choices of the plan.
 
     ``degrees``, ``microbatch_size``, ``sharding`` and ``sequence_parallel`` are those of most layers when
-    layers differ. ``ends`` is left out when embedding and head follow them.
+    layers differ. ``ends`` is left out when embedding and head follow them, ``offload`` when it is none:
+    optimizer puts optimizer states, fp32 weights and the update on the host.
     """
 
     degrees: DegreesRecord
@@ -161,10 +175,14 @@ class DecisionRecord(_Record):
     stages: list[StageRecord]
     rank_order: str
     ends: EndsRecord | None = None
+    offload: Offload = "none"
 
     @model_serializer(mode="wrap")
-    def _without_absent_ends(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_absent(handler(self), "ends")
+    def _without_absent_choices(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = _without_absent(handler(self), "ends")
+        if self.offload == "none":
+            data.pop("offload", None)
+        return data
 
 
 class StagePredictionRecord(_Record):
@@ -180,7 +198,8 @@ class PredictionRecord(_Record):
     """What the decision is predicted to cost. ``breakdown_seconds`` sums to ``step_seconds``.
 
     ``out_of_memory_probability``: that the true peak passes the device's capacity; null in files of versions
-    that did not state it.
+    that did not state it. ``host_memory_bytes`` of the fullest node and how many of them plans may use are
+    left out of plans that put nothing on the host.
     """
 
     step_seconds: float
@@ -198,6 +217,13 @@ class PredictionRecord(_Record):
     fullest_stage: int
     slowest_stage: int
     stages: list[StagePredictionRecord]
+    host_memory_bytes: float | None = None
+    host_memory_usable_bytes: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_host(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = _without_absent(handler(self), "host_memory_bytes")
+        return _without_absent(data, "host_memory_usable_bytes")
 
 
 class RestrictionRecord(_Record):

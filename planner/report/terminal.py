@@ -149,7 +149,19 @@ def decision_words(d: DecisionRecord) -> list[str]:
         "  ".join(axes) + split,
         f"microbatch {d.microbatch_size} x {d.microbatches} per step, {schedule}",
         f"sharded: {d.sharding}{where}{_own_sharding(d)}; recompute: {d.recompute}",
+        *_gathers(d),
+        *["on the host: optimizer states, fp32 weights and the update"] * (d.offload == "optimizer"),
     ]
+
+
+def _gathers(d: DecisionRecord) -> list[str]:
+    """How many blocks gather their sharded weights in units finer than themselves, in words."""
+    counts: dict[str, int] = {}
+    for stage in d.stages:
+        for run in stage.layer_strategies:
+            counts[run.gather_unit] = counts.get(run.gather_unit, 0) + run.layers[1] - run.layers[0] + 1
+    finer = [f"{count} layers by {name}" for name, count in sorted(counts.items()) if name != "block"]
+    return [f"weights gathered: {', '.join(finer)}"] if finer else []
 
 
 def _own_sharding(d: DecisionRecord) -> str:
@@ -258,6 +270,12 @@ def _certificate(console: Console, plan: Plan, cpu_seconds: float | None) -> Non
         f"{STATUS_WORDS[s.status]}: no plan of its space{refined} is below "
         f"{format_seconds(s.lower_bound_seconds)} (gap {s.gap:.2%})"
     ]
+    bound = s.solver.get("bound_seconds")
+    if s.status == "heuristic" and bound is not None:
+        lines.append(
+            f"integer program: on its stages no sharding, gathers and recompute take less than "
+            f"{format_seconds(bound)} (gap {s.solver.get('gap', 0.0):.2%})"
+        )
     if s.funnel:
         first = max(int(step["candidates"]) for step in s.funnel)
         solved = next((int(step["candidates"]) for step in s.funnel if step["step"] == "solved"), 0)

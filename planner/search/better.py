@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.cost.step import CostModel
 from planner.search.engine import PROVED_GAP, BestFirst, Solution, refined
@@ -37,11 +37,22 @@ def search_better(
     plan itself. ``model`` prices both: only the space differs.
     """
     started = time.process_time()
-    funnel, reporter = Funnel(), Reporter()
-    space = Space(model, limits, pins, funnel)
-    limit = model.problem.memory_limit_bytes
-    run = BestFirst(model, space, limit, 1, reporter, known.seconds, is_certified=False)
-    is_complete = run.over(started + time_budget_seconds)
+    reporter = Reporter()
+    run, is_complete = _faster(model, limits, pins, known, started + time_budget_seconds, reporter)
+    if known.decision.offload and not run.found:
+        # Nothing beats it with the optimizer on the GPUs: then plans that put it on the host too.
+        model, pins = model.placed(known.decision.offload), replace(pins, offload="optimizer")
+        run, is_complete = _faster(model, limits, pins, known, started + time_budget_seconds, reporter)
     best = refined(model, limits, pins, run.ranked() or [known], reporter)[0][0]
     is_better = best.seconds < known.seconds * (1.0 - PROVED_GAP)
     return Better(best if is_better else None, is_complete)
+
+
+def _faster(
+    model: CostModel, limits: Limits, pins: Pins, known: Solution, deadline: float, reporter: Reporter
+) -> tuple[BestFirst, bool]:
+    """The best-first run for plans faster than ``known``, and whether it ran to its end."""
+    space = Space(model, limits, pins, Funnel())
+    limit = model.problem.memory_limit_bytes
+    run = BestFirst(model, space, limit, 1, reporter, known.seconds, is_certified=False)
+    return run, run.over(deadline)

@@ -303,6 +303,7 @@ class CandidateSolver:
             microbatches=row.microbatches,
             chunks=chunks,
             recompute=tuple(recompute),
+            offload=int(self.model.stack.has_host_optimizer),
         )
 
     def _assign(

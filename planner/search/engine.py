@@ -12,18 +12,20 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
+from planner.cost.offload import usable_bytes
 from planner.cost.row import CandidateRow
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver, Solved
-from planner.search.integer_program import is_memory_bound, refine
 from planner.search.nearest_miss import nearest_miss
 from planner.search.policy import offered_modes, recompute_policies, split_policies
+from planner.search.refinement import is_memory_bound, refine, strategies_of
 from planner.search.reporter import Reporter
+from planner.search.rescue import rescue
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
-from planner.strategy.decision import SHARDINGS, Decision
+from planner.strategy.decision import Decision
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
 
@@ -95,7 +97,19 @@ def search(
     is_complete = run.over(started + time_budget_seconds)
     space.close(run.tried)
     if not run.found:
-        raise nothing_fits(model, funnel, space, pins)
+        rescued = finer_gathers(model, limits, pins, space)
+        if rescued is None:
+            raise nothing_fits(model, funnel, space, pins)
+        return SearchResult(
+            best=rescued[0],
+            alternatives=[],
+            lower_bound_seconds=rescued[0].bound_seconds,
+            status="heuristic" if is_complete else "interrupted",
+            space=f"{describe_space(limits, pins)}; gathered in parts, for nothing fits in whole blocks",
+            funnel=funnel,
+            cpu_seconds=time.process_time() - started,
+            solver=rescued[1],
+        )
     ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
@@ -119,18 +133,31 @@ def search(
     )
 
 
+def finer_gathers(
+    model: CostModel, limits: Limits, pins: Pins, space: Space
+) -> tuple[Solution, dict[str, object]] | None:
+    """A plan that gathers less than a block at once, where none that gathers whole blocks fits."""
+    if pins.recompute is not None or len(limits.gather_units) < 2 or pins.schedule not in (None, "1f1b"):
+        return None
+    found = rescue(model, limits, *space.smallest())
+    if found is None:
+        return None
+    # Finer gathers are never faster than whole ones: the bases' bounds hold for them too.
+    return Solution(found.decision, found.prediction, space.floor_seconds()), found.solver
+
+
 def refined(
     model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution], reporter: Reporter
 ) -> tuple[list[Solution], dict[str, object]]:
     """The ranked solutions, the best one refined by the integer program when its memory binds."""
     best = ranked[0]
-    is_free = limits.has_layer_sharding and pins.recompute is None and pins.sharding is None
-    is_free &= SHARDINGS[best.decision.sharding] in limits.layer_sharding_bases
-    is_free &= best.decision.schedule not in ZERO_BUBBLE
+    strategies = strategies_of(model, best.decision, limits)
+    is_free = pins.recompute is None and pins.sharding is None and len(strategies) > 1
+    is_free &= best.decision.schedule not in ZERO_BUBBLE and limits.recompute_granularity == "layer"
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
     reporter.refining(best.decision.label())
-    refinement = refine(model, best.decision, best.seconds, offered_modes(limits))
+    refinement = refine(model, best.decision, best.seconds, strategies, offered_modes(limits))
     if refinement.decision is None or refinement.prediction is None:
         return ranked, refinement.solver
     better = Solution(refinement.decision, refinement.prediction, best.bound_seconds)
@@ -222,7 +249,10 @@ class BestFirst:
     def _keep(self, key: tuple[int, ...], solved: Solved, row: CandidateRow, bound: float) -> None:
         """Price the decisions of a solved candidate and keep the fastest if it is the mesh's best."""
         known = self.found.get(key)
-        decision, prediction = self._best_of(solved, {row.sharding: row})
+        best = self._best_of(solved, {row.sharding: row})
+        if best is None:
+            return  # its bound stays: other splits of it may put less on the fullest node
+        decision, prediction = best
         solution = Solution(decision, prediction, max(solved.bound_seconds, bound))
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
             raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
@@ -254,8 +284,12 @@ class BestFirst:
         self._keep(self.space.mesh(opened), solved, row, bound)
         return solved.bound_seconds
 
-    def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction]:
-        """The fastest decision; those whose bound is behind one already priced need no price."""
+    def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction] | None:
+        """The fastest decision; those whose bound is behind one already priced need no price.
+
+        None when every one of them puts more on a host than it holds.
+        """
+        room = usable_bytes(self.model.problem.cluster.host)
         best: tuple[Decision, Prediction] | None = None
         for bound, decision in sorted(
             zip(solved.bounds, solved.decisions, strict=True), key=lambda pair: pair[0]
@@ -263,10 +297,10 @@ class BestFirst:
             if best is not None and bound >= best[1].step_seconds:
                 break
             prediction = price(self.model, decision, rows=rows)
+            if prediction.host_bytes > room:
+                continue
             if best is None or prediction.step_seconds < best[1].step_seconds:
                 best = decision, prediction
-        if best is None:
-            raise RuntimeError("a solved candidate has no decision")
         return best
 
     def _best(self) -> float:

@@ -124,6 +124,10 @@ class Space:
             return head
         return min(head, float(self._bounds[self._order[self._next]]))
 
+    def floor_seconds(self) -> float:
+        """Seconds no plan of any base can beat, whether or not it fits the memory limit; 0 without bases."""
+        return float(self._bounds.min()) if len(self._bounds) else 0.0
+
     def row(self, opened: Opened) -> CandidateRow:
         """The candidate's slice of the cost table."""
         wave, index = self.waves[opened.wave], opened.index
