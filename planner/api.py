@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner import __version__
 from planner.cost.step import CostModel, decision_candidates, price
 from planner.errors import InfeasibleError, InputError
+from planner.fronts import front_record
 from planner.pin_rules import check_names, check_pins
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
 from planner.plan_file.read import read_cost_model, read_decision, read_errors, read_plan
@@ -37,9 +39,12 @@ def make_plan(
     time_budget_seconds: float = math.inf,
     reporter: Reporter | None = None,
     suggest: bool = True,
+    head_rooms: Sequence[float] = (),
 ) -> Plan:
     """The best plan for a request.
 
+    ``head_rooms``: shares of the memory limit to leave free; the plan then carries the fastest plan of each,
+    the one of least memory, and the splits of its own mesh (``front``).
     A target's plan says what keeping to that launcher costs (``search.restriction``). ``suggest`` False
     leaves that comparison out, and the changes that would fit when nothing does. Raises InputError for a
     request or pin that breaks a rule, InfeasibleError with the nearest miss and the cheapest changes that
@@ -65,6 +70,11 @@ def make_plan(
         raise
     plan = _plan_of(model, resolved, result, pins, target, top)
     require_expressible(plan, target)
+    if head_rooms:
+        left = time_budget_seconds - (time.process_time() - started)
+        found = front_record(model, limits, pins, result, head_rooms, resolved.errors,
+                             time_budget_seconds=left, reporter=reporter)  # fmt: skip
+        plan = plan.model_copy(update={"front": found})
     if target == "any" or not suggest or result.status == "interrupted":
         return plan
     left = time_budget_seconds - (time.process_time() - started)

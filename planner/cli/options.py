@@ -60,6 +60,14 @@ ScheduleName = Annotated[
     str | None, typer.Option("--schedule", help="1f1b, interleaved, zb-h1, zb-v or gpipe.")
 ]
 Top = Annotated[int, typer.Option("--top", help="Plans to report, the best included.", min=1, max=50)]
+HeadRoom = Annotated[
+    str | None,
+    typer.Option(
+        "--head-room",
+        metavar="PERCENTS",
+        help="Also the fastest plans that leave so much of the memory limit free: 5,10,20.",
+    ),
+]
 TimeBudget = Annotated[
     float | None, typer.Option("--time-budget", help="CPU seconds after which the best so far is taken.")
 ]

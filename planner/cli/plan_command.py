@@ -48,6 +48,7 @@ def plan(
     recompute: o.RecomputeName = None,
     schedule: o.ScheduleName = None,
     top: o.Top = 4,
+    head_room: o.HeadRoom = None,
     time_budget: o.TimeBudget = None,
     profile: o.Profile = None,
     output: o.Output = None,
@@ -57,6 +58,7 @@ def plan(
     from planner.api import make_plan
     from planner.catalog import check_writable, save_atomic
     from planner.cli.output import ProgressLine, note
+    from planner.fronts import parse_head_rooms
     from planner.request import Request
     from planner.search.tree import Pins
 
@@ -75,7 +77,7 @@ def plan(
             "--dp": dp,
             "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages, "--micro-batch": micro_batch,
             "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration":
-            calibration,
+            calibration, "--head-room": head_room,
         }  # fmt: skip
         measured = ProfileRequest(
             tuple(profile), global_batch, gpus, memory_limit_gib, model, gpu, seq_len, precision, tokens, pp
@@ -102,6 +104,7 @@ def plan(
         tokens=tokens,
         calibration=calibration,
     )
+    head_rooms = parse_head_rooms(head_room) if head_room is not None else ()
     pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule)
     started = time.process_time()
     found = make_plan(
@@ -111,6 +114,7 @@ def plan(
         top=top,
         time_budget_seconds=time_budget or math.inf,
         reporter=ProgressLine(),
+        head_rooms=head_rooms,
     )
     spent = time.process_time() - started
     if output is not None:
@@ -123,28 +127,35 @@ def plan(
         from planner.report.terminal import print_plan
 
         print_plan(console(), found, cpu_seconds=spent, next_commands=next_commands(found, output))
-    return EXIT_INTERRUPTED if found.search.status == "interrupted" and time_budget is None else 0
+    is_stopped = found.search.status == "interrupted" or (found.front and not found.front.is_complete)
+    return EXIT_INTERRUPTED if is_stopped and time_budget is None else 0
 
 
 def next_commands(found: Plan, output: str | None) -> list[str]:
     """What to type next: export when a launcher can run the plan, else plan again for that launcher."""
     from planner.launchers.registry import launcher
+    from planner.reasons import BINDING_SHARE
 
     file = output or "plan.json"
+    p = found.prediction
+    is_full = p.peak_memory_bytes >= BINDING_SHARE * p.memory_limit_bytes
+    more = [f"{_repeat('--head-room', '5,10,20')}   # what leaving memory free costs"]
+    room = more if is_full and found.front is None else []
     if launcher("megatron").reasons(found):
         again = _repeat("--target", "megatron", "-o", "megatron.json")
         return [f"planner explain {shlex.quote(file)}"] * bool(output) + [
-            f"{again}   # Megatron-LM cannot express this plan; this finds the best it can"
+            f"{again}   # Megatron-LM cannot express this plan; this finds the best it can",
+            *room,
         ]
     save = [] if output else [_repeat("-o", file)]
-    return [*save, f"planner export {shlex.quote(file)} --to megatron -o launch"]
+    return [*save, f"planner export {shlex.quote(file)} --to megatron -o launch", *room]
 
 
 def _repeat(*more: str) -> str:
     """The command as typed, with its output options replaced."""
     from planner.cli.output import invocation
 
-    dropped = {"-o", "--output", "--target"}
+    dropped = {"-o", "--output", "--head-room"} | {word for word in more if word.startswith("--")}
     kept: list[str] = []
     skip = False
     for word in invocation:
@@ -152,6 +163,6 @@ def _repeat(*more: str) -> str:
             skip = False
         elif word in dropped:
             skip = True
-        elif word != "--json" and not word.startswith(("--output=", "--target=")):
+        elif word != "--json" and not word.startswith(tuple(f"{flag}=" for flag in dropped)):
             kept.append(word)
     return shlex.join(["planner", *kept, *more])

@@ -246,8 +246,51 @@ class Alternative(_Record):
     tied: bool = False
 
 
+class FrontPointRecord(_Record):
+    """The fastest plan found under one memory limit.
+
+    ``head_room``: the share of the plan file's own limit that is left free; null for the end of the front,
+    the plan of the smallest fullest rank. ``prediction.memory_limit_bytes`` is this point's limit;
+    ``status``, ``lower_bound_seconds`` and ``gap`` are its certificate, as in ``search``.
+    """
+
+    head_room: float | None
+    decision: DecisionRecord
+    prediction: PredictionRecord
+    status: Literal["proved", "gap", "heuristic", "interrupted"]
+    lower_bound_seconds: float
+    gap: float
+    why: str = ""
+    tied: bool = False
+
+
+class SplitRecord(_Record):
+    """One stage split of the plan's mesh: balanced in time, in memory, or between; bound of that mesh."""
+
+    balance: Literal["time", "between", "memory"]
+    decision: DecisionRecord
+    prediction: PredictionRecord
+    lower_bound_seconds: float
+
+
+class FrontRecord(_Record):
+    """The front between speed and memory.
+
+    ``points`` by growing head-room, the plan itself first. ``unfit``: head-rooms asked for at which nothing
+    fits. ``least_memory_bound_bytes``: no plan of the space holds less on its fullest rank; null when not
+    looked for. ``splits``: the balance of the plan's own mesh, from time to memory; empty without a pipeline.
+    ``is_complete``: false when stopped early.
+    """
+
+    points: list[FrontPointRecord]
+    unfit: list[float] = []
+    least_memory_bound_bytes: float | None = None
+    splits: list[SplitRecord] = []
+    is_complete: bool = True
+
+
 class Plan(_Record):
-    """A plan file."""
+    """A plan file. ``front`` is left out where none was asked for."""
 
     schema_version: Literal[1] = 1
     planner_version: str
@@ -257,7 +300,12 @@ class Plan(_Record):
     search: SearchRecord
     why: list[str] = []
     alternatives: list[Alternative] = []
+    front: FrontRecord | None = None
     warnings: list[str] = []
+
+    @model_serializer(mode="wrap")
+    def _without_absent_front(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(handler(self), "front")
 
     def to_json(self) -> str:
         """The file's text: indented JSON, one trailing newline, same bytes for the same plan."""

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.plan_file.schema import DecisionRecord, Plan, PredictionRecord, RestrictionRecord
+from planner.report.front_text import print_front
 from planner.units import (
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
@@ -39,6 +40,8 @@ def print_plan(console: Console, plan: Plan, *, cpu_seconds: float | None, next_
     _breakdown(console, plan.prediction)
     _listed(console, "Why", plan.why)
     _runners_up(console, plan)
+    if plan.front is not None:
+        print_front(console, plan, plan.front)
     _certificate(console, plan, cpu_seconds)
     _listed(console, "Assumed", plan.inputs.options.assumptions)
     _listed(console, "Warnings", plan.warnings, style="yellow")

@@ -44,7 +44,7 @@ class CandidateSolver:
         setting for all layers) the best of all is kept.
         """
         best: Solved | None = None
-        for policy in self.split_policies if row.schedule in ZERO_BUBBLE else self.policies:
+        for policy in self.policies_of(row):
             found = (
                 self._by_stage(row, policy, incumbent_seconds)
                 if policy.is_by_stage
@@ -58,6 +58,10 @@ class CandidateSolver:
                 bound = min(best.bound_seconds, found.bound_seconds)
                 best = Solved(best.decisions + found.decisions, bound)
         return best
+
+    def policies_of(self, row: CandidateRow) -> tuple[RecomputePolicy, ...]:
+        """The recompute settings its schedule may use."""
+        return self.split_policies if row.schedule in ZERO_BUBBLE else self.policies
 
     def _by_stage(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
         """One count of first layers for all ranks: that of the fullest rank when each has its own.

@@ -142,9 +142,21 @@ class Space:
         popped = sum(len(wave.order) for wave in self.waves)
         self.funnel.add("solved", solved, "stages and recompute chosen by dynamic program", popped - solved)
 
-    def smallest(self) -> tuple[CostTable, Array]:
-        """The bases of least memory with all their shardings, priced, and their memory bounds (bytes)."""
-        nearest = np.argsort(self._least, kind="stable")[:FIRST_WAVE]
+    @property
+    def num_bases(self) -> int:
+        """Bases in all, whether they fit or not."""
+        return len(self._least)
+
+    def least_bytes(self, number: int) -> float:
+        """Bytes that base ``number``, in the order of least memory, must hold at least."""
+        return float(np.partition(self._least, number)[number])
+
+    def smallest(self, first: int = 0) -> tuple[CostTable, Array]:
+        """A wave of bases with all their shardings, priced, and their memory bounds (bytes).
+
+        Bases are in the order of their least memory; the wave begins at number ``first`` of them.
+        """
+        nearest = np.argsort(self._least, kind="stable")[first : first + FIRST_WAVE]
         c, _ = expand_shardings(
             self._bases.take(nearest), self.model.problem, self.limits, self.pins, Funnel()
         )
