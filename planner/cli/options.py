@@ -60,6 +60,10 @@ ScheduleName = Annotated[
     str | None, typer.Option("--schedule", help="1f1b, interleaved, zb-h1, zb-v or gpipe.")
 ]
 Top = Annotated[int, typer.Option("--top", help="Plans to report, the best included.", min=1, max=50)]
+AllowIdle = Annotated[
+    bool,
+    typer.Option("--allow-idle", help="Plan on fewer GPUs, whole nodes, where that is faster."),
+]
 HeadRoom = Annotated[
     str | None,
     typer.Option(

@@ -49,6 +49,7 @@ def plan(
     schedule: o.ScheduleName = None,
     top: o.Top = 4,
     head_room: o.HeadRoom = None,
+    allow_idle: o.AllowIdle = False,
     time_budget: o.TimeBudget = None,
     profile: o.Profile = None,
     output: o.Output = None,
@@ -59,6 +60,7 @@ def plan(
     from planner.catalog import check_writable, save_atomic
     from planner.cli.output import ProgressLine, note
     from planner.fronts import parse_head_rooms
+    from planner.idle import make_plan_allowing_idle
     from planner.request import Request
     from planner.search.tree import Pins
 
@@ -77,7 +79,7 @@ def plan(
             "--dp": dp,
             "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages, "--micro-batch": micro_batch,
             "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration":
-            calibration, "--head-room": head_room,
+            calibration, "--head-room": head_room, "--allow-idle": allow_idle or None,
         }  # fmt: skip
         measured = ProfileRequest(
             tuple(profile), global_batch, gpus, memory_limit_gib, model, gpu, seq_len, precision, tokens, pp
@@ -107,7 +109,7 @@ def plan(
     head_rooms = parse_head_rooms(head_room) if head_room is not None else ()
     pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule)
     started = time.process_time()
-    found = make_plan(
+    found = (make_plan_allowing_idle if allow_idle else make_plan)(
         request,
         pins,
         target=target,

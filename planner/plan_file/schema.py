@@ -217,9 +217,24 @@ class RestrictionRecord(_Record):
     is_complete: bool = True
 
 
+class IdleRecord(_Record):
+    """A plan that may leave GPUs idle: how many there are, and what using as many as possible would take.
+
+    ``most_gpus``: the largest number that fills whole nodes; ``most_gpus_seconds``: the best step on all of
+    those, null when no plan uses them. ``counts``: the numbers of GPUs planned for or cut by their bound.
+    """
+
+    gpus_available: int = Field(gt=0)
+    idle_gpus: int = Field(ge=0)
+    most_gpus: int = Field(gt=0)
+    most_gpus_seconds: float | None = None
+    counts: list[int] = []
+
+
 class SearchRecord(_Record):
     """How the plan was found and what is known about better ones.
 
+    ``idle`` is left out unless idle GPUs were allowed.
     ``restriction`` is null for plans without a target.
     ``cpu_seconds`` is null in files: the same input gives the same bytes; the terminal shows the time.
     """
@@ -232,6 +247,11 @@ class SearchRecord(_Record):
     funnel: list[dict[str, Any]]
     solver: dict[str, Any] = {}
     restriction: RestrictionRecord | None = None
+    idle: IdleRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(handler(self), "idle")
 
 
 class Alternative(_Record):

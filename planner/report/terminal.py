@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from planner.plan_file.schema import DecisionRecord, Plan, PredictionRecord, RestrictionRecord
+from planner.plan_file.schema import DecisionRecord, IdleRecord, Plan, PredictionRecord, RestrictionRecord
 from planner.report.front_text import print_front
 from planner.units import (
     SECONDS_PER_DAY,
@@ -110,8 +110,26 @@ def _verdict(console: Console, plan: Plan) -> None:
             f"{format_count(tokens)} tokens: {significant(seconds / SECONDS_PER_DAY)} days, "
             f"{format_count(hours)} GPU-hours, without failures and restarts"
         )
+    if plan.search.idle is not None:
+        console.print(idle_words(plan.search.idle, p.step_seconds))
     if plan.search.restriction is not None:
         console.print(restriction_words(plan.search.restriction))
+
+
+def idle_words(record: IdleRecord, seconds: float) -> str:
+    """How many GPUs stay idle, and why, in one sentence."""
+    used = record.gpus_available - record.idle_gpus
+    if not record.idle_gpus:
+        return f"All {used} GPUs are used: no smaller number is faster"
+    text = f"Uses {used} of {record.gpus_available} GPUs, {record.idle_gpus} idle"
+    if used == record.most_gpus:
+        return f"{text}: more do not fill whole nodes"
+    if record.most_gpus_seconds is None:
+        return f"{text}: nothing fits the rules and the memory on {record.most_gpus}"
+    return (
+        f"{text}: {format_share(record.most_gpus_seconds / seconds - 1.0)} faster than the best plan on "
+        f"{record.most_gpus} ({format_seconds(record.most_gpus_seconds)})"
+    )
 
 
 def restriction_words(record: RestrictionRecord) -> str:

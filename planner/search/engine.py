@@ -255,7 +255,7 @@ def no_candidates(funnel: Funnel, pins: Pins) -> InfeasibleError:
         f"no plan satisfies the rules: the last candidates fell to {cut['step']} ({cut['reason']})",
         hint=f"free one of the pinned choices: {pinned}"
         if pinned
-        else "change the number of GPUs or the batch",
+        else "change the number of GPUs or the batch, or allow idle GPUs (plan --allow-idle)",
         rule=cut["step"],
         funnel=funnel.steps,
     )
