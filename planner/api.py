@@ -24,6 +24,7 @@ from planner.search.reporter import Reporter
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+from planner.strategy.kind import differences
 from planner.strategy.limits import ANY
 from planner.strategy.rules import require_valid
 from planner.targets import limits_of, require_expressible, restriction_record
@@ -117,6 +118,7 @@ def _plan_of(
                 prediction=build_prediction(model, other.prediction, resolved.errors),
                 why=alternative_reason(best, other, resolved.errors),
                 tied=resolved.errors.is_tied(best.seconds, other.seconds),
+                differs=differences(other.decision, best.decision),
             )
             for other in result.alternatives
         ],

@@ -258,12 +258,14 @@ class Alternative(_Record):
     """A runner-up: its decision, its prediction, and what sets it apart.
 
     ``tied``: its predicted step time differs from the plan's by less than the noise between plans.
+    ``differs``: what it does instead, in words, such as "pp 8 for 4".
     """
 
     decision: DecisionRecord
     prediction: PredictionRecord
     why: str
     tied: bool = False
+    differs: list[str] = []
 
 
 class FrontPointRecord(_Record):

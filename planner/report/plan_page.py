@@ -133,13 +133,14 @@ def _alternatives(plan: Plan) -> list[str]:
             format_seconds(other.prediction.step_seconds),
             format_bytes(other.prediction.peak_memory_bytes),
             "tied" if other.tied else "slower",
+            ", ".join(other.differs),
             other.why,
         ]
         for other in plan.alternatives
     ]
     lead = "Tied: the predicted difference is below the noise between plans of one model on one machine."
-    headers = ("plan", "step", "memory", "verdict", "why it is not the plan")
-    return [page.section("Runners-up", lead), page.table(headers, rows, text_columns=(3, 4))]
+    headers = ("plan", "step", "memory", "verdict", "differs", "why it is not the plan")
+    return [page.section("Runners-up", lead), page.table(headers, rows, text_columns=(3, 4, 5))]
 
 
 def _front(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from planner.plan_file.read import read_decision
 from planner.plan_file.schema import DecisionRecord, IdleRecord, Plan, PredictionRecord, RestrictionRecord
 from planner.report.front_text import print_front
 from planner.units import (
@@ -256,17 +257,11 @@ def _runners_up(console: Console, plan: Plan) -> None:
     console.print()
     console.print(Text("Runners-up", style="bold"))
     for number, other in enumerate(plan.alternatives, 1):
-        d = other.decision
-        g = d.degrees
-        extra = f" CP{g.cp}" if g.cp > 1 else ""
-        extra += f" EP{g.ep}" if g.ep > 1 else ""
-        extra += f" VP{d.virtual_stages}" if d.virtual_stages > 1 else ""
         table = Table.grid(padding=(0, 1, 0, 0))
-        table.add_row(
-            f"{number}.",
-            f"TP{g.tp} PP{g.pp} DP{g.dp}{extra} mb{d.microbatch_size} {d.sharding}: "
-            f"{format_seconds(other.prediction.step_seconds)}, {other.why}",
-        )
+        label, seconds = read_decision(other.decision).label(), other.prediction.step_seconds
+        table.add_row(f"{number}.", f"{label}: {format_seconds(seconds)}, {other.why}")
+        if other.differs:
+            table.add_row("", f"differs: {', '.join(other.differs)}")
         console.print(table)
 
 

@@ -22,6 +22,7 @@ from planner.search.reporter import Reporter
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
 from planner.strategy.decision import SHARDINGS, Decision
+from planner.strategy.kind import Kind
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
 
@@ -45,7 +46,7 @@ class Solution:
 
 @dataclass
 class SearchResult:
-    """The best plan, runners-up that differ in mesh, and the certificate.
+    """The best plan, runners-up that differ in kind (``strategy.kind``), and the certificate.
 
     status: "proved" when the gap is rounding, "gap" otherwise, "interrupted" when stopped early,
     "heuristic" when the integer program found a plan outside the bounded space.
@@ -144,7 +145,7 @@ class BestFirst:
     top: int
     reporter: Reporter
     incumbent_seconds: float = math.inf
-    found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
+    found: dict[Kind, Solution] = field(default_factory=dict)
     solved_bounds: list[float] = field(default_factory=list)
     open_bound: float = math.inf
     tried: int = 0
@@ -153,7 +154,7 @@ class BestFirst:
         """Solve candidates in the order of their bounds until none can beat the best plan.
 
         False when stopped early. After that up to RUNNER_UP_SOLVES more candidates are solved for
-        runners-up on other meshes.
+        runners-up of other kinds.
         """
         asked = (self.model.chain, self.space.limits, self.space.pins.recompute)
         policies, split = recompute_policies(*asked), split_policies(*asked)
@@ -190,7 +191,7 @@ class BestFirst:
 
     def _try(self, solver: CandidateSolver, opened: Opened, threshold: float, is_runner_up: bool) -> None:
         self.tried += 1
-        key = self.space.mesh(opened)
+        key = self.space.kind(opened)
         known = self.found.get(key)
         cutoff = min(threshold, known.seconds if known else math.inf)
         solved = solver.solve(self.space.row(opened), cutoff)
@@ -212,7 +213,7 @@ class BestFirst:
         return min((s.seconds for s in self.found.values()), default=self.incumbent_seconds)
 
     def _threshold(self) -> float:
-        """Seconds a new mesh must beat to be reported: the worst of the ``top`` best meshes."""
+        """Seconds a new kind must beat to be reported: the worst of the ``top`` best kinds."""
         times = sorted(s.seconds for s in self.found.values())
         return times[self.top - 1] if len(times) >= self.top else self.incumbent_seconds
 

@@ -31,6 +31,8 @@ from planner.search.tree import (
     sharding_codes,
 )
 from planner.strategy.candidates import Candidates
+from planner.strategy.decision import SCHEDULES
+from planner.strategy.kind import Kind, kind_of
 from planner.strategy.limits import Limits
 
 SLICE = 16384
@@ -40,7 +42,7 @@ LARGEST_WAVE = 4096
 
 @dataclass(frozen=True)
 class Opened:
-    """One candidate, fully bounded: where it lies, its bound (seconds) and what makes it differ in kind."""
+    """One candidate, fully bounded: where it lies, its bound (seconds)."""
 
     wave: int
     index: int
@@ -117,10 +119,18 @@ class Space:
             int(wave.candidates.virtual_stages[index]),
         )
 
-    def mesh(self, opened: Opened) -> tuple[int, ...]:
-        """(tp, cp, pp, dp, ep) of a candidate."""
-        c = self.waves[opened.wave].candidates
-        return tuple(int(column[opened.index]) for column in (c.tp, c.cp, c.pp, c.dp, c.ep))
+    def kind(self, opened: Opened) -> Kind:
+        """What makes a candidate another answer than the next one (``strategy.kind``)."""
+        c, index = self.waves[opened.wave].candidates, opened.index
+        return kind_of(
+            tp=int(c.tp[index]),
+            pp=int(c.pp[index]),
+            cp=int(c.cp[index]),
+            ep=int(c.ep[index]),
+            expert_tp=int(c.expert_tp[index]),
+            schedule=SCHEDULES[int(c.schedule[index])],
+            sharding=int(c.sharding[index]),
+        )
 
     def num_left(self) -> int:
         """Candidates opened and not popped, and bases not opened."""

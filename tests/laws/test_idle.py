@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -58,7 +59,7 @@ def seconds_of(request):
 @given(machine=machines, counts=st.lists(st.integers(1, 14), min_size=3, max_size=3, unique=True))
 def test_more_gpus_are_never_worse_when_some_may_idle(machine, counts, request_on):
     seconds = [seconds_of(request_on(gpus, **machine)) for gpus in sorted(counts)]
-    for fewer, more in zip(seconds, seconds[1:], strict=False):
+    for fewer, more in pairwise(seconds):
         assert more <= fewer * ROUNDING
 
 
