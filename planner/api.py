@@ -27,7 +27,7 @@ from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_GROUPS, SH
 from planner.strategy.kind import differences
 from planner.strategy.limits import ANY
 from planner.strategy.rules import require_valid
-from planner.targets import limits_of, require_expressible, restriction_record
+from planner.targets import limits_of, require_able, require_expressible, restriction_record
 from planner.units import format_bytes
 
 
@@ -57,6 +57,8 @@ def make_plan(
     resolved = resolve(request)
     check_pins(resolved, pins, limits)
     model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
+    inputs = asked_inputs(model, resolved, pins, target, top)
+    require_able(inputs, target)
     try:
         result = search(
             model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
@@ -69,23 +71,23 @@ def make_plan(
 
             raise with_remedies(error, request, pins, again) from None
         raise
-    plan = _plan_of(model, resolved, result, pins, target, top)
+    plan = _plan_of(model, resolved, result, inputs)
     require_expressible(plan, target)
+    deadline = started + time_budget_seconds
     if head_rooms:
-        left = time_budget_seconds - (time.process_time() - started)
-        found = front_record(model, limits, pins, result, head_rooms, resolved.errors,
-                             time_budget_seconds=left, reporter=reporter)  # fmt: skip
-        plan = plan.model_copy(update={"front": found})
+        left = deadline - time.process_time()
+        asked = (model, limits, pins, result, head_rooms, resolved.errors)
+        front = front_record(*asked, time_budget_seconds=left, reporter=reporter)
+        plan = plan.model_copy(update={"front": front})
     if target == "any" or not suggest or result.status == "interrupted":
         return plan
-    left = time_budget_seconds - (time.process_time() - started)
+    left = deadline - time.process_time()
     restriction = restriction_record(model, plan, pins, result.best, time_budget_seconds=left)
     return plan.model_copy(update={"search": plan.search.model_copy(update={"restriction": restriction})})
 
 
-def _plan_of(
-    model: CostModel, resolved: Resolved, result: SearchResult, pins: Pins, target: str, top: int
-) -> Plan:
+def asked_inputs(model: CostModel, resolved: Resolved, pins: Pins, target: str, top: int) -> Inputs:
+    """What a plan file says it was asked: known before anything is searched."""
     options = Options(
         target=target,
         stack=model.stack.name,
@@ -95,10 +97,14 @@ def _plan_of(
         top=top,
         assumptions=resolved.assumptions,
     )
+    return _inputs(model, resolved, options)
+
+
+def _plan_of(model: CostModel, resolved: Resolved, result: SearchResult, inputs: Inputs) -> Plan:
     best = result.best
     return Plan(
         planner_version=__version__,
-        inputs=_inputs(model, resolved, options),
+        inputs=inputs,
         decision=build_decision(best.decision),
         prediction=build_prediction(model, best.prediction, resolved.errors),
         search=SearchRecord.model_validate(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.api import make_plan
+from planner.api import asked_inputs, make_plan
 from planner.cost.step import CostModel
 from planner.errors import InputError
 from planner.model.flop import model_step_flop
@@ -22,7 +22,7 @@ from planner.request import Request, available_gpus, resolve
 from planner.search.better import faster_solution
 from planner.search.reporter import Reporter
 from planner.search.tree import Pins
-from planner.targets import limits_of
+from planner.targets import limits_of, require_able
 
 # Up to here every number of whole nodes is tried; beyond, those of five significant binary digits.
 MANY_NODES = 64
@@ -69,7 +69,10 @@ def make_plan_allowing_idle(
     started, pins = time.process_time(), pins or Pins()
     available, per_node = available_gpus(request)
     counts = sensible_counts(available, per_node)
-    batch = resolve(request.changed(gpus=counts[0])).problem.workload.global_batch
+    most = resolve(request.changed(gpus=counts[0]))
+    batch = most.problem.workload.global_batch
+    model = CostModel.of(most.problem, most.constants, limits_of(target).stack)
+    require_able(asked_inputs(model, most, pins, target, top), target)
     of_batch = request.changed(global_batch=batch)
     found = _best_count(of_batch, pins, target, counts, time_budget_seconds, reporter)
     final = request.changed(gpus=found.best)
