@@ -73,7 +73,9 @@ def head_room_front(
     """
     deadline = time.process_time() + time_budget_seconds
     full = model.problem.memory_limit_bytes
-    points = [FrontPoint(0.0, full, best.best, best.lower_bound_seconds, best.status)]
+    # A refined plan may lie below the bound of uniform sharding: then no plan known or bounded is faster.
+    bound = min(best.lower_bound_seconds, best.best.seconds)
+    points = [FrontPoint(0.0, full, best.best, bound, best.status)]
     unfit: list[float] = []
     least: LeastMemory | None = None
     is_complete = best.status != "interrupted"
