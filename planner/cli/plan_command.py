@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from planner.cli import options as o
+from planner.cli.question import Question, asked
 from planner.errors import EXIT_INTERRUPTED, InputError
 
 if TYPE_CHECKING:
@@ -20,22 +21,11 @@ Example: planner plan --model llama-3.1-70b --gpu h100-sxm --gpus 64 --seq-len 8
 """
 
 
+@asked
 def plan(
     model: o.PlannedModel = None,
-    cluster: o.ClusterName = None,
-    gpu: o.Gpu = None,
-    gpus: o.Gpus = None,
-    gpus_per_node: o.GpusPerNode = None,
-    network: o.Network = None,
-    seq_len: o.SeqLen = None,
-    global_batch: o.GlobalBatch = None,
-    precision: o.PrecisionName = None,
-    optimizer: o.Optimizer = "adamw",
-    attention: o.AttentionKernel = "flash",
-    memory_limit_gib: o.MemoryLimit = None,
-    oom_risk: o.OomRisk = None,
-    tokens: o.Tokens = None,
-    calibration: o.Calibration = None,
+    *,
+    question: Question,
     target: o.Target = "any",
     tp: o.Tp = None,
     pp: o.Pp = None,
@@ -61,7 +51,6 @@ def plan(
     from planner.cli.output import ProgressLine, note
     from planner.fronts import parse_head_rooms
     from planner.idle import make_plan_allowing_idle
-    from planner.request import Request
     from planner.search.tree import Pins
 
     if output is not None:
@@ -74,38 +63,24 @@ def plan(
         from planner.cli.plan_profile import plan_on_profile
         from planner.profile_request import ProfileRequest
 
+        q = question
         refused = {
-            "--cluster": cluster, "--gpus-per-node": gpus_per_node, "--network": network, "--tp": tp,
-            "--dp": dp,
-            "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages, "--micro-batch": micro_batch,
-            "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration":
-            calibration, "--head-room": head_room, "--allow-idle": allow_idle or None,
+            "--cluster": q.cluster, "--gpus-per-node": q.gpus_per_node, "--network": q.network, "--tp": tp,
+            "--dp": dp, "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages,
+            "--micro-batch": micro_batch, "--sharding": sharding, "--recompute": recompute,
+            "--schedule": schedule, "--calibration": q.calibration, "--head-room": head_room,
+            "--allow-idle": allow_idle or None,
         }  # fmt: skip
         measured = ProfileRequest(
-            tuple(profile), global_batch, gpus, memory_limit_gib, model, gpu, seq_len, precision, tokens, pp
-        )
+            tuple(profile), q.global_batch, q.gpus, q.memory_limit_gib, model, q.gpu, q.seq_len, q.precision,
+            q.tokens, pp,
+        )  # fmt: skip
         return plan_on_profile(measured, refused, target, time_budget, output, as_json)
     if model is None:
         raise InputError(
             "Missing option '--model'.", hint="use --model llama-3.1-70b, or --profile with measured files"
         )
-    request = Request(
-        model=model,
-        cluster=cluster,
-        gpu=gpu,
-        gpus=gpus,
-        gpus_per_node=gpus_per_node,
-        network_gbit=network,
-        seq_len=seq_len,
-        global_batch=global_batch,
-        precision=precision,
-        optimizer=optimizer,
-        attention=attention,
-        memory_limit_gib=memory_limit_gib,
-        oom_risk=oom_risk,
-        tokens=tokens,
-        calibration=calibration,
-    )
+    request = question.request(model)
     head_rooms = parse_head_rooms(head_room) if head_room is not None else ()
     pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule)
     started = time.process_time()
