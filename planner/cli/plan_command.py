@@ -118,6 +118,10 @@ def next_commands(found: Plan, output: str | None) -> list[str]:
     is_full = p.peak_memory_bytes >= BINDING_SHARE * p.memory_limit_bytes
     more = [f"{_repeat('--head-room', '5,10,20')}   # what leaving memory free costs"]
     room = more if is_full and found.front is None else []
+    odd, batch = _odd_part(found.inputs.cluster.gpus), found.inputs.workload.global_batch
+    if batch % odd and found.search.idle is None:
+        again = _repeat("--allow-idle")
+        room.append(f"{again}   # {odd} does not divide the batch: fewer GPUs may be faster")
     if launcher("megatron").reasons(found):
         again = _repeat("--target", "megatron", "-o", "megatron.json")
         return [f"planner explain {shlex.quote(file)}"] * bool(output) + [
@@ -126,6 +130,11 @@ def next_commands(found: Plan, output: str | None) -> list[str]:
         ]
     save = [] if output else [_repeat("-o", file)]
     return [*save, f"planner export {shlex.quote(file)} --to megatron -o launch", *room]
+
+
+def _odd_part(count: int) -> int:
+    """The largest odd divisor of a count."""
+    return count // (count & -count)
 
 
 def _repeat(*more: str) -> str:

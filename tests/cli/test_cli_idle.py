@@ -34,6 +34,13 @@ def test_idle_gpus_are_counted_and_paid_for(cli, tmp_path):
     assert cli("check", path).code == 0
 
 
+def test_a_number_that_does_not_divide_the_batch_is_pointed_at(cli):
+    odd = cli("plan", *GPT2, "--gpus", "56")
+    assert "--allow-idle # 7 does not divide the batch: fewer GPUs may be faster" in " ".join(odd.out.split())
+    for gpus in ("32", "8"):
+        assert "--allow-idle" not in cli("plan", *GPT2, "--gpus", gpus).out
+
+
 def test_the_other_options_still_hold(cli):
     """A pinned degree leaves the numbers it divides; a head-room is that of the chosen number."""
     asked = ["--gpus", "24", "--allow-idle", "--tp", "4", "--pp", "4", "--head-room", "10", "--json"]
