@@ -19,7 +19,6 @@ from planner.cost.step import CostModel, price
 from planner.search.candidate import CandidateSolver
 from planner.search.layout import Layout
 from planner.search.nearest_miss import nearest_miss
-from planner.search.partition import Partitioner
 from planner.search.policy import recompute_policies, split_policies
 from planner.search.space import FIRST_WAVE, Space
 from planner.search.tree import Funnel, Pins, expand_schedules
@@ -117,24 +116,13 @@ def smallest_peak(
 
     To a share of STEP; stage split and recomputation are free within the solver's policies.
     """
-    if not _fits(solver, row, below_bytes):
+    if not replace(solver, limit_bytes=below_bytes).can_fit(row):
         return None
     low, high = 0.0, below_bytes
     while high - low > 0.5 * STEP * high:
         middle = 0.5 * (low + high)
-        low, high = (low, middle) if _fits(solver, row, middle) else (middle, high)
+        fits = replace(solver, limit_bytes=middle).can_fit(row)
+        low, high = (low, middle) if fits else (middle, high)
     solved = replace(solver, limit_bytes=high).solve(row, math.inf)
     found = [(d, price(solver.model, d).peak_memory_bytes) for d in (solved.decisions if solved else ())]
     return min(found, key=lambda pair: pair[1], default=None)
-
-
-def _fits(solver: CandidateSolver, row: CandidateRow, limit_bytes: float) -> bool:
-    """Whether any plan of the candidate stays within the limit; asks for no best one where it can."""
-    limited = replace(solver, limit_bytes=limit_bytes)
-    policies = solver.policies_of(row)
-    if row.virtual_stages > 1 or any(policy.is_by_stage for policy in policies):
-        return limited.solve(row, math.inf) is not None
-    stages, sends = solver.model.stage_model({row.sharding: row}), [0.0] * (solver.layout.num_blocks + 1)
-    return any(
-        Partitioner(stages, solver.layout, limit_bytes, 1.0, sends, policy).can_fit() for policy in policies
-    )
