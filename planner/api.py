@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner import __version__
 from planner.cost.offload import usable_bytes
 from planner.cost.step import CostModel, price, used_candidates
 from planner.errors import InfeasibleError, InputError
+from planner.fronts import front_record
 from planner.pin_rules import check_names, check_pins
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
 from planner.plan_file.read import read_cost_model, read_decision, read_errors, read_plan
@@ -32,9 +34,10 @@ from planner.strategy.decision import (
     Decision,
     Degrees,
 )
+from planner.strategy.kind import differences
 from planner.strategy.limits import ANY
 from planner.strategy.rules import require_valid
-from planner.targets import limits_of, require_expressible, restriction_record
+from planner.targets import limits_of, require_able, require_expressible, restriction_record
 from planner.units import format_bytes
 
 
@@ -48,9 +51,12 @@ def make_plan(
     reporter: Reporter | None = None,
     suggest: bool = True,
     exact: bool = False,
+    head_rooms: Sequence[float] = (),
 ) -> Plan:
     """The best plan for a request.
 
+    ``head_rooms``: shares of the memory limit to leave free; the plan then carries the fastest plan of each,
+    the one of least memory, and the splits of its own mesh (``front``).
     A target's plan says what keeping to that launcher costs (``search.restriction``). ``suggest`` False
     leaves that comparison out, and the changes that would fit when nothing does. ``exact``: heuristic rules
     leave nothing out. Raises InputError for a request or pin that breaks a rule, InfeasibleError with the
@@ -62,6 +68,8 @@ def make_plan(
     resolved = resolve(request)
     check_pins(resolved, pins, limits)
     model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
+    inputs = asked_inputs(model, resolved, pins, target, top)
+    require_able(inputs, target)
     try:
         result = search_all(
             model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
@@ -74,18 +82,32 @@ def make_plan(
 
             raise with_remedies(error, request, pins, again) from None
         raise
-    plan = _plan_of(model, resolved, result, pins, target, top)
+    if result.best.decision.offload:
+        inputs = asked_inputs(model, resolved, pins, target, top, result.best.decision)
+    plan = _plan_of(model, resolved, result, inputs)
     require_expressible(plan, target)
+    deadline = started + time_budget_seconds
+    if head_rooms:
+        left = deadline - time.process_time()
+        asked = (model, limits, pins, result, head_rooms, resolved.errors)
+        front = front_record(*asked, time_budget_seconds=left, reporter=reporter)
+        plan = plan.model_copy(update={"front": front})
     if target == "any" or not suggest or result.status == "interrupted":
         return plan
-    left = time_budget_seconds - (time.process_time() - started)
+    left = deadline - time.process_time()
     restriction = restriction_record(model, plan, pins, result.best, time_budget_seconds=left)
     return plan.model_copy(update={"search": plan.search.model_copy(update={"restriction": restriction})})
 
 
-def _plan_of(
-    model: CostModel, resolved: Resolved, result: SearchResult, pins: Pins, target: str, top: int
-) -> Plan:
+def asked_inputs(
+    model: CostModel,
+    resolved: Resolved,
+    pins: Pins,
+    target: str,
+    top: int,
+    decision: Decision | None = None,
+) -> Inputs:
+    """What a plan file says it was asked; before a search all but what a ``decision`` assumes."""
     options = Options(
         target=target,
         stack=model.stack.name,
@@ -93,12 +115,16 @@ def _plan_of(
         oom_risk=resolved.oom_risk,
         pins=pins.items(),
         top=top,
-        assumptions=host_assumptions(resolved, result.best.decision),
+        assumptions=host_assumptions(resolved, decision) if decision else resolved.assumptions,
     )
+    return _inputs(model, resolved, options)
+
+
+def _plan_of(model: CostModel, resolved: Resolved, result: SearchResult, inputs: Inputs) -> Plan:
     best = result.best
     return Plan(
         planner_version=__version__,
-        inputs=_inputs(model, resolved, options),
+        inputs=inputs,
         decision=build_decision(best.decision),
         prediction=build_prediction(model, best.prediction, resolved.errors),
         search=SearchRecord.model_validate(
@@ -118,6 +144,7 @@ def _plan_of(
                 prediction=build_prediction(model, other.prediction, resolved.errors),
                 why=alternative_reason(best, other, resolved.errors),
                 tied=resolved.errors.is_tied(best.seconds, other.seconds),
+                differs=differences(other.decision, best.decision),
             )
             for other in result.alternatives
         ],

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import load_calibration, shipped
 from planner.catalog import load_device, load_model, load_profile
-from planner.cluster.default_profile import default_profile
+from planner.cluster.default_profile import default_profile, node_size
 from planner.cluster.spec import ClusterProfile, DeviceSpec, Quantity
 from planner.cluster.topology import Cluster, resolve_cluster
 from planner.cost.constants import Constants
@@ -164,6 +164,26 @@ def _with_host(choice: ClusterChoice, memory_gib: float | None) -> ClusterChoice
     profile = choice.profile.model_copy(update={"node_groups": groups})
     cluster = resolve_cluster(profile, choice.device, choice.cluster.num_devices)
     return replace(choice, profile=profile, cluster=cluster)
+
+
+def available_gpus(request: Request) -> tuple[int, int]:
+    """(GPUs of the machine, GPUs in one of its nodes), before any rule about whole nodes.
+
+    Raises InputError when the machine is not complete.
+    """
+    if request.cluster is None:
+        if request.gpu is None or request.gpus is None:
+            choose_cluster(request)
+        _positive_count("--gpus", request.gpus)
+        _positive_count("--gpus-per-node", request.gpus_per_node)
+        gpus = int(request.gpus or 0)
+        return gpus, node_size(load_device(str(request.gpu)), gpus, request.gpus_per_node)
+    profile = (
+        request.cluster if isinstance(request.cluster, ClusterProfile) else load_profile(request.cluster)
+    )
+    group = profile.node_groups[0]
+    _positive_count("--gpus", request.gpus)
+    return request.gpus or group.num_nodes * group.devices_per_node, group.devices_per_node
 
 
 def _from_profile(request: Request) -> ClusterChoice:

@@ -26,9 +26,10 @@ SeqLen = Annotated[int | None, typer.Option("--seq-len", help="Tokens per sequen
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", help="Sequences per step.")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="bf16, fp16 or fp8.")]
 Optimizer = Annotated[
-    str, typer.Option("--optimizer", help="adamw, adam, adamw-8bit, sgd-momentum or adafactor.")
+    str | None,
+    typer.Option("--optimizer", help="adamw (default), adam, adamw-8bit, sgd-momentum or adafactor."),
 ]
-AttentionKernel = Annotated[str, typer.Option("--attention", help="flash or unfused.")]
+AttentionKernel = Annotated[str | None, typer.Option("--attention", help="flash (default) or unfused.")]
 MemoryLimit = Annotated[
     float | None, typer.Option("--memory-limit-gib", help="Cap per GPU; default by --oom-risk.")
 ]
@@ -72,6 +73,18 @@ Exact = Annotated[
 ]
 Jobs = Annotated[
     int | None, typer.Option("--jobs", help="Processes; by default one a core where that pays.", min=1)
+]
+AllowIdle = Annotated[
+    bool,
+    typer.Option("--allow-idle", help="Plan on fewer GPUs, whole nodes, where that is faster."),
+]
+HeadRoom = Annotated[
+    str | None,
+    typer.Option(
+        "--head-room",
+        metavar="PERCENTS",
+        help="Also the fastest plans that leave so much of the memory limit free: 5,10,20.",
+    ),
 ]
 TimeBudget = Annotated[
     float | None, typer.Option("--time-budget", help="CPU seconds after which the best so far is taken.")

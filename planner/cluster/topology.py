@@ -151,7 +151,8 @@ def resolve_cluster(profile: ClusterProfile, device: DeviceSpec, num_devices: in
             f"--gpus {count} does not fill nodes of {group.devices_per_node}: {count} % "
             f"{group.devices_per_node} = {count % group.devices_per_node}",
             allowed=[low, low + group.devices_per_node],
-            hint=f"use --gpus {low} or --gpus {low + group.devices_per_node}",
+            hint=f"use --gpus {low} or --gpus {low + group.devices_per_node}; plan --allow-idle leaves some "
+            f"idle",
         )
     price = group.price_dollars_per_device_hour
     return Cluster(

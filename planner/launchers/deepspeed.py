@@ -31,8 +31,8 @@ from planner.launchers.config_rules import (
     ONE_CHUNK,
     WHOLE_MODEL_RECOMPUTE,
 )
-from planner.launchers.megatron_groups import data_ranks, islands, nodes
-from planner.launchers.run_scripts import header, run_job, run_script
+from planner.launchers.megatron_groups import data_ranks, islands
+from planner.launchers.run_scripts import header, run_job, run_script, stamp
 from planner.launchers.torch_rules import HEADS, RANKS, shared
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
@@ -124,15 +124,8 @@ class DeepSpeed:
     def export(self, plan: Plan) -> dict[str, str]:
         """ds_config.json, run.sh, run.sbatch and summary.json. Raises UnsupportedByTarget."""
         require_expressible(self.name, self.reasons(plan))
-        num_nodes, per_node = nodes(plan)
         summary = {
-            "launcher": self.name,
-            "written_for": WRITTEN_FOR,
-            "planner_version": plan.planner_version,
-            "plan_digest": plan.inputs.digest,
-            "verified_by": self.verified_by,
-            "nodes": num_nodes,
-            "gpus_per_node": per_node,
+            **stamp(plan, self.name, WRITTEN_FOR, self.verified_by),
             "training_script": script_settings(plan),
             "notes": notes(plan),
         }

@@ -14,7 +14,6 @@ out. Choices of this exporter:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.megatron_groups import data_ranks, expert_data_ranks, islands, nodes
@@ -22,10 +21,10 @@ from planner.launchers.megatron_model import has_rotary_positions, model_flags
 from planner.launchers.megatron_model_rules import MODEL_RULES, RING_SEARCH
 from planner.launchers.megatron_rules import PARALLEL_RULES
 from planner.launchers.megatron_stages import Flags, pipeline_flags, recompute_flags
+from planner.launchers.run_scripts import header, stamp
 from planner.launchers.scripts import Job, sbatch_script, train_script
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
-from planner.units import format_bytes, format_seconds
 
 MEGATRON_LIMITS = Limits(
     target="megatron",
@@ -62,20 +61,14 @@ class Megatron:
         require_expressible(self.name, self.reasons(plan))
         flags, environment, (num_nodes, per_node) = all_flags(plan), environment_of(plan), nodes(plan)
         machine = {
-            "launcher": self.name,
-            "written_for": WRITTEN_FOR,
-            "planner_version": plan.planner_version,
-            "plan_digest": plan.inputs.digest,
-            "verified_by": self.verified_by,
-            "nodes": num_nodes,
-            "gpus_per_node": per_node,
+            **stamp(plan, self.name, WRITTEN_FOR, self.verified_by),
             "environment": environment,
             "flags": flags,
             "notes": notes(plan),
         }
         job = Job(
             name=plan.inputs.model.name,
-            header=_header(plan, self.verified_by),
+            header=header(plan, WRITTEN_FOR, self.verified_by, notes(plan), what="Flags written"),
             num_nodes=num_nodes,
             ranks_per_node=per_node,
             environment=environment,
@@ -221,20 +214,3 @@ def _train_iters(plan: Plan) -> int | None:
     if workload.tokens is None:
         return None
     return max(1, -int(-workload.tokens // workload.tokens_per_step))
-
-
-def _header(plan: Plan, verified_by: str) -> list[str]:
-    q, p = plan.decision, plan.prediction
-    degrees: Mapping[str, int] = q.degrees.model_dump()
-    shown = " ".join(f"{name}={size}" for name, size in degrees.items())
-    cluster = plan.inputs.cluster
-    return [
-        f"{plan.inputs.model.name} on {cluster.gpus} x {cluster.device.name} ({cluster.profile.name})",
-        f"Plan: {shown}, {q.schedule}, {q.virtual_stages} virtual stages a rank, "
-        f"{q.microbatches} microbatches of {q.microbatch_size}",
-        f"Predicted step {format_seconds(p.step_seconds)}, peak memory {format_bytes(p.peak_memory_bytes)}",
-        f"Plan digest {plan.inputs.digest}, planner {plan.planner_version}",
-        f"Flags written for {WRITTEN_FOR}",
-        f"Verified by: {verified_by}",
-        *notes(plan),
-    ]

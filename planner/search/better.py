@@ -22,6 +22,32 @@ class Better:
     is_complete: bool
 
 
+def faster_solution(
+    model: CostModel,
+    limits: Limits,
+    pins: Pins,
+    than_seconds: float,
+    *,
+    time_budget_seconds: float = math.inf,
+    reporter: Reporter | None = None,
+) -> Better:
+    """The best plan of ``model`` that takes less than ``than_seconds``, a time known from another machine.
+
+    Nothing is opened where the smallest bound of the space is no better.
+    """
+    started = time.process_time()
+    reporter = reporter or Reporter()
+    space = Space(model, limits, pins, Funnel())
+    if not space.has_candidates or space.smallest_bound() >= than_seconds:
+        return Better(None, True)
+    limit = model.problem.memory_limit_bytes
+    run = BestFirst(model, space, limit, 1, reporter, than_seconds)
+    is_complete = run.over(started + time_budget_seconds)
+    if not run.found:
+        return Better(None, is_complete)
+    return Better(refined(model, limits, pins, run.ranked(), reporter)[0][0], is_complete)
+
+
 def search_better(
     model: CostModel,
     limits: Limits,

@@ -26,6 +26,7 @@ from planner.search.rescue import rescue
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
 from planner.strategy.decision import Decision
+from planner.strategy.kind import Kind
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
 
@@ -50,7 +51,7 @@ class Solution:
 
 @dataclass
 class SearchResult:
-    """The best plan, runners-up that differ in mesh, and the certificate.
+    """The best plan, runners-up that differ in kind (``strategy.kind``), and the certificate.
 
     status: "proved" when the gap is rounding, "gap" otherwise, "interrupted" when stopped early,
     "heuristic" when the integer program found a plan outside the bounded space.
@@ -177,7 +178,7 @@ class BestFirst:
     top: int
     reporter: Reporter
     incumbent_seconds: float = math.inf
-    found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
+    found: dict[Kind, Solution] = field(default_factory=dict)
     solved: list[tuple[float, Opened]] = field(default_factory=list)
     open_bound: float = math.inf
     tried: int = 0
@@ -187,7 +188,7 @@ class BestFirst:
         """Solve candidates in the order of their bounds until none can beat the best plan.
 
         False when stopped early. After that up to RUNNER_UP_SOLVES more candidates are solved for
-        runners-up on other meshes, and the bounds that keep the best plan from being proved are looked at
+        runners-up of other kinds, and the bounds that keep the best plan from being proved are looked at
         again.
         """
         asked = (self.model.chain, self.space.limits, self.space.pins.recompute)
@@ -235,7 +236,7 @@ class BestFirst:
 
     def _try(self, solver: CandidateSolver, opened: Opened, threshold: float, is_runner_up: bool) -> None:
         self.tried += 1
-        key = self.space.mesh(opened)
+        key = self.space.kind(opened)
         known = self.found.get(key)
         cutoff = min(threshold, known.seconds if known else math.inf)
         row = self.space.row(opened)
@@ -246,7 +247,7 @@ class BestFirst:
             self.solved.append((max(solved.bound_seconds, opened.bound_seconds), opened))
         self._keep(key, solved, row, opened.bound_seconds)
 
-    def _keep(self, key: tuple[int, ...], solved: Solved, row: CandidateRow, bound: float) -> None:
+    def _keep(self, key: Kind, solved: Solved, row: CandidateRow, bound: float) -> None:
         """Price the decisions of a solved candidate and keep the fastest if it is the mesh's best."""
         known = self.found.get(key)
         best = self._best_of(solved, {row.sharding: row})
@@ -281,7 +282,7 @@ class BestFirst:
         solved = solver.solve(row, best)
         if solved is None:
             return best
-        self._keep(self.space.mesh(opened), solved, row, bound)
+        self._keep(self.space.kind(opened), solved, row, bound)
         return solved.bound_seconds
 
     def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction] | None:
@@ -307,7 +308,7 @@ class BestFirst:
         return min((s.seconds for s in self.found.values()), default=self.incumbent_seconds)
 
     def _threshold(self) -> float:
-        """Seconds a new mesh must beat to be reported: the worst of the ``top`` best meshes."""
+        """Seconds a new kind must beat to be reported: the worst of the ``top`` best kinds."""
         times = sorted(s.seconds for s in self.found.values())
         return times[self.top - 1] if len(times) >= self.top else self.incumbent_seconds
 
@@ -351,7 +352,7 @@ def no_candidates(funnel: Funnel, pins: Pins) -> InfeasibleError:
         f"no plan satisfies the rules: the last candidates fell to {cut['step']} ({cut['reason']})",
         hint=f"free one of the pinned choices: {pinned}"
         if pinned
-        else "change the number of GPUs or the batch",
+        else "change the number of GPUs or the batch, or allow idle GPUs (plan --allow-idle)",
         rule=cut["step"],
         funnel=funnel.steps,
     )

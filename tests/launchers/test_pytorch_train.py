@@ -107,9 +107,7 @@ RUNS = {
         sequence_parallel=True,
     ),
     "8: pp2 dp4 islands": Run(pp=2, dp=4, sharding="gradients", group="island", layers=(2, 2)),
-    "pp2 x 2 dp2 in a V": Run(
-        pp=2, dp=2, sharding="optimizer", layers=(1, 1, 1, 1), schedule="zb-v"
-    ),
+    "pp2 x 2 dp2 in a V": Run(pp=2, dp=2, sharding="optimizer", layers=(1, 1, 1, 1), schedule="zb-v"),
     "pp2 x 2 dp2 full in a V": Run(
         pp=2, dp=2, sharding="optimizer", layers=(1, 1, 1, 1), schedule="zb-v", recompute=FULL
     ),
