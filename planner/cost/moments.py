@@ -62,6 +62,9 @@ class _Walk:
     def kind(self, item: Item) -> KindCost:
         return self.rank.kind(item)
 
+    def sharding(self, item: Item) -> int:
+        return self.rank.rows[item.sharding].sharding
+
     def gradients(self, item: Item) -> float:
         return self.kind(item).state_bytes[1]
 
@@ -80,15 +83,15 @@ class _Walk:
 
     def staying(self, item: Item) -> float:
         """The weights of a layer that stays gathered from forward to backward."""
-        return 0.0 if item.sharding == SHARDING_PARAMETERS else self.weights(item)
+        return 0.0 if self.sharding(item) == SHARDING_PARAMETERS else self.weights(item)
 
     def window(self, item: Item) -> float:
         """The weights of a layer that is gathered for itself alone."""
-        return self.weights(item) if item.sharding == SHARDING_PARAMETERS else 0.0
+        return self.weights(item) if self.sharding(item) == SHARDING_PARAMETERS else 0.0
 
     def reduction(self, item: Item) -> float:
         """The input of a layer's reduction, where every backward reduces."""
-        if self.holds_gradients or item.sharding < SHARDING_GRADIENTS:
+        if self.holds_gradients or self.sharding(item) < SHARDING_GRADIENTS:
             return 0.0
         return self.elements(item) * self.rank.stack.gradient_reduce_bytes
 

@@ -23,7 +23,7 @@ CAUSES = ("compute", "recompute", "tp", "cp", "ep", "dp")
 
 @dataclass(frozen=True)
 class StageModel:
-    """Prices ranks of one mesh. ``rows`` holds one candidate row per sharding code in use."""
+    """Prices ranks of one mesh. ``rows`` holds one candidate row per code in use (``Decision.row_code``)."""
 
     rows: Mapping[int, CandidateRow]
     device: Device
@@ -61,15 +61,18 @@ class StageModel:
                     total[cause] += item.count * value
         return total
 
-    def moments(self, items: Iterable[Item]) -> list[Moment]:
+    def moments(self, items: Iterable[Item], change_bytes: float = 0.0) -> list[Moment]:
         """The moments that may be the rank's fullest, bytes by category."""
         held = [item for item in items if item.count]
-        memory = RankMemory(self.rows, self.stack, self.device.constants, held)
+        memory = RankMemory(self.rows, self.stack, self.device.constants, held, change_bytes)
         return walked(memory) if self.stack.makes_buffers_when_needed else [memory.kept()]
 
-    def memory(self, items: Iterable[Item]) -> dict[str, float]:
-        """Bytes at the fullest moment by category, and their total."""
-        return max(self.moments(items), key=lambda moment: moment.total).bytes
+    def memory(self, items: Iterable[Item], change_bytes: float = 0.0) -> dict[str, float]:
+        """Bytes at the fullest moment by category, and their total.
+
+        ``change_bytes``: the largest tensor gathered between layers of different tensor degrees.
+        """
+        return max(self.moments(items, change_bytes), key=lambda moment: moment.total).bytes
 
     def tail(self, items: Iterable[Item], forward: float, backward: float) -> Tail:
         """Gradient reduction, optimizer and parameter gather of one rank, once per step.
@@ -81,15 +84,15 @@ class StageModel:
     def synchronised(self, items: Iterable[Item]) -> Sync:
         """What the rank's layers synchronise once per step, before hiding."""
         total = Sync()
-        for sharding, row in self.rows.items():
+        for code, row in self.rows.items():
             dense = expert = 0.0
             for item in items:
-                if item.sharding == sharding:
+                if item.sharding == code:
                     kind = self.kind(item)
                     dense += item.count * kind.dense_parameters
                     expert += item.count * kind.expert_parameters
             groups, has_pipeline = row.groups, row.degrees.pp > 1
-            args = (self.stack, sharding, has_pipeline, groups, self.moment_bytes)
+            args = (self.stack, row.sharding, has_pipeline, groups, self.moment_bytes)
             for axis, elements in (("dp", dense), ("expert_dp", expert)):
                 if elements:
                     total += sync(*args, axis, elements)
@@ -98,16 +101,16 @@ class StageModel:
 
     def exposed(self, total: Sync, forward: float, backward: float) -> Tail:
         """The tail of a rank that synchronises ``total`` and hides it behind one microbatch's seconds."""
-        data_ranks = self.row.degrees.dp * self.row.degrees.cp
+        data_ranks = max(row.degrees.dp * row.degrees.cp for row in self.rows.values())
         tail = exposed_tail(self.device, self.stack, data_ranks, total, forward, backward)
         return Tail(float(tail.reduce), float(tail.optimizer), float(tail.gather))
 
     def norm_moves(self, items: Iterable[Item]) -> tuple[Move, ...]:
         """Reductions of norm weights over tp that wait for the end of the step, by item."""
-        row = self.row
-        is_sequence = float(row.sequence_parallel and row.degrees.tp > 1)
         found = []
         for item in items:
+            row = self.rows[item.sharding]
+            is_sequence = float(row.sequence_parallel and row.degrees.tp > 1)
             elements = item.count * self.kind(item).norm_parameters
             move = norm_move(
                 self.stack, elements, row.hidden_size, is_sequence, row.degrees.pp > 1, is_step=True
@@ -116,9 +119,15 @@ class StageModel:
         return tuple(found)
 
     def _norm_seconds(self, items: Iterable[Item]) -> float:
-        """All of them as one all-reduce: they are small and follow each other."""
-        moves = self.norm_moves(items)
-        whole_bytes = sum(float(move.count) * move.whole_bytes for move in moves)
-        if not whole_bytes:
-            return 0.0
-        return float(moves_seconds(self.row.groups, (replace(moves[0], count=1.0, whole_bytes=whole_bytes),)))
+        """All of them as one all-reduce a tensor degree: they are small and follow each other."""
+        by_degree: dict[int, tuple[CandidateRow, Move, float]] = {}
+        for item, move in zip(items, self.norm_moves(items), strict=True):
+            row = self.rows[item.sharding]
+            _, _, before = by_degree.get(row.degrees.tp, (row, move, 0.0))
+            whole_bytes = before + float(move.count) * move.whole_bytes
+            by_degree[row.degrees.tp] = (row, move, whole_bytes)
+        return sum(
+            float(moves_seconds(row.groups, (replace(move, count=1.0, whole_bytes=whole_bytes),)))
+            for row, move, whole_bytes in by_degree.values()
+            if whole_bytes
+        )

@@ -13,6 +13,7 @@ from planner.cost.collectives import all_reduce_seconds, group_costs, send_secon
 from planner.cost.compute import Device
 from planner.cost.constants import Constants
 from planner.cost.layer import cost_table
+from planner.cost.layout_change import NO_CHANGE, LayoutChange, layout_change
 from planner.cost.memory import Item
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.stack import STACKS, Stack
@@ -24,7 +25,7 @@ from planner.model.flop import model_step_flop
 from planner.schedule.orders import alive_states, operation_order, virtual_stage
 from planner.schedule.timeline import Timeline, replay
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import SCHEDULES, Decision, rank_of_stage
+from planner.strategy.decision import SCHEDULES, SHARDINGS, Decision, rank_of_stage
 
 ROUNDING = 1e-12
 BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
@@ -83,7 +84,7 @@ class CostModel:
         return CostModel(problem, constants, STACKS[stack], device, chain or layer_chain(problem.model))
 
     def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
-        """Prices ranks from candidate rows, one per sharding code; the plan's own sharding first."""
+        """Prices ranks from candidate rows by code (``Decision.row_code``), that of the ends first."""
         return StageModel(rows, self.device, self.stack, self.problem.workload.moment_bytes_per_parameter)
 
     @property
@@ -93,29 +94,35 @@ class CostModel:
         return 1.0 + self.constants.straggler_per_doubling * math.log2(max(1, nodes))
 
 
-def decision_candidates(decision: Decision, shardings: list[int]) -> Candidates:
-    """The decision's mesh as candidates, one per sharding code."""
-    d = decision.degrees
-    one = Candidates.single(
-        tp=d.tp,
-        cp=d.cp,
-        dp=d.dp,
-        pp=d.pp,
-        ep=d.ep,
-        expert_tp=d.expert_tp,
-        microbatch_size=decision.microbatch_size,
-        virtual_stages=decision.virtual_stages,
-        schedule=SCHEDULES.index(decision.schedule),
-        sharding_group=decision.sharding_group,
-        sequence_parallel=int(decision.sequence_parallel),
-    )
-    return Candidates.concatenate([one.replace(sharding=one.sharding * 0 + code) for code in shardings])
+def decision_candidates(decision: Decision, codes: list[int]) -> Candidates:
+    """The decision's meshes as candidates, one per cost row (``Decision.row_code``)."""
+    tensor = decision.tensor_degrees
+    found = []
+    for code in codes:
+        tp = tensor[code // len(SHARDINGS)]
+        d = decision.degrees_of(tp)
+        found.append(
+            Candidates.single(
+                tp=d.tp,
+                cp=d.cp,
+                dp=d.dp,
+                pp=d.pp,
+                ep=d.ep,
+                expert_tp=d.expert_tp,
+                microbatch_size=decision.microbatch_size_of(tp),
+                virtual_stages=decision.virtual_stages,
+                schedule=SCHEDULES.index(decision.schedule),
+                sharding=code % len(SHARDINGS),
+                sharding_group=decision.sharding_group,
+                sequence_parallel=int(decision.sequence_parallel),
+            )
+        )
+    return Candidates.concatenate(found)
 
 
 def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRow]:
-    """Candidate rows of a decision, by sharding code, the plan's own first."""
-    others = sorted(set(decision.layer_sharding) - {decision.sharding})
-    codes = [decision.sharding, *others]
+    """Candidate rows of a decision, by code (``Decision.row_code``), that of embedding and head first."""
+    codes = decision.row_codes()
     candidates = decision_candidates(decision, codes)
     table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
     return {
@@ -131,8 +138,38 @@ def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRo
     }
 
 
+def layout_changes(model: CostModel, decision: Decision, row: CandidateRow) -> list[LayoutChange]:
+    """What every virtual stage pays for neighbours of different tensor degrees, one microbatch.
+
+    A change across a cut is paid behind it. ``row`` is that of embedding and head.
+    """
+    if len(decision.tensor_degrees) == 1:
+        return [NO_CHANGE] * len(decision.chunks)
+    chain, cp = model.chain, decision.degrees.cp
+    position = {layer: block for block, layer in enumerate(chain.block_layers)}
+    widths = [
+        cp * (decision.tp_of(position[at]) if at in position else decision.degrees.tp)
+        for at in range(len(chain.layers))
+    ]
+    found, last = [], len(decision.chunks) - 1
+    for stage, (first, end) in enumerate(decision.chunks):
+        low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
+        total = NO_CHANGE
+        for at in range(max(1, low), high):
+            scale = chain.kinds[chain.layers[at]].stack.sequence_scale
+            total += layout_change(
+                model.problem.cluster,
+                model.constants,
+                widths[at - 1],
+                widths[at],
+                row.boundary_bytes * scale,
+            )
+        found.append(total)
+    return found
+
+
 def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[int, list[Item]]]:
-    """(virtual stage, items) of one pipeline rank: each layer with mode, sharding, in-flight count."""
+    """(virtual stage, items) of one pipeline rank: each layer with mode, cost row, in-flight count."""
     d, chain = decision.degrees, model.chain
     states = alive_states(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
     position = {layer: block for block, layer in enumerate(chain.block_layers)}
@@ -146,8 +183,7 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
             for layer in range(low, high):
                 block = position.get(layer)
                 mode = decision.recompute[block] if block is not None else 0
-                sharding = decision.sharding_of(block) if block is not None else decision.sharding
-                key = (chain.layers[layer], mode, sharding)
+                key = (chain.layers[layer], mode, decision.row_code(block))
                 counts[key] = counts.get(key, 0) + 1
         alive = tuple(state[chunk] for state in states)
         items = [Item(kind, n, mode, code, alive) for (kind, mode, code), n in counts.items()]
@@ -203,6 +239,7 @@ def price(model: CostModel, decision: Decision, *, keep_events: bool = False) ->
     row, pp = stages.row, decision.degrees.pp
     sends = send_times(model, row, decision.chunks)
     blocking = blocks_sends(decision.schedule)
+    changes = layout_changes(model, decision, row)
 
     forward, backward, weight = ([0.0] * len(decision.chunks) for _ in range(3))
     predictions = []
@@ -212,9 +249,22 @@ def price(model: CostModel, decision: Decision, *, keep_events: bool = False) ->
         for stage, chunk in per_chunk:
             forward[stage], backward[stage] = stages.seconds(chunk)
             weight[stage] = stages.weight_seconds(chunk)
+        change = sum((changes[stage] for stage, _ in per_chunk), NO_CHANGE)
+        for stage, _ in per_chunk:
+            forward[stage] += changes[stage].forward_seconds
+            backward[stage] += changes[stage].backward_seconds
         f, b = stages.seconds(items)
+        causes = stages.causes(items)
+        causes["tp"] += change.forward_seconds + change.backward_seconds
         predictions.append(
-            StagePrediction(rank, f, b, stages.tail(items, f, b), stages.memory(items), stages.causes(items))
+            StagePrediction(
+                rank,
+                f + change.forward_seconds,
+                b + change.backward_seconds,
+                stages.tail(items, f, b),
+                stages.memory(items, change.gathered_bytes),
+                causes,
+            )
         )
     timeline = _replay(decision, forward, backward, weight, sends, blocking, keep_events)
     return _assemble(model, decision, row, tuple(predictions), timeline, sends, blocking)

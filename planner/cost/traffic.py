@@ -149,7 +149,7 @@ def _step_collectives(
             ("dp", kind.dense_parameters, groups.shard_size),
             ("expert_dp", kind.expert_parameters, groups.expert_shard_size),
         ):
-            moves = step_moves(model.stack, item.sharding, row.degrees.pp > 1, axis, elements, size)
+            moves = step_moves(model.stack, row.sharding, row.degrees.pp > 1, axis, elements, size)
             for move in moves[0] + moves[1]:
                 if size_of[move.axis] > 1:
                     yield _collective(move, item.count)

@@ -184,7 +184,7 @@ class _Search:
             if key not in found:
                 below = float(slack[i][a, b])
                 if bounds.stage[i, a, b] >= below:
-                    found[key] = StageOptions(np.zeros((0, 3)), ())
+                    found[key] = StageOptions(np.zeros((0, 4)), ())
                 else:
                     # Fronts of inner stages do not depend on the ends: kept from one end to the next.
                     own_end = end if i in (0, setting.pp - 1) else -1
@@ -287,19 +287,29 @@ def _with_least_end(setting: LayeredSetting) -> LayeredSetting:
     def least(costs: EndCosts) -> EndCosts:
         return EndCosts(
             *(
-                np.array([getattr(costs, name).min()])
-                for name in (
-                    "forward_seconds", "backward_seconds", "sync_seconds", "state_bytes", "activation_bytes"
+                np.array([np.min(values)])
+                for values in (
+                    costs.forward_seconds,
+                    costs.backward_seconds,
+                    costs.sync_seconds,
+                    costs.state_bytes,
+                    costs.activation_bytes,
+                    costs.update,
                 )
             )
-        )  # fmt: skip
+        )
 
+    beside = setting.working_beside
     return replace(
         setting,
         ends=setting.ends[:1],
         first=least(setting.first),
         last=least(setting.last),
         end_layout=setting.end_layout[:1],
+        constant_seconds=(min(setting.constant_seconds),) if setting.constant_seconds else (),
+        working_beside=(tuple(np.min(stage, axis=0) for stage in zip(*beside, strict=True)),)
+        if beside
+        else (),
     )
 
 
@@ -312,7 +322,9 @@ def least_bytes(setting: LayeredSetting) -> float:
         own = [float(end_row(setting, i, end)[BYTES]) for i in range(setting.pp)]
         least = np.array(
             [
-                np.concatenate([[0.0], np.cumsum(layer_rows(setting, i)[:, :, BYTES].min(axis=1)[kinds])])
+                np.concatenate(
+                    [[0.0], np.cumsum(layer_rows(setting, i, end)[:, :, BYTES].min(axis=1)[kinds])]
+                )
                 for i in range(setting.pp)
             ]
         )

@@ -29,7 +29,7 @@ from itertools import pairwise
 import numpy as np
 
 from planner.cost.layered_table import Floats, LayeredSetting
-from planner.search.layered_front import BYTES, WORKING, end_row, layer_rows, weight_rows
+from planner.search.layered_front import BYTES, UPDATE, WORKING, end_row, layer_rows, weight_rows
 
 MAX_MULTIPLIERS = 24
 
@@ -42,13 +42,15 @@ class Bounds:
     split is
     not allowed); ``multiplier[i, a, b]`` that proves it. ``before[i, a]``: least sum of stages 0 to i - 1
     holding layers 0 to a, sends both ways included; ``behind[i, b]``: least sum of stages i to pp - 1 holding
-    layers b to the last, sends from stage i - 1 on included. ``step``: least seconds of a step.
+    layers b to the last, sends from stage i - 1 on included. ``update``: least seconds of the longest update
+    behind a pipeline. ``step``: least seconds of a step.
     """
 
     stage: Floats
     multiplier: Floats
     before: Floats
     behind: Floats
+    update: float
     step: float
 
 
@@ -65,7 +67,9 @@ def bounds_of(setting: LayeredSetting, end: int, limit_bytes: float) -> Bounds:
             allowed[i, first, last] = True
         stage[~allowed] = np.inf
     before, behind = _sums(setting, stage)
-    return Bounds(stage, multiplier, before, behind, _least_step(setting, stage, before, behind))
+    update = _least_update(setting, end) if pp > 1 else 0.0
+    step = _least_step(setting, stage, before, behind) + update
+    return Bounds(stage, multiplier, before, behind, update, step)
 
 
 def path_seconds(microbatches: int, after: int, forward: Floats, backward: Floats, behind: Floats) -> Floats:
@@ -90,6 +94,7 @@ def slack_seconds(setting: LayeredSetting, bounds: Bounds, stage: int, best: flo
     """
     if setting.pp == 1:
         return np.full(bounds.stage.shape[1:], best)
+    best = best - bounds.update
     m, w = setting.microbatches, setting.pp - 1 - stage
     before = bounds.before[stage][:, None]
     behind = bounds.behind[stage + 1][None, :] if stage + 1 < setting.pp else _nothing_behind(setting)
@@ -110,7 +115,7 @@ def _nothing_behind(setting: LayeredSetting) -> Floats:
 
 
 def _stage_bounds(setting: LayeredSetting, stage: int, end: int, limit_bytes: float) -> tuple[Floats, Floats]:
-    rows = layer_rows(setting, stage)
+    rows = layer_rows(setting, stage, end)
     own = end_row(setting, stage, end)
     seconds, size, working = weight_rows(rows, setting.pp), rows[:, :, BYTES], rows[:, :, WORKING]
     order = np.array(setting.layers)
@@ -200,6 +205,18 @@ def _least_step(setting: LayeredSetting, stage: Floats, before: Floats, behind: 
     # A stage of t seconds with w behind takes sum + (m - 1) t + max(-D, D - w t) >= sum + (m - 1 - w / 2) t.
     paths = [whole + slowest * (m - 1 - (pp - 1) / 2.0), m * slowest, whole]
     return max(paths) if m - 1 >= pp else max(m * slowest, whole)
+
+
+def _least_update(setting: LayeredSetting, end: int) -> float:
+    """Least seconds of the longest update over all splits, each layer with its own least."""
+    order, spans = np.array(setting.layers), np.arange(len(setting.layers) + 1)
+    found = []
+    for stage in range(setting.pp):
+        least = layer_rows(setting, stage, end)[:, :, UPDATE].min(axis=1)[order]
+        held = _ranges(least[None])[0] + end_row(setting, stage, end)[UPDATE]
+        held[spans[None, :] <= spans[:, None]] = np.inf
+        found.append(held)
+    return _least_slowest(np.array(found))
 
 
 def _least_slowest(stage: Floats) -> float:

@@ -1,6 +1,6 @@
 """Pareto fronts of one stage's per-layer choices.
 
-C(l, s) is the set of (forward, backward, backward + synchronisation, bytes, working set) that no other choice
+C(l, s) is the set of (forward, backward, backward + synchronisation, update, bytes, working set) that no other choice
 of the layers up to l ending in layout s beats everywhere; a layer adds its own cost and the change of layout
 (Galvatron's recurrence, arXiv 2211.13878, with fronts in place of a memory axis). Backward + synchronisation
 stands for the synchronisation because a stage ends one backward and one synchronisation after its last
@@ -19,7 +19,10 @@ import numpy as np
 
 from planner.cost.layered_table import Codes, Floats, LayeredSetting
 
-FORWARD, BACKWARD, ENDING, BYTES, WORKING = range(5)
+FORWARD, BACKWARD, ENDING, UPDATE, BYTES, WORKING = range(6)
+COLUMNS = 6
+# Columns of a stage's seconds: what the pipeline is put together from.
+SECONDS = slice(0, 4)
 # A front past these many labels, before and after dominance, is not worth its proof: the bound stays.
 MAX_LABELS, MAX_FRONT = 8_000, 800
 
@@ -30,7 +33,8 @@ class TooManyLabels(Exception):
 
 @dataclass(frozen=True)
 class StageOptions:
-    """The front of one stage: rows of (forward, backward, backward + sync), and the strategies of each."""
+    """The front of one stage: rows of (forward, backward, backward + sync, update), and the strategies of
+    each."""
 
     seconds: Floats
     chosen: tuple[tuple[int, ...], ...]
@@ -54,42 +58,50 @@ def pareto(rows: Floats, most: int | None = None) -> Codes:
     return np.array(kept, dtype=np.intp)
 
 
-def layer_rows(setting: LayeredSetting, stage: int) -> Floats:
-    """[kind, strategy, 5]: what one layer adds on ``stage``, the working set as its own."""
+def layer_rows(setting: LayeredSetting, stage: int, end: int) -> Floats:
+    """[kind, strategy, column]: what one layer adds on ``stage``, the working set as its own."""
     c = setting.costs
     kept = setting.in_flight(stage)
     if setting.pp == 1:
         # One stage: the step is linear, so one column carries it and the front has fewer dimensions.
-        whole = setting.microbatches * (c.forward_seconds + c.backward_seconds) + c.sync_seconds
-        columns = [np.zeros_like(whole), np.zeros_like(whole), whole]
+        whole = setting.microbatches * (c.forward_seconds + c.backward_seconds) + c.sync_seconds + c.update
+        zero = np.zeros_like(whole)
+        columns = [zero, zero, whole, zero]
     else:
-        columns = [c.forward_seconds, c.backward_seconds, c.backward_seconds + c.sync_seconds]
-    return np.stack([*columns, c.state_bytes + kept * c.activation_bytes, c.working_bytes], axis=2)
+        columns = [c.forward_seconds, c.backward_seconds, c.backward_seconds + c.sync_seconds, c.update]
+    size = c.state_bytes + kept * c.activation_bytes
+    return np.stack([*columns, size, setting.working(stage, end)], axis=2)
 
 
 def change_rows(setting: LayeredSetting) -> Floats:
-    """[layout, layout, 5]: what a change of layout adds."""
+    """[layout, layout, column]: what a change of layout adds."""
     f, b = setting.change_forward_seconds, setting.change_backward_seconds
     zero = np.zeros_like(f)
     if setting.pp == 1:
-        return np.stack([zero, zero, setting.microbatches * (f + b), zero, zero], axis=2)
-    return np.stack([f, b, b, zero, zero], axis=2)
+        return np.stack([zero, zero, setting.microbatches * (f + b), zero, zero, zero], axis=2)
+    return np.stack([f, b, b, zero, zero, zero], axis=2)
 
 
 def end_row(setting: LayeredSetting, stage: int, end: int) -> Floats:
-    """[5]: embedding, head and loss on ``stage``, with what they keep."""
-    row = np.zeros(5)
+    """[column]: embedding, head and loss on ``stage``, with what they keep, and the stage's own seconds."""
+    row = np.zeros(COLUMNS)
     kept = setting.in_flight(stage)
+    own, constant = setting.own_seconds(stage), setting.constant(end)
+    if setting.pp == 1:
+        row[ENDING] = setting.microbatches * sum(own) + constant
+    else:
+        row[:4] = (*own, own[1], constant)
     for at, costs in ((0, setting.first), (setting.pp - 1, setting.last)):
         if stage == at:
-            f, b, g = (
-                float(x[end]) for x in (costs.forward_seconds, costs.backward_seconds, costs.sync_seconds)
+            f, b, g, u = (
+                float(x[end])
+                for x in (costs.forward_seconds, costs.backward_seconds, costs.sync_seconds, costs.update)
             )
             row[BYTES] += float(costs.state_bytes[end]) + kept * float(costs.activation_bytes[end])
             if setting.pp == 1:
-                row[ENDING] += setting.microbatches * (f + b) + g
+                row[ENDING] += setting.microbatches * (f + b) + g + u
             else:
-                row[:3] += (f, b, b + g)
+                row[:4] += (f, b, b + g, u)
     return row
 
 
@@ -111,7 +123,7 @@ def stage_options(
 
     ``multiplier`` (seconds a byte) only speeds the pruning up. Raises TooManyLabels past the budget.
     """
-    table, change, own = layer_rows(setting, stage), change_rows(setting), end_row(setting, stage, end)
+    table, change, own = layer_rows(setting, stage, end), change_rows(setting), end_row(setting, stage, end)
     limit = limit_bytes - setting.reserve_bytes
     kinds = [setting.layers[layer] for layer in range(*layers)]
     reduced = [
@@ -153,7 +165,7 @@ def stage_options(
         labels = {layout: rows for layout, (rows, _) in found.items()}
         history.append({layout: came for layout, (_, came) in found.items()})
         if not labels:
-            return StageOptions(np.zeros((0, 3)), ())
+            return StageOptions(np.zeros((0, 4)), ())
     return _collect(labels, history)
 
 
@@ -185,7 +197,7 @@ def _extend(base: Floats, source: Codes, table: Floats, strategies: Codes) -> tu
     rows[:, :, WORKING] = np.maximum(base[:, None, WORKING], table[strategies][None, :, WORKING])
     count = len(strategies)
     came = np.concatenate([np.repeat(source, count, axis=0), np.tile(strategies, len(base))[:, None]], axis=1)
-    return rows.reshape(-1, 5), came
+    return rows.reshape(-1, COLUMNS), came
 
 
 def _suffix_sums(values: list[float]) -> list[float]:
@@ -196,9 +208,9 @@ def _suffix_sums(values: list[float]) -> list[float]:
 
 
 def _collect(labels: dict[int, Floats], history: list[dict[int, Codes]]) -> StageOptions:
-    """The front over all last layouts in (forward, backward, ending), strategies traced back."""
+    """The front over all last layouts in its seconds, strategies traced back."""
     ends = [(layout, index) for layout, rows in labels.items() for index in range(len(rows))]
-    rows = np.concatenate(list(labels.values()))[:, :3]
+    rows = np.concatenate(list(labels.values()))[:, SECONDS]
     kept = pareto(rows)
     chosen = []
     for at in kept:

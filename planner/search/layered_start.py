@@ -36,13 +36,14 @@ def choice_seconds(setting: LayeredSetting, end: int, choice: Choice) -> float:
         [c.forward_seconds for c in costs],
         [c.backward_seconds for c in costs],
         [c.sync_seconds for c in costs],
+        [c.update_seconds for c in costs],
     )
 
 
 def _fill(
     setting: LayeredSetting, stage: int, layers: tuple[int, int], end: int, limit_bytes: float
 ) -> list[int] | None:
-    rows = layer_rows(setting, stage)
+    rows = layer_rows(setting, stage, end)
     own = end_row(setting, stage, end)
     kinds = np.array(setting.layers[layers[0] : layers[1]])
     count, strategies = len(kinds), rows.shape[1]

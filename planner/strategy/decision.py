@@ -6,7 +6,7 @@ see. Rank order is fixed: tp varies fastest, then cp, then dp, then pp (Megatron
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SHARDINGS = ("none", "optimizer", "gradients", "parameters")
 SHARDING_GROUPS = ("global", "island")
@@ -52,7 +52,9 @@ class Decision:
     ``chunks[c]`` is the (first, end) range of blocks on virtual stage c, which runs on pipeline rank
     ``rank_of_stage``. The embedding belongs to the first virtual stage, the final norm and head to the last.
     ``recompute[b]`` is the recompute code of block b; ``sharding`` (and its group) is one for the plan,
-    ``layer_sharding`` overrides it per block when not empty.
+    ``layer_sharding`` overrides it per block when not empty. ``layer_tp`` does the same for the tensor
+    degree: data ranks and microbatch size of the block follow, so that a stage's ranks and a microbatch's
+    sequences stay. Embedding and head have ``degrees`` and ``sharding``.
     """
 
     degrees: Degrees
@@ -66,6 +68,7 @@ class Decision:
     chunks: tuple[tuple[int, int], ...]
     recompute: tuple[int, ...]
     layer_sharding: tuple[int, ...] = ()
+    layer_tp: tuple[int, ...] = ()
 
     @property
     def global_batch(self) -> int:
@@ -74,6 +77,43 @@ class Decision:
     def sharding_of(self, block: int) -> int:
         """Sharding code of one block."""
         return self.layer_sharding[block] if self.layer_sharding else self.sharding
+
+    def tp_of(self, block: int) -> int:
+        """Tensor degree of one block."""
+        return self.layer_tp[block] if self.layer_tp else self.degrees.tp
+
+    @property
+    def tensor_degrees(self) -> tuple[int, ...]:
+        """Every tensor degree in use: that of embedding and head first, the others ascending."""
+        own = self.degrees.tp
+        return (own, *sorted(set(self.layer_tp) - {own}))
+
+    def degrees_of(self, tp: int) -> Degrees:
+        """Degrees of layers with ``tp``; data ranks are what is left of a stage."""
+        d = self.degrees
+        return d if tp == d.tp else replace(d, tp=tp, dp=d.dp * d.tp // tp)
+
+    def microbatch_size_of(self, tp: int) -> int:
+        """Sequences a data rank of layers with ``tp`` has of one microbatch."""
+        return self.microbatch_size * tp // self.degrees.tp
+
+    def row_code(self, block: int | None = None) -> int:
+        """Cost row of a block, or of embedding and head: its sharding and which of the tensor degrees it has.
+
+        Without ``layer_tp`` it is the sharding code.
+        """
+        if block is None:
+            return self.sharding
+        if not self.layer_tp:
+            return self.sharding_of(block)
+        return self.sharding_of(block) + len(SHARDINGS) * self.tensor_degrees.index(self.tp_of(block))
+
+    def row_codes(self) -> list[int]:
+        """Every cost row in use, that of embedding and head first."""
+        others = set(self.layer_sharding)
+        if self.layer_tp:
+            others = {self.row_code(block) for block in range(len(self.recompute))}
+        return [self.sharding, *sorted(others - {self.sharding})]
 
     def blocks_of_rank(self, rank: int) -> list[tuple[int, tuple[int, int]]]:
         """(chunk index on the rank, block range) of one pipeline rank, in model order."""
@@ -92,7 +132,8 @@ class Decision:
     def label(self) -> str:
         """One short line for tables: TP4 PP2 DP8 ... with everything that is not its default."""
         d = self.degrees
-        parts = [f"TP{d.tp}", f"PP{d.pp}", f"DP{d.dp}"]
+        tensor = "/".join(map(str, sorted({self.tp_of(b) for b in range(len(self.recompute))} or {d.tp})))
+        parts = [f"TP{tensor}", f"PP{d.pp}", f"DP{d.dp}"]
         if d.cp > 1:
             parts.append(f"CP{d.cp}")
         if d.ep > 1:
