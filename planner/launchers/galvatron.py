@@ -44,6 +44,7 @@ GALVATRON_LIMITS = Limits(
     kv_heads_by_tp=True,
     stack="galvatron",
     recomputes=("none", "full"),
+    has_layer_degrees=True,
     rules=(SEQUENCE_PARALLEL_SEARCH, POWER_OF_TWO_SEARCH, CAUSAL_SPLIT_SEARCH),
 )
 WRITTEN_FOR = "Hetu-Galvatron of June 2026"

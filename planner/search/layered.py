@@ -4,13 +4,16 @@ Branch and bound over (pp, microbatches, end strategy), best bound first; inside
 choices (layered_front) are put together to pipelines (layered_pipeline). The objective is the step that is
 reported: the replayed 1F1B timeline and the synchronisation it leaves exposed. Deterministic: ties go to the
 setting that comes first in the table.
+
+Where the table is only a lower bound of the real price, ``improve_layered`` asks a judge for that of every plan
+found, and prunes what the table says cannot beat the best real price.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +42,10 @@ Fronts = dict[tuple[int, tuple[int, ...], int], tuple[float, StageOptions]]
 FIRST_LOOKS = 4
 # Shares of the way from a bound to the best step at which a search under a target is tried.
 TARGETS = (1.0,)
+# Times a limit is lowered by what a plan of it is over, before its setting is left to its bound.
+MEMORY_TRIES = 4
+# (setting, end, stages, strategies) -> (seconds, bytes over the limit or 0) of a complete plan.
+Judge = Callable[[int, int, tuple[tuple[int, int], ...], tuple[int, ...]], tuple[float, float]]
 
 
 @dataclass
@@ -82,9 +89,17 @@ class _Effort:
 
 
 class _Search:
-    def __init__(self, settings: Sequence[LayeredSetting], limit_bytes: float, deadline: float) -> None:
+    def __init__(
+        self,
+        settings: Sequence[LayeredSetting],
+        limit_bytes: float,
+        deadline: float,
+        judge: Judge | None = None,
+        known_seconds: float = math.inf,
+    ) -> None:
         self.settings, self.limit, self.deadline = settings, limit_bytes, deadline
-        self.best, self.effort = _Best(), _Effort()
+        self.judge = judge
+        self.best, self.effort = _Best(known_seconds), _Effort()
         self.unproved: list[float] = []
         self.coarse: dict[int, Bounds] = {}
 
@@ -150,9 +165,14 @@ class _Search:
         end: int,
         stages: tuple[tuple[int, int], ...],
         chosen: tuple[int, ...],
-    ) -> None:
-        if seconds < self.best.seconds * (1 - TIED):
+    ) -> float:
+        """Keep a plan that is faster than the best; bytes it is over the limit when a judge says so."""
+        over = 0.0
+        if self.judge is not None and seconds < self.best.seconds * (1 - TIED):
+            seconds, over = self.judge(index, end, stages, chosen)
+        if not over and seconds < self.best.seconds * (1 - TIED):
             self.best = _Best(seconds, index, end, stages, chosen)
+        return over
 
     def solve_end(self, index: int, end: int, bounds: Bounds, step: float, shared: Fronts) -> None:
         """The best of one setting and end: ever looser targets, so that fronts stay short.
@@ -166,15 +186,28 @@ class _Search:
             if not math.isfinite(target) and share < 1.0:
                 continue
             try:
-                if self.solve_below(index, end, bounds, target, shared):
-                    return
+                over = self.solve_below(index, end, bounds, target, shared, self.limit)
+                if over is None:
+                    proved = target
+                    continue
+                limit = self.limit
+                for _ in range(MEMORY_TRIES if over else 0):
+                    limit -= over or 0.0
+                    over = self.solve_below(index, end, bounds, self.best.seconds, {}, limit)
+                    if not over:
+                        break
+                return
             except TooManyLabels:
                 self.unproved.append(proved)
                 return
-            proved = target
 
-    def solve_below(self, index: int, end: int, bounds: Bounds, target: float, shared: Fronts) -> bool:
-        """Whether a step under ``target`` exists; the best one is offered. Raises TooManyLabels."""
+    def solve_below(
+        self, index: int, end: int, bounds: Bounds, target: float, shared: Fronts, limit: float
+    ) -> float | None:
+        """None when no step under ``target`` exists; else the best one is offered: bytes it is over the limit.
+
+        ``limit`` is at most the limit of ``bounds``. Raises TooManyLabels.
+        """
         setting = self.settings[index]
         found: dict[tuple[int, int, int], StageOptions] = {}
         slack = [slack_seconds(setting, bounds, i, target) for i in range(setting.pp)]
@@ -192,7 +225,7 @@ class _Search:
                     widest = _widest(setting, slack[i], a, b)
                     if same not in shared or shared[same][0] < widest:
                         front = stage_options(
-                            setting, i, (a, b), end, self.limit, widest, float(bounds.multiplier[i, a, b])
+                            setting, i, (a, b), end, limit, widest, float(bounds.multiplier[i, a, b])
                         )
                         shared[same] = (widest, front)
                         self.effort.options += len(front.seconds)
@@ -203,15 +236,63 @@ class _Search:
         self.effort.labels += result.labels
         self.effort.replays += result.replays
         if result.best is None:
-            return False
+            return None
         chosen: list[int] = []
         for i, (a, b, option) in enumerate(result.best.stages):
             chosen += found[(i, a, b)].chosen[option]
         stages = tuple((a, b) for a, b, _ in result.best.stages)
-        self.offer(result.best.seconds, index, end, stages, tuple(chosen))
-        if result.lower_bound < result.best.seconds * (1 - 1e-9):
+        over = self.offer(result.best.seconds, index, end, stages, tuple(chosen))
+        is_judged = self.judge is not None and limit == self.limit
+        if is_judged or result.lower_bound < result.best.seconds * (1 - 1e-9):
             self.unproved.append(result.lower_bound)
-        return True
+        return over
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What a judged search found beside a known plan.
+
+    ``setting`` indexes the settings, -1 when no plan is faster than the known one; ``lower_bound_seconds`` no
+    plan of the settings is below; infinite when none is below the best plan.
+    """
+
+    seconds: float
+    setting: int
+    end: int
+    stages: tuple[tuple[int, int], ...]
+    chosen: tuple[int, ...]
+    lower_bound_seconds: float
+    solved: int
+    labels: int
+
+
+def improve_layered(
+    settings: Sequence[LayeredSetting],
+    limit_bytes: float,
+    judge: Judge,
+    known_seconds: float,
+    *,
+    time_budget_seconds: float = math.inf,
+) -> Improvement:
+    """The fastest plan by ``judge`` that beats ``known_seconds``, on tables that bound what it says.
+
+    Every setting whose bound is below the best judged plan is solved on its table; the best of each is judged.
+    What the table promised below that plan stays as the bound.
+    """
+    search = _Search(settings, limit_bytes, time.process_time() + time_budget_seconds, judge, known_seconds)
+    search.run()
+    best, effort = search.best, search.effort
+    below = [bound for bound in search.unproved if bound < best.seconds]
+    return Improvement(
+        seconds=best.seconds,
+        setting=best.setting,
+        end=best.end,
+        stages=best.stages,
+        chosen=best.chosen,
+        lower_bound_seconds=min(below, default=math.inf),
+        solved=effort.solved,
+        labels=effort.options,
+    )
 
 
 def search_layered(

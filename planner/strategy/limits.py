@@ -23,7 +23,8 @@ class Limits:
     parameter_sharding_with_pipeline: sharded gradients or parameters together with pp > 1. rules: further
     hard rules of this launcher, judged on whole candidates (all columns but schedule and virtual stages).
     max_*: largest degree. kv_heads_by_tp: tp must divide the key/value heads (no copies of them).
-    recomputes: names of the modes a layer may have, in order of growing recompute.
+    recomputes: names of the modes a layer may have, in order of growing recompute. has_layer_degrees: layers,
+    and embedding and head, may have tensor degrees of their own.
     """
 
     target: str
@@ -41,6 +42,7 @@ class Limits:
     kv_heads_by_tp: bool = False
     recomputes: tuple[str, ...] = ("none", "selective", "full")
     stack: str = "megatron"
+    has_layer_degrees: bool = False
 
 
 ANY = Limits("any")
