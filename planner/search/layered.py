@@ -21,9 +21,10 @@ import numpy as np
 
 from planner.cost.layered_table import EndCosts, Floats, LayeredSetting
 from planner.errors import InfeasibleError
-from planner.search.layered_bounds import Bounds, bounds_of, slack_seconds
+from planner.search.layered_bounds import Bounds, bounds_of, slack_seconds, with_stages
 from planner.search.layered_front import (
     BYTES,
+    ENDING,
     StageOptions,
     TooManyLabels,
     end_row,
@@ -31,13 +32,17 @@ from planner.search.layered_front import (
     stage_options,
 )
 from planner.search.layered_pipeline import assemble, relaxed
-from planner.search.layered_start import choice_seconds, first_plan
+from planner.search.layered_start import choice_seconds, fill_stage, first_plan
 from planner.strategy.layered import LayeredDecision
 from planner.units import format_bytes
 
 TIED = 1e-12
-# (stage, kinds, end or -1) -> (seconds the front is complete below, front)
-Fronts = dict[tuple[int, tuple[int, ...], int], tuple[float, StageOptions]]
+# (stage, kinds of its layers, end or -1): stages that cost the same.
+StageKey = tuple[int, tuple[int, ...], int]
+# Seconds the front is complete below, and the front.
+Fronts = dict[StageKey, tuple[float, StageOptions]]
+# The fastest choice of a stage: seconds of a microbatch, and strategies.
+Tight = dict[StageKey, tuple[float, tuple[int, ...]]]
 # Settings given a first plan before any bound can be compared with one.
 FIRST_LOOKS = 4
 # Shares of the way from a bound to the best step at which a search under a target is tried.
@@ -135,28 +140,98 @@ class _Search:
         if not split:
             return
         for end in range(len(setting.ends)):
-            start = first_plan(setting, end, split, self.limit)
-            if start is not None:
-                self.offer(choice_seconds(setting, end, start), index, end, *start)
+            self.offer_split(index, end, split)
 
     def solve(self, index: int) -> None:
         setting = self.settings[index]
         bounded = []
+        tight: Tight = {}
         for end in range(len(setting.ends)):
             bounds = bounds_of(setting, end, self.limit)
             step, split = (
                 relaxed(setting, bounds, self.best.seconds) if math.isfinite(bounds.step) else (math.inf, ())
             )
             if split:
+                self.offer_split(index, end, split)
                 bounded.append((step, end, bounds))
-                start = first_plan(setting, end, split, self.limit)
-                if start is not None:
-                    self.offer(choice_seconds(setting, end, start), index, end, *start)
         bounded.sort(key=lambda entry: entry[:2])
         shared: Fronts = {}
         for step, end, bounds in bounded:
+            if step >= self.best.seconds * (1 - TIED):
+                continue
+            if setting.pp > 1:
+                bounds = self.tightened(setting, end, bounds, tight)
+                step, split = (
+                    relaxed(setting, bounds, self.best.seconds)
+                    if bounds.step < self.best.seconds
+                    else (math.inf, ())
+                )
+                if not split:
+                    continue
+                chosen = [
+                    s
+                    for i, (a, b) in enumerate(split)
+                    for s in tight.get(_same(setting, i, a, b, end), (0.0, ()))[1]
+                ]
+                if len(chosen) == len(setting.layers):
+                    choice = split, tuple(chosen)
+                    self.offer(choice_seconds(setting, end, choice), index, end, *choice)
             if step < self.best.seconds * (1 - TIED):
                 self.solve_end(index, end, bounds, step, shared)
+
+    def offer_split(self, index: int, end: int, split: tuple[tuple[int, int], ...]) -> None:
+        """Offer a first plan on a split."""
+        setting = self.settings[index]
+        start = first_plan(setting, end, split, self.limit)
+        if start is not None:
+            self.offer(choice_seconds(setting, end, start), index, end, *start)
+
+    def tightened(self, setting: LayeredSetting, end: int, bounds: Bounds, known: Tight) -> Bounds:
+        """The bounds with every stage that may matter at its fastest real choice, layer by layer.
+
+        ``known`` keeps them from one end strategy to the next.
+        """
+        stage = bounds.stage.copy()
+        for i in range(setting.pp):
+            slack = slack_seconds(setting, bounds, i, self.best.seconds)
+            ranges: dict[StageKey, list[tuple[int, int]]] = {}
+            for a, b in np.argwhere(stage[i] < slack).tolist():
+                ranges.setdefault(_same(setting, i, a, b, end), []).append((a, b))
+            for key, same in ranges.items():
+                if key not in known:
+                    (a, b), widest = same[0], max(float(slack[a, b]) for a, b in same)
+                    known[key] = self.fastest(
+                        setting, i, (a, b), end, widest, float(bounds.multiplier[i, a, b])
+                    )
+                for a, b in same:
+                    stage[i, a, b] = max(stage[i, a, b], known[key][0])
+        return with_stages(setting, stage, bounds.multiplier, bounds.update)
+
+    def fastest(
+        self,
+        setting: LayeredSetting,
+        stage: int,
+        layers: tuple[int, int],
+        end: int,
+        below: float,
+        multiplier: float,
+    ) -> tuple[float, tuple[int, ...]]:
+        """(least seconds of a microbatch on a stage, its strategies); (0, ()) when there is no telling.
+
+        A stage with no choice under ``below`` has that much at least.
+        """
+        first = fill_stage(setting, stage, layers, end, self.limit)
+        if first is not None and first[0] <= below:
+            below = first[0]
+        try:
+            front = stage_options(
+                setting, stage, layers, end, self.limit, below * (1 + TIED), multiplier, is_whole=True
+            )
+        except TooManyLabels:
+            return 0.0, ()
+        if len(front.seconds):
+            return float(front.seconds[0, ENDING]), front.chosen[0]
+        return (first[0], tuple(first[1])) if first is not None and first[0] <= below else (below, ())
 
     def offer(
         self,
@@ -220,8 +295,7 @@ class _Search:
                     found[key] = StageOptions(np.zeros((0, 4)), ())
                 else:
                     # Fronts of inner stages do not depend on the ends: kept from one end to the next.
-                    own_end = end if i in (0, setting.pp - 1) else -1
-                    same = (i, setting.layers[a:b], own_end)
+                    same = _same(setting, i, a, b, end)
                     widest = _widest(setting, slack[i], a, b)
                     if same not in shared or shared[same][0] < widest:
                         front = stage_options(
@@ -349,6 +423,11 @@ def search_layered(
             for index, (s, value) in enumerate(zip(settings, coarse, strict=True))
         ],
     )
+
+
+def _same(setting: LayeredSetting, stage: int, first: int, last: int, end: int) -> StageKey:
+    """Inner stages do not depend on the end strategy."""
+    return stage, setting.layers[first:last], end if stage in (0, setting.pp - 1) else -1
 
 
 def _widest(setting: LayeredSetting, slack: Floats, a: int, b: int) -> float:

@@ -66,8 +66,12 @@ def bounds_of(setting: LayeredSetting, end: int, limit_bytes: float) -> Bounds:
         for i, (first, last) in enumerate(setting.splits):
             allowed[i, first, last] = True
         stage[~allowed] = np.inf
+    return with_stages(setting, stage, multiplier, _least_update(setting, end) if pp > 1 else 0.0)
+
+
+def with_stages(setting: LayeredSetting, stage: Floats, multiplier: Floats, update: float) -> Bounds:
+    """Bounds that follow from those of the stages."""
     before, behind = _sums(setting, stage)
-    update = _least_update(setting, end) if pp > 1 else 0.0
     step = _least_step(setting, stage, before, behind) + update
     return Bounds(stage, multiplier, before, behind, update, step)
 
@@ -121,23 +125,30 @@ def _stage_bounds(setting: LayeredSetting, stage: int, end: int, limit_bytes: fl
     order = np.array(setting.layers)
     room = limit_bytes - setting.reserve_bytes - float(own[BYTES])
     multipliers = _multipliers(seconds, size)
-    spans = np.arange(len(order) + 1)
-    found = np.full((len(order) + 1,) * 2, np.inf)
-    proof = np.zeros_like(found)
+    count = len(order)
+    spans = np.arange(count + 1)
+    is_equal = len(set(setting.layers)) == 1
+    # Layers of one kind are bounded by their number: ranges from the first layer stand for all.
+    ranges = _counted if is_equal else _ranges
+    shape = (1, count + 1) if is_equal else (count + 1, count + 1)
+    found, proof = np.full(shape, np.inf), np.zeros(shape)
     # A choice whose largest working set is w uses strategies of at most w and has w less for the rest.
     for w in np.unique(working):
         usable = np.isfinite(seconds) & (working <= w)
         is_open = usable.any(axis=1)
-        blocked = _ranges((~is_open).astype(float)[order][None])[0]
-        least = _ranges(np.where(is_open, np.where(usable, size, np.inf).min(axis=1), 0.0)[order][None])[0]
+        blocked = ranges((~is_open).astype(float)[order][None])[0]
+        least = ranges(np.where(is_open, np.where(usable, size, np.inf).min(axis=1), 0.0)[order][None])[0]
         priced = np.where(usable, seconds[None] + multipliers[:, None, None] * size[None], np.inf)
         cheapest = np.where(is_open, priced.min(axis=2), 0.0)[:, order]
-        values = _ranges(cheapest) - (multipliers * (room - w))[:, None, None]
+        values = ranges(cheapest) - (multipliers * (room - w))[:, None, None]
         best = values.argmax(axis=0)
         value = np.take_along_axis(values, best[None], axis=0)[0]
         value[(least > room - w) | (blocked > 0.0)] = np.inf
         better = value < found
         found[better], proof[better] = value[better], multipliers[best][better]
+    if is_equal:
+        number = np.maximum(0, spans[None, :] - spans[:, None])
+        found, proof = found[0][number], proof[0][number]
     found = found + float(weight_rows(own, setting.pp))
     found[spans[None, :] <= spans[:, None]] = np.inf
     if stage == 0:
@@ -152,6 +163,12 @@ def _ranges(values: Floats) -> Floats:
     sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
     found: Floats = sums[:, None, :] - sums[:, :, None]
     return found
+
+
+def _counted(values: Floats) -> Floats:
+    """[row, 0, n]: sums of the first n values of every row."""
+    sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
+    return sums[:, None, :]
 
 
 def _multipliers(seconds: Floats, size: Floats) -> Floats:

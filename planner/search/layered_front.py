@@ -21,6 +21,8 @@ from planner.cost.layered_table import Codes, Floats, LayeredSetting
 
 FORWARD, BACKWARD, ENDING, UPDATE, BYTES, WORKING = range(6)
 COLUMNS = 6
+# Sums of the same terms in another order: far above their rounding, far below any tolerance.
+SAME = 1e-12
 # Columns of a stage's seconds: what the pipeline is put together from.
 SECONDS = slice(0, 4)
 # A front past these many labels, before and after dominance, is not worth its proof: the bound stays.
@@ -43,12 +45,14 @@ class StageOptions:
 def pareto(rows: Floats, most: int | None = None) -> Codes:
     """Indices of rows no other row is at most everywhere; of equal rows the first, by total then by index.
 
-    Raises TooManyLabels when the front passes ``most`` rows.
+    Numbers that differ by rounding alone (``SAME`` of their column's largest) are equal. Raises TooManyLabels
+    when the front passes ``most`` rows.
     """
     order = np.argsort(rows.sum(axis=1), kind="stable")
     kept: list[int] = []
     left = order
-    values = rows[order]
+    largest = np.abs(rows).max(axis=0, initial=0.0)
+    values = np.rint(rows[order] / (np.where(largest > 0.0, largest, 1.0) * SAME))
     while len(left):
         kept.append(int(left[0]))
         if most is not None and len(kept) > most:
@@ -110,6 +114,14 @@ def weight_rows(rows: Floats, pp: int) -> Floats:
     return rows[..., ENDING] if pp == 1 else rows[..., FORWARD] + rows[..., BACKWARD]
 
 
+def as_whole(rows: Floats) -> Floats:
+    """Rows whose seconds of a microbatch, forward and backward together, stand alone: one column to be least."""
+    whole = np.zeros_like(rows)
+    whole[..., ENDING] = rows[..., FORWARD] + rows[..., BACKWARD]
+    whole[..., BYTES:] = rows[..., BYTES:]
+    return whole
+
+
 def stage_options(
     setting: LayeredSetting,
     stage: int,
@@ -118,17 +130,21 @@ def stage_options(
     limit_bytes: float,
     below: float,
     multiplier: float,
+    *,
+    is_whole: bool = False,
 ) -> StageOptions:
     """The front of ``layers`` on ``stage`` within ``limit_bytes``, labels with seconds under ``below``.
 
-    ``multiplier`` (seconds a byte) only speeds the pruning up. Raises TooManyLabels past the budget.
+    ``multiplier`` (seconds a byte) only speeds the pruning up. ``is_whole``: the fastest choice alone, by the
+    seconds of one microbatch. Raises TooManyLabels past the budget.
     """
     table, change, own = layer_rows(setting, stage, end), change_rows(setting), end_row(setting, stage, end)
+    if is_whole and setting.pp > 1:
+        table, change, own = as_whole(table), as_whole(change), as_whole(own)
+    pp = 1 if is_whole else setting.pp
     limit = limit_bytes - setting.reserve_bytes
     kinds = [setting.layers[layer] for layer in range(*layers)]
-    reduced = [
-        float((weight_rows(table[k], setting.pp) + multiplier * table[k, :, BYTES]).min()) for k in kinds
-    ]
+    reduced = [float((weight_rows(table[k], pp) + multiplier * table[k, :, BYTES]).min()) for k in kinds]
     least = [float(table[k, :, BYTES].min()) for k in kinds]
     rest_cost, rest_bytes = _suffix_sums(reduced), _suffix_sums(least)
     usable = [_usable(table[k], setting.layout) for k in kinds]
@@ -152,7 +168,7 @@ def stage_options(
             if position + 1 == len(kinds) and stage == setting.pp - 1:
                 rows = rows + change[layout, int(setting.end_layout[end])]
             fits = rows[:, BYTES] + rows[:, WORKING] + rest_bytes[position + 1] <= limit
-            weight = weight_rows(rows, setting.pp)
+            weight = weight_rows(rows, pp)
             free = np.maximum(limit - rows[:, BYTES] - rows[:, WORKING], 0.0)
             promise = weight + rest_cost[position + 1] - multiplier * free
             alive = fits & (promise < below) & (weight < below)

@@ -20,10 +20,10 @@ def first_plan(setting: LayeredSetting, end: int, split: Split, limit_bytes: flo
     """(stages, strategy of every layer) within memory, or None when two strategies a stage never fit."""
     chosen: list[int] = []
     for stage, layers in enumerate(split):
-        found = _fill(setting, stage, layers, end, limit_bytes)
+        found = fill_stage(setting, stage, layers, end, limit_bytes)
         if found is None:
             return None
-        chosen += found
+        chosen += found[1]
     return split, tuple(chosen)
 
 
@@ -40,9 +40,10 @@ def choice_seconds(setting: LayeredSetting, end: int, choice: Choice) -> float:
     )
 
 
-def _fill(
+def fill_stage(
     setting: LayeredSetting, stage: int, layers: tuple[int, int], end: int, limit_bytes: float
-) -> list[int] | None:
+) -> tuple[float, list[int]] | None:
+    """(seconds as ``weight_rows`` counts them, strategies) of the fastest such choice, None when none fits."""
     rows = layer_rows(setting, stage, end)
     own = end_row(setting, stage, end)
     kinds = np.array(setting.layers[layers[0] : layers[1]])
@@ -75,4 +76,5 @@ def _fill(
     if not np.isfinite(time.flat[best]):
         return None
     cut, first, second = (int(x) for x in np.unravel_index(best, time.shape))
-    return [first] * (cut + 1) + [second] * (count - cut - 1)
+    own_seconds = float(weight_rows(own, setting.pp))
+    return float(time.flat[best]) + own_seconds, [first] * (cut + 1) + [second] * (count - cut - 1)
