@@ -3,11 +3,11 @@
 Every number is read off the candidate rows that price uniform plans: a strategy is one row (a tensor degree
 and a sharding) with one recompute mode. The table is a lower bound on ``price`` of every decision it holds:
 
-    exact         forward, backward, states, saved and working bytes, sends, layout changes inside a stage, the
-                  update and the constant of a step; bytes where all layers of a stage share a strategy
+    exact         forward, backward, bytes, sends, layout changes inside a stage, the update and the constant
+                  of a step
     from below    the exposed reduction: overlap_theft of its transfer (all of it on a stack that hides none),
                   without latency, last bucket or what no backward is left to hide
-    left out      layout changes across a cut; buffers of one strategy beside the working set of another
+    left out      layout changes across a cut
 
 so the least step of the table bounds every plan, and a plan is what ``price`` says of the decision found.
 """
@@ -15,12 +15,12 @@ so the least step of the table bounds every plan, and a plan is what ``price`` s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from planner.cost.data_parallel import moves_seconds, norm_move
-from planner.cost.layered_table import EndCosts, Floats, LayerCosts, LayeredSetting
+from planner.cost.layered_table import EndCosts, LayerCosts, LayeredSetting
 from planner.cost.layout_change import layout_change
 from planner.cost.row import CandidateRow, KindCost, communicators, reserve_bytes
 from planner.cost.step import CostModel, send_times, tied_embedding_seconds
@@ -84,7 +84,8 @@ def fill_setting(model: CostModel, rows: Sequence[CandidateRow], modes: Sequence
         stage_forward_seconds=tuple(factor * seconds for seconds in sends),
         stage_backward_seconds=tuple(factor * seconds for seconds in (0.0, *sends[:-1])),
         constant_seconds=tuple(overhead + tied_embedding_seconds(model, row) for row in rows),
-        working_beside=filler.beside_ends(strategies, blocks, embedding, head),
+        group=tuple(index for index in range(len(rows)) for _ in modes),
+        shared_bytes=SharedBytes(model, tuple(rows), tuple(blocks), embedding, head),
     )
 
 
@@ -109,7 +110,7 @@ class _Filler:
             reduce,
             kind.static_bytes,
             kind.saved_bytes[mode] * self.slack,
-            self.working(row, kind, mode, []),
+            kind.working_bytes[mode] * self.slack,
             update,
         )
 
@@ -160,37 +161,43 @@ class _Filler:
         )
         return factor * found.forward_seconds, factor * found.backward_seconds
 
-    def working(
-        self, row: CandidateRow, kind: KindCost, mode: int, ends: Sequence[tuple[CandidateRow, KindCost]]
-    ) -> float:
-        """Bytes needed at once beside what is kept, the layer on one rank with ``ends``; groups included."""
-        transient = max([kind.transient_bytes, *(end.transient_bytes for _, end in ends)])
-        gathered = max([kind.gathered_bytes, *(end.gathered_bytes for _, end in ends)])
-        groups = communicators(row.degrees).union(*(communicators(other.degrees) for other, _ in ends))
-        buffers = len(groups) * self.model.constants.communicator_bytes
-        return (kind.working_bytes[mode] + transient + gathered) * self.slack + buffers
 
-    def beside_ends(
-        self,
-        strategies: Sequence[tuple[CandidateRow, int]],
-        blocks: Sequence[int],
-        embedding: int,
-        head: int,
-    ) -> tuple[tuple[Floats, ...], ...]:
-        """[end][stage]: working sets of layers on a stage with the ends it holds."""
-        pp = self.rows[0].degrees.pp
+@dataclass(frozen=True)
+class SharedBytes:
+    """What a stage needs once for all rows in use: the largest buffers, and process groups.
 
-        def table(ends: Sequence[tuple[CandidateRow, KindCost]]) -> Floats:
-            return np.array(
-                [[self.working(row, row.kinds[k], mode, ends) for row, mode in strategies] for k in blocks]
-            )
+    Called with (stage, end row, bit mask of the rows of its layers).
+    """
 
-        inner = table([])
-        found: list[tuple[Floats, ...]] = []
-        for row in self.rows:
-            first, last = (row, row.kinds[embedding]), (row, row.kinds[head])
-            if pp == 1:
-                found.append((table([first, last]),))
-            else:
-                found.append((table([first]), *[inner] * (pp - 2), table([last])))
-        return tuple(found)
+    model: CostModel
+    rows: tuple[CandidateRow, ...]
+    blocks: tuple[int, ...]
+    embedding: int
+    head: int
+    known: dict[tuple[int, int, int], float] = field(default_factory=dict, compare=False)
+
+    def __call__(self, stage: int, end: int, mask: int) -> float:
+        """Bytes; a change of layout between the rows counts, one across a cut does not."""
+        key = (stage, end, mask)
+        if key not in self.known:
+            self.known[key] = self._bytes(stage, end, mask)
+        return self.known[key]
+
+    def _bytes(self, stage: int, end: int, mask: int) -> float:
+        constants, own = self.model.constants, self.rows[end]
+        used = [row for index, row in enumerate(self.rows) if mask >> index & 1]
+        kinds = [row.kinds[kind] for row in used for kind in self.blocks]
+        if stage == 0:
+            kinds.append(own.kinds[self.embedding])
+        if stage == own.degrees.pp - 1:
+            kinds.append(own.kinds[self.head])
+        if stage in (0, own.degrees.pp - 1):
+            used.append(own)
+        transient = max((kind.transient_bytes for kind in kinds), default=0.0)
+        gathered = max((kind.gathered_bytes for kind in kinds), default=0.0)
+        widths = {row.degrees.tp * row.degrees.cp for row in used}
+        if len(widths) > 1:
+            transient = max(transient, max(widths) * own.boundary_bytes)
+        groups = set().union(*(communicators(degrees) for degrees in {row.degrees for row in used}))
+        slack = 1.0 + constants.allocator_slack
+        return (transient + gathered) * slack + len(groups) * constants.communicator_bytes

@@ -8,7 +8,8 @@ decision is read off the table here and nowhere else:
     stage backward = the same of backward seconds
     stage update   = sum of its layers' updates + its end + the end's own constant
     stage bytes    = sum of states + microbatches in flight x sum of activations
-                     + the largest working set among its layers + its end + the reserve
+                     + the largest working set among its layers + what their groups share
+                     + its end + the reserve
     step           = max over stages of (its last backward's end in the replayed 1F1B timeline + its
                      exposed gradient synchronisation, which only the last microbatch has)
                      + max over stages of its update
@@ -19,6 +20,7 @@ of layout b pays behind one of layout a (both directions of a microbatch).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,8 +83,9 @@ class LayeredSetting:
     ``send_*_seconds`` is one microbatch between neighbouring stages, a delay that occupies no rank.
     ``reserve_bytes`` is held by every device. ``splits`` restricts the stages to one list of layer ranges.
     ``stage_forward_seconds`` and ``stage_backward_seconds`` are what every stage has beside its layers (sends
-    that block it), ``constant_seconds[end]`` what every step has. ``working_beside[end][stage]`` replaces the
-    layers' working sets where a stage's end needs memory of its own at the same time.
+    that block it), ``constant_seconds[end]`` what every step has. Strategies that need the same buffers are one
+    ``group``; ``shared_bytes(stage, end, mask)`` is what a stage needs once for all groups of a bit mask, never
+    less for more of them.
     """
 
     pp: int
@@ -104,11 +107,16 @@ class LayeredSetting:
     stage_forward_seconds: tuple[float, ...] = ()
     stage_backward_seconds: tuple[float, ...] = ()
     constant_seconds: tuple[float, ...] = ()
-    working_beside: tuple[tuple[Floats, ...], ...] = ()
+    group: tuple[int, ...] = ()
+    shared_bytes: Callable[[int, int, int], float] | None = None
 
-    def working(self, stage: int, end: int) -> Floats:
-        """Working sets [kind, strategy] of layers on ``stage``."""
-        return self.working_beside[end][stage] if self.working_beside else self.costs.working_bytes
+    def mask(self, strategy: int) -> int:
+        """The bit of a strategy's group."""
+        return 1 << self.group[strategy] if self.group else 0
+
+    def shared(self, stage: int, end: int, mask: int) -> float:
+        """Bytes a stage needs once for the groups of ``mask``."""
+        return self.shared_bytes(stage, end, mask) if self.shared_bytes is not None else 0.0
 
     def own_seconds(self, stage: int) -> tuple[float, float]:
         """(forward, backward) seconds of a microbatch that a stage has beside its layers."""
@@ -151,7 +159,7 @@ def stage_cost(
     c, kept = setting.costs, setting.in_flight(stage)
     sync = states = activations = working = 0.0
     forward, backward = setting.own_seconds(stage)
-    update, own_working = setting.constant(end), setting.working(stage, end)
+    update, mask = setting.constant(end), 0
     before: int | None = int(setting.end_layout[end]) if stage == 0 else None
     for layer in range(*layers):
         kind, s = setting.layers[layer], chosen[layer]
@@ -165,7 +173,8 @@ def stage_cost(
         sync += float(c.sync_seconds[kind, s])
         states += float(c.state_bytes[kind, s])
         activations += float(c.activation_bytes[kind, s])
-        working = max(working, float(own_working[kind, s]))
+        working = max(working, float(c.working_bytes[kind, s]))
+        mask |= setting.mask(s)
         update += float(c.update[kind, s])
     if stage == setting.pp - 1 and before is not None:
         after = int(setting.end_layout[end])
@@ -179,6 +188,7 @@ def stage_cost(
             update += float(costs.update[end])
             states += float(costs.state_bytes[end])
             activations += float(costs.activation_bytes[end])
+    working += setting.shared(stage, end, mask)
     return LayeredStageCost(
         forward, backward, sync, states, activations * kept, working, setting.reserve_bytes, update
     )

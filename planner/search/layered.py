@@ -459,7 +459,11 @@ def _with_least_end(setting: LayeredSetting) -> LayeredSetting:
             )
         )
 
-    beside = setting.working_beside
+    every, shared = range(len(setting.ends)), setting.shared_bytes
+
+    def least_shared(stage: int, _: int, mask: int) -> float:
+        return min(setting.shared(stage, end, mask) for end in every)
+
     return replace(
         setting,
         ends=setting.ends[:1],
@@ -467,9 +471,7 @@ def _with_least_end(setting: LayeredSetting) -> LayeredSetting:
         last=least(setting.last),
         end_layout=setting.end_layout[:1],
         constant_seconds=(min(setting.constant_seconds),) if setting.constant_seconds else (),
-        working_beside=(tuple(np.min(stage, axis=0) for stage in zip(*beside, strict=True)),)
-        if beside
-        else (),
+        shared_bytes=None if shared is None else least_shared,
     )
 
 
@@ -482,9 +484,7 @@ def least_bytes(setting: LayeredSetting) -> float:
         own = [float(end_row(setting, i, end)[BYTES]) for i in range(setting.pp)]
         least = np.array(
             [
-                np.concatenate(
-                    [[0.0], np.cumsum(layer_rows(setting, i, end)[:, :, BYTES].min(axis=1)[kinds])]
-                )
+                np.concatenate([[0.0], np.cumsum(layer_rows(setting, i)[:, :, BYTES].min(axis=1)[kinds])])
                 for i in range(setting.pp)
             ]
         )

@@ -119,9 +119,13 @@ def _nothing_behind(setting: LayeredSetting) -> Floats:
 
 
 def _stage_bounds(setting: LayeredSetting, stage: int, end: int, limit_bytes: float) -> tuple[Floats, Floats]:
-    rows = layer_rows(setting, stage, end)
+    rows = layer_rows(setting, stage)
     own = end_row(setting, stage, end)
-    seconds, size, working = weight_rows(rows, setting.pp), rows[:, :, BYTES], rows[:, :, WORKING]
+    seconds, size = weight_rows(rows, setting.pp), rows[:, :, BYTES]
+    # What a strategy's own group needs, every choice that has it needs.
+    working = rows[:, :, WORKING] + [
+        setting.shared(stage, end, setting.mask(s)) for s in range(rows.shape[1])
+    ]
     order = np.array(setting.layers)
     room = limit_bytes - setting.reserve_bytes - float(own[BYTES])
     multipliers = _multipliers(seconds, size)
@@ -229,7 +233,7 @@ def _least_update(setting: LayeredSetting, end: int) -> float:
     order, spans = np.array(setting.layers), np.arange(len(setting.layers) + 1)
     found = []
     for stage in range(setting.pp):
-        least = layer_rows(setting, stage, end)[:, :, UPDATE].min(axis=1)[order]
+        least = layer_rows(setting, stage)[:, :, UPDATE].min(axis=1)[order]
         held = _ranges(least[None])[0] + end_row(setting, stage, end)[UPDATE]
         held[spans[None, :] <= spans[:, None]] = np.inf
         found.append(held)

@@ -42,10 +42,10 @@ class StageOptions:
     chosen: tuple[tuple[int, ...], ...]
 
 
-def pareto(rows: Floats, most: int | None = None) -> Codes:
+def pareto(rows: Floats, most: int | None = None, masks: Floats | None = None) -> Codes:
     """Indices of rows no other row is at most everywhere; of equal rows the first, by total then by index.
 
-    Numbers that differ by rounding alone (``SAME`` of their column's largest) are equal. Raises TooManyLabels
+    ``masks``: further columns, that do not count in the total. Numbers that differ by rounding alone (``SAME`` of their column's largest) are equal. Raises TooManyLabels
     when the front passes ``most`` rows.
     """
     order = np.argsort(rows.sum(axis=1), kind="stable")
@@ -53,6 +53,8 @@ def pareto(rows: Floats, most: int | None = None) -> Codes:
     left = order
     largest = np.abs(rows).max(axis=0, initial=0.0)
     values = np.rint(rows[order] / (np.where(largest > 0.0, largest, 1.0) * SAME))
+    if masks is not None:
+        values = np.concatenate([values, masks[order]], axis=1)
     while len(left):
         kept.append(int(left[0]))
         if most is not None and len(kept) > most:
@@ -62,7 +64,7 @@ def pareto(rows: Floats, most: int | None = None) -> Codes:
     return np.array(kept, dtype=np.intp)
 
 
-def layer_rows(setting: LayeredSetting, stage: int, end: int) -> Floats:
+def layer_rows(setting: LayeredSetting, stage: int) -> Floats:
     """[kind, strategy, column]: what one layer adds on ``stage``, the working set as its own."""
     c = setting.costs
     kept = setting.in_flight(stage)
@@ -74,7 +76,7 @@ def layer_rows(setting: LayeredSetting, stage: int, end: int) -> Floats:
     else:
         columns = [c.forward_seconds, c.backward_seconds, c.backward_seconds + c.sync_seconds, c.update]
     size = c.state_bytes + kept * c.activation_bytes
-    return np.stack([*columns, size, setting.working(stage, end)], axis=2)
+    return np.stack([*columns, size, c.working_bytes], axis=2)
 
 
 def change_rows(setting: LayeredSetting) -> Floats:
@@ -138,7 +140,7 @@ def stage_options(
     ``multiplier`` (seconds a byte) only speeds the pruning up. ``is_whole``: the fastest choice alone, by the
     seconds of one microbatch. Raises TooManyLabels past the budget.
     """
-    table, change, own = layer_rows(setting, stage, end), change_rows(setting), end_row(setting, stage, end)
+    table, change, own = layer_rows(setting, stage), change_rows(setting), end_row(setting, stage, end)
     if is_whole and setting.pp > 1:
         table, change, own = as_whole(table), as_whole(change), as_whole(own)
     pp = 1 if is_whole else setting.pp
@@ -147,12 +149,14 @@ def stage_options(
     reduced = [float((weight_rows(table[k], pp) + multiplier * table[k, :, BYTES]).min()) for k in kinds]
     least = [float(table[k, :, BYTES].min()) for k in kinds]
     rest_cost, rest_bytes = _suffix_sums(reduced), _suffix_sums(least)
-    usable = [_usable(table[k], setting.layout) for k in kinds]
+    usable = [_usable(table[k], setting.layout, np.array(setting.group)) for k in kinds]
+    bits = np.array([setting.mask(s) for s in range(table.shape[1])], dtype=np.intp)
+    shared: dict[int, float] = {}
     layouts = sorted({int(x) for x in setting.layout})
-    labels: dict[int, Floats] = {}
+    labels: dict[int, Labels] = {}
     history: list[dict[int, Codes]] = []
     for position, kind in enumerate(kinds):
-        found: dict[int, tuple[Floats, Codes]] = {}
+        found: dict[int, tuple[Labels, Codes]] = {}
         for layout in layouts:
             strategies = usable[position][setting.layout[usable[position]] == layout]
             if not len(strategies):
@@ -161,59 +165,87 @@ def stage_options(
                 start = own.copy()
                 if stage == 0:
                     start = start + change[int(setting.end_layout[end]), layout]
-                base, source = start[None, :], np.array([[-1, -1]], dtype=np.intp)
+                base = Labels(start[None, :], np.zeros(1, dtype=np.intp))
+                source = np.array([[-1, -1]], dtype=np.intp)
             else:
                 base, source = _arrivals(labels, change, layout)
-            rows, came = _extend(base, source, table[kind], strategies)
+            rows, masks, came = _extend(base, source, table[kind], bits, strategies)
             if position + 1 == len(kinds) and stage == setting.pp - 1:
                 rows = rows + change[layout, int(setting.end_layout[end])]
-            fits = rows[:, BYTES] + rows[:, WORKING] + rest_bytes[position + 1] <= limit
+            need = rows[:, BYTES] + rows[:, WORKING]
+            if setting.shared_bytes is not None:
+                for mask in np.unique(masks).tolist():
+                    if mask not in shared:
+                        shared[mask] = setting.shared(stage, end, mask)
+                need = need + np.array([shared[mask] for mask in masks.tolist()])
             weight = weight_rows(rows, pp)
-            free = np.maximum(limit - rows[:, BYTES] - rows[:, WORKING], 0.0)
-            promise = weight + rest_cost[position + 1] - multiplier * free
-            alive = fits & (promise < below) & (weight < below)
+            promise = weight + rest_cost[position + 1] - multiplier * np.maximum(limit - need, 0.0)
+            alive = (need + rest_bytes[position + 1] <= limit) & (promise < below) & (weight < below)
             if alive.any():
-                rows, came = rows[alive], came[alive]
+                rows, masks, came = rows[alive], masks[alive], came[alive]
                 if len(rows) > MAX_LABELS:
                     raise TooManyLabels
-                front = pareto(rows, MAX_FRONT)
-                found[layout] = rows[front], came[front]
-        labels = {layout: rows for layout, (rows, _) in found.items()}
+                front = pareto(rows, MAX_FRONT, _bits(masks))
+                found[layout] = Labels(rows[front], masks[front]), came[front]
+        labels = {layout: own_labels for layout, (own_labels, _) in found.items()}
         history.append({layout: came for layout, (_, came) in found.items()})
         if not labels:
             return StageOptions(np.zeros((0, 4)), ())
     return _collect(labels, history)
 
 
-def _usable(rows: Floats, layout: Codes) -> Codes:
-    """Strategies of finite cost that no strategy of the same layout beats everywhere."""
+@dataclass(frozen=True)
+class Labels:
+    """Choices up to a layer, one row each, and the groups of strategies they use as bit masks."""
+
+    rows: Floats
+    masks: Codes
+
+
+def _bits(masks: Codes) -> Floats | None:
+    """One column a group, 1 where a label uses it; None where no label differs."""
+    used = int(np.bitwise_or.reduce(masks))
+    columns = [masks >> group & 1 for group in range(used.bit_length()) if used >> group & 1]
+    return np.stack(columns, axis=1).astype(float) if len(columns) > 1 else None
+
+
+def _usable(rows: Floats, layout: Codes, group: Codes) -> Codes:
+    """Strategies of finite cost that no strategy of the same layout and group beats everywhere."""
     kept = []
-    for group in np.unique(layout):
-        members = np.flatnonzero((layout == group) & np.isfinite(rows).all(axis=1))
+    classes = layout if not len(group) else layout * (int(group.max()) + 1) + group
+    for one in np.unique(classes):
+        members = np.flatnonzero((classes == one) & np.isfinite(rows).all(axis=1))
         if len(members):
             kept.append(members[pareto(rows[members])])
     return np.sort(np.concatenate(kept)) if kept else np.zeros(0, dtype=np.intp)
 
 
-def _arrivals(labels: dict[int, Floats], change: Floats, layout: int) -> tuple[Floats, Codes]:
+def _arrivals(labels: dict[int, Labels], change: Floats, layout: int) -> tuple[Labels, Codes]:
     """Labels of every layout after changing to ``layout``, with (layout, index) each came from."""
-    rows = [label + change[before, layout] for before, label in labels.items()]
-    sources = [
-        np.stack([np.full(len(label), before), np.arange(len(label))], axis=1)
-        for before, label in labels.items()
-    ]
-    merged, source = np.concatenate(rows), np.concatenate(sources)
-    kept = pareto(merged, MAX_FRONT)
-    return merged[kept], source[kept]
+    rows = np.concatenate([label.rows + change[before, layout] for before, label in labels.items()])
+    masks = np.concatenate([label.masks for label in labels.values()])
+    source = np.concatenate(
+        [
+            np.stack([np.full(len(label.rows), before), np.arange(len(label.rows))], axis=1)
+            for before, label in labels.items()
+        ]
+    )
+    kept = pareto(rows, MAX_FRONT, _bits(masks))
+    return Labels(rows[kept], masks[kept]), source[kept]
 
 
-def _extend(base: Floats, source: Codes, table: Floats, strategies: Codes) -> tuple[Floats, Codes]:
-    """Every label with every strategy: sums, but the larger working set; (layout, index, strategy) behind."""
-    rows = base[:, None, :] + table[strategies][None, :, :]
-    rows[:, :, WORKING] = np.maximum(base[:, None, WORKING], table[strategies][None, :, WORKING])
+def _extend(
+    base: Labels, source: Codes, table: Floats, bits: Codes, strategies: Codes
+) -> tuple[Floats, Codes, Codes]:
+    """Every label with every strategy: sums, but the larger working set; masks; (layout, index, strategy)
+    behind."""
+    rows = base.rows[:, None, :] + table[strategies][None, :, :]
+    rows[:, :, WORKING] = np.maximum(base.rows[:, None, WORKING], table[strategies][None, :, WORKING])
+    masks = base.masks[:, None] | bits[strategies][None, :]
     count = len(strategies)
-    came = np.concatenate([np.repeat(source, count, axis=0), np.tile(strategies, len(base))[:, None]], axis=1)
-    return rows.reshape(-1, COLUMNS), came
+    behind = np.tile(strategies, len(base.rows))[:, None]
+    came = np.concatenate([np.repeat(source, count, axis=0), behind], axis=1)
+    return rows.reshape(-1, COLUMNS), masks.reshape(-1), came
 
 
 def _suffix_sums(values: list[float]) -> list[float]:
@@ -223,10 +255,10 @@ def _suffix_sums(values: list[float]) -> list[float]:
     return sums[::-1]
 
 
-def _collect(labels: dict[int, Floats], history: list[dict[int, Codes]]) -> StageOptions:
+def _collect(labels: dict[int, Labels], history: list[dict[int, Codes]]) -> StageOptions:
     """The front over all last layouts in its seconds, strategies traced back."""
-    ends = [(layout, index) for layout, rows in labels.items() for index in range(len(rows))]
-    rows = np.concatenate(list(labels.values()))[:, SECONDS]
+    ends = [(layout, index) for layout, own in labels.items() for index in range(len(own.rows))]
+    rows = np.concatenate([own.rows for own in labels.values()])[:, SECONDS]
     kept = pareto(rows)
     chosen = []
     for at in kept:

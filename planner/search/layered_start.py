@@ -44,7 +44,7 @@ def fill_stage(
     setting: LayeredSetting, stage: int, layers: tuple[int, int], end: int, limit_bytes: float
 ) -> tuple[float, list[int]] | None:
     """(seconds as ``weight_rows`` counts them, strategies) of the fastest such choice, None when none fits."""
-    rows = layer_rows(setting, stage, end)
+    rows = layer_rows(setting, stage)
     own = end_row(setting, stage, end)
     kinds = np.array(setting.layers[layers[0] : layers[1]])
     count, strategies = len(kinds), rows.shape[1]
@@ -64,6 +64,11 @@ def fill_stage(
         need = size[at][:, :, None] + (size[count] - size[at])[:, None, :]
     both = np.where(at[:, None, None] < count, np.maximum(working[:, None], working[None, :])[None], 0.0)
     need = need + np.maximum(both, working[None, :, None])
+    if setting.shared_bytes is not None:
+        masks = [setting.mask(s) for s in range(strategies)]
+        shared = {mask: setting.shared(stage, end, mask) for mask in {a | b for a in masks for b in masks}}
+        pairs = np.array([[shared[a | b] for b in masks] for a in masks])
+        need = need + np.where(at[:, None, None] < count, pairs[None], pairs.diagonal()[None, :, None])
     between = change[np.ix_(setting.layout, setting.layout)][None]
     time = time + np.where(at[:, None, None] < count, between, 0.0)
     if stage == 0:

@@ -52,14 +52,13 @@ def stage_numbers(s, stage, first, last, chosen, end):
     widest, u = 0.0, s.constant_seconds[end] if s.constant_seconds else 0.0
     if s.stage_forward_seconds:
         f, b = s.stage_forward_seconds[stage], s.stage_backward_seconds[stage]
-    needs = s.working_beside[end][stage] if s.working_beside else c.working_bytes
     updates = c.update_seconds if c.update_seconds is not None else np.zeros_like(c.sync_seconds)
     layouts = [int(s.layout[x]) for x in chosen[first:last]]
     for layer in range(first, last):
         k, x = s.layers[layer], chosen[layer]
         f, b, g = f + c.forward_seconds[k, x], b + c.backward_seconds[k, x], g + c.sync_seconds[k, x]
         size += c.state_bytes[k, x] + kept * c.activation_bytes[k, x]
-        widest = max(widest, needs[k, x])
+        widest = max(widest, c.working_bytes[k, x])
         u += updates[k, x]
     if stage == 0:
         layouts = [int(s.end_layout[end]), *layouts]
@@ -74,6 +73,9 @@ def stage_numbers(s, stage, first, last, chosen, end):
             g += costs.sync_seconds[end]
             u += costs.update_seconds[end] if costs.update_seconds is not None else 0.0
             size += costs.state_bytes[end] + kept * costs.activation_bytes[end]
+    if s.shared_bytes is not None:
+        used = {s.group[chosen[layer]] for layer in range(first, last)}
+        widest += s.shared_bytes(stage, end, sum(1 << one for one in used))
     return f, b, g, size + widest + s.reserve_bytes, u
 
 
@@ -207,20 +209,21 @@ def random_setting(rng, pp, layers, kinds, strategies, ends, layouts):
 
 
 def with_own_terms(rng, s):
-    """The setting with updates, stages' own seconds, a constant and working sets beside the ends drawn too."""
+    """The setting with updates, stages' own seconds, a constant and bytes shared by groups drawn too."""
 
     def draw(high, *shape):
         return rng.integers(0, high + 1, shape).astype(float)
 
     shape, ends = s.costs.sync_seconds.shape, len(s.ends)
-    working = s.costs.working_bytes
     inner = replace(s.costs, update_seconds=draw(7, *shape))
-    beside = []
-    for _ in range(ends):
-        stages = [working] * s.pp
-        stages[0] = stages[0] + draw(5, 1, 1)
-        stages[-1] = stages[-1] + draw(5, 1, 1)
-        beside.append(tuple(stages))
+    group = tuple(int(g) for g in rng.integers(0, 2, shape[1]))
+    weights = draw(5, s.pp, ends, 2)
+
+    def shared(stage, end, mask):
+        if stage not in (0, s.pp - 1):
+            end = 0
+        return sum(weights[stage, end, one] for one in range(2) if mask >> one & 1)
+
     return replace(
         s,
         costs=inner,
@@ -229,7 +232,8 @@ def with_own_terms(rng, s):
         stage_forward_seconds=tuple(draw(3, s.pp).tolist()),
         stage_backward_seconds=tuple(draw(3, s.pp).tolist()),
         constant_seconds=tuple(draw(5, ends).tolist()),
-        working_beside=tuple(beside),
+        group=group,
+        shared_bytes=shared,
     )
 
 
