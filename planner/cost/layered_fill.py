@@ -5,8 +5,9 @@ and a sharding) with one recompute mode. The table is a lower bound on ``price``
 
     exact         forward, backward, bytes, sends, layout changes inside a stage, the update and the constant
                   of a step
-    from below    the exposed reduction: overlap_theft of its transfer (all of it on a stack that hides none),
-                  without latency, last bucket or what no backward is left to hide
+    from below    the exposed reduction: overlap_theft of its transfer, or the transfer less the share of one
+                  backward that hides it, whichever is more in the setting (all of it on a stack that hides
+                  none); without latency and last bucket
     left out      layout changes across a cut
 
 so the least step of the table bounds every plan, and a plan is what ``price`` says of the decision found.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -96,6 +98,21 @@ class _Filler:
     model: CostModel
     rows: Sequence[CandidateRow]
 
+    @cached_property
+    def is_left_over(self) -> bool:
+        """Whether reductions outlast one backward, by all layers with the row that is fastest without memory."""
+        chain, share = self.model.chain, 1.0 - self.model.constants.overlap_theft
+
+        def whole(row: CandidateRow) -> float:
+            return sum(
+                row.kinds[kind].forward_seconds + row.kinds[kind].backward_seconds[0] for kind in chain.layers
+            )
+
+        row = min(self.rows, key=whole)
+        kinds = [row.kinds[kind] for kind in chain.layers]
+        transfer = sum(self.transfer(row, kind)[0] for kind in kinds)
+        return share * transfer > share * sum(kind.backward_seconds[0] for kind in kinds)
+
     @property
     def slack(self) -> float:
         return 1.0 + self.model.constants.allocator_slack
@@ -103,7 +120,7 @@ class _Filler:
     def layer(self, row: CandidateRow, kind: KindCost, mode: int) -> tuple[float, ...]:
         """The columns of ``LayerCosts``."""
         factor = self.model.straggler_factor
-        reduce, update = self.tail(row, kind)
+        reduce, update = self.tail(row, kind, mode)
         return (
             factor * kind.forward_seconds,
             factor * kind.backward_seconds[mode],
@@ -119,8 +136,23 @@ class _Filler:
         columns = np.array([self.layer(row, row.kinds[position], 0) for row in self.rows])
         return EndCosts(*(columns[:, i] for i in (0, 1, 2, 3, 4, 6)))
 
-    def tail(self, row: CandidateRow, kind: KindCost) -> tuple[float, float]:
-        """(reduction, update) of one layer: the least it adds to its rank's, gathers among the update."""
+    def tail(self, row: CandidateRow, kind: KindCost, mode: int) -> tuple[float, float]:
+        """(reduction, update) of one layer: the least it adds to its rank's, gathers among the update.
+
+        Both forms of the reduction are linear parts of ``collectives.exposed_seconds``.
+        """
+        model, stack, theft = self.model, self.model.stack, self.model.constants.overlap_theft
+        reduce, gather, traffic = self.transfer(row, kind)
+        if stack.hides_gradient_reduction:
+            left = reduce - (1.0 - theft) * kind.backward_seconds[mode]
+            reduce = left if self.is_left_over else theft * reduce
+        if stack.hides_parameter_gather:
+            gather *= theft
+        optimizer = model.device.stream_seconds(traffic) * model.constants.optimizer_bytes_factor
+        return reduce, float(optimizer) + gather
+
+    def transfer(self, row: CandidateRow, kind: KindCost) -> tuple[float, float, float]:
+        """(reduction seconds, gather seconds, bytes of the update) of one layer, latency aside."""
         model, stack = self.model, self.model.stack
         moments, has_pipeline = model.problem.workload.moment_bytes_per_parameter, row.degrees.pp > 1
         reduce = gather = traffic = 0.0
@@ -130,14 +162,7 @@ class _Filler:
                 reduce += float(many.reduce) * elements / MANY
                 gather += float(many.gather) * elements / MANY
                 traffic += float(many.traffic) * elements / MANY
-        reduce += self.norm_seconds(row, kind)
-        theft = model.constants.overlap_theft
-        if stack.hides_gradient_reduction:
-            reduce *= theft
-        if stack.hides_parameter_gather:
-            gather *= theft
-        optimizer = model.device.stream_seconds(traffic) * model.constants.optimizer_bytes_factor
-        return reduce, float(optimizer) + gather
+        return reduce + self.norm_seconds(row, kind), gather, traffic
 
     def norm_seconds(self, row: CandidateRow, kind: KindCost) -> float:
         """The transfer of one layer's norm weights among the others', once a step."""

@@ -43,6 +43,8 @@ from planner.strategy.decision import (
 )
 from planner.strategy.limits import Limits
 
+# Share of the step that is worth solving a setting to the last layer for; less is stated as the gap.
+WORTH = 5e-4
 ONE_F_ONE_B = SCHEDULES.index("1f1b")
 
 
@@ -96,7 +98,12 @@ def with_layer_degrees(
         return prediction.step_seconds, over
 
     result = improve_layered(
-        [one.table for one in found], limit, judge, known, time_budget_seconds=time_budget_seconds
+        [one.table for one in found],
+        limit,
+        judge,
+        known,
+        worth=WORTH,
+        time_budget_seconds=time_budget_seconds,
     )
     funnel.add(
         "layer-degrees",

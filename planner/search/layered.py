@@ -101,9 +101,10 @@ class _Search:
         deadline: float,
         judge: Judge | None = None,
         known_seconds: float = math.inf,
+        worth: float = 0.0,
     ) -> None:
         self.settings, self.limit, self.deadline = settings, limit_bytes, deadline
-        self.judge = judge
+        self.judge, self.worth = judge, worth
         self.best, self.effort = _Best(known_seconds), _Effort()
         self.unproved: list[float] = []
         self.coarse: dict[int, Bounds] = {}
@@ -148,36 +149,38 @@ class _Search:
         tight: Tight = {}
         for end in range(len(setting.ends)):
             bounds = bounds_of(setting, end, self.limit)
-            step, split = (
-                relaxed(setting, bounds, self.best.seconds) if math.isfinite(bounds.step) else (math.inf, ())
-            )
-            if split:
-                self.offer_split(index, end, split)
-                bounded.append((step, end, bounds))
+            if bounds.step < self.best.seconds * (1 - TIED):
+                bounded.append((bounds.step, end, bounds))
         bounded.sort(key=lambda entry: entry[:2])
         shared: Fronts = {}
         for step, end, bounds in bounded:
             if step >= self.best.seconds * (1 - TIED):
-                continue
+                break
             if setting.pp > 1:
                 bounds = self.tightened(setting, end, bounds, tight)
-                step, split = (
-                    relaxed(setting, bounds, self.best.seconds)
-                    if bounds.step < self.best.seconds
-                    else (math.inf, ())
-                )
-                if not split:
-                    continue
-                chosen = [
-                    s
-                    for i, (a, b) in enumerate(split)
-                    for s in tight.get(_same(setting, i, a, b, end), (0.0, ()))[1]
-                ]
-                if len(chosen) == len(setting.layers):
-                    choice = split, tuple(chosen)
-                    self.offer(choice_seconds(setting, end, choice), index, end, *choice)
-            if step < self.best.seconds * (1 - TIED):
+            step, split = (
+                relaxed(setting, bounds, self.best.seconds)
+                if bounds.step < self.best.seconds
+                else (math.inf, ())
+            )
+            if not split:
+                continue
+            self.offer_split(index, end, split)
+            self.offer_fastest(index, end, split, tight)
+            if step >= self.best.seconds * (1 - TIED):
+                continue
+            if step >= self.best.seconds * (1 - self.worth):
+                self.unproved.append(step)
+            else:
                 self.solve_end(index, end, bounds, step, shared)
+
+    def offer_fastest(self, index: int, end: int, split: tuple[tuple[int, int], ...], known: Tight) -> None:
+        """Offer a split with every stage at its fastest, where that is known."""
+        setting = self.settings[index]
+        picked = [known.get(_same(setting, i, a, b, end), (0.0, ()))[1] for i, (a, b) in enumerate(split)]
+        chosen = tuple(s for stage in picked for s in stage)
+        if len(chosen) == len(setting.layers):
+            self.offer(choice_seconds(setting, end, (split, chosen)), index, end, split, chosen)
 
     def offer_split(self, index: int, end: int, split: tuple[tuple[int, int], ...]) -> None:
         """Offer a first plan on a split."""
@@ -346,14 +349,18 @@ def improve_layered(
     judge: Judge,
     known_seconds: float,
     *,
+    worth: float = 0.0,
     time_budget_seconds: float = math.inf,
 ) -> Improvement:
     """The fastest plan by ``judge`` that beats ``known_seconds``, on tables that bound what it says.
 
     Every setting whose bound is below the best judged plan is solved on its table; the best of each is judged.
-    What the table promised below that plan stays as the bound.
+    What the table promised below that plan stays as the bound; so does what the fastest stages alone promise
+    where that is less than a share ``worth`` of the step.
     """
-    search = _Search(settings, limit_bytes, time.process_time() + time_budget_seconds, judge, known_seconds)
+    search = _Search(
+        settings, limit_bytes, time.process_time() + time_budget_seconds, judge, known_seconds, worth
+    )
     search.run()
     best, effort = search.best, search.effort
     below = [bound for bound in search.unproved if bound < best.seconds]
@@ -426,8 +433,9 @@ def search_layered(
 
 
 def _same(setting: LayeredSetting, stage: int, first: int, last: int, end: int) -> StageKey:
-    """Inner stages do not depend on the end strategy."""
-    return stage, setting.layers[first:last], end if stage in (0, setting.pp - 1) else -1
+    """Inner stages do not depend on the end strategy, unless every step's constant does."""
+    is_own = stage in (0, setting.pp - 1) or len(set(setting.constant_seconds)) > 1
+    return stage, setting.layers[first:last], end if is_own else -1
 
 
 def _widest(setting: LayeredSetting, slack: Floats, a: int, b: int) -> float:
