@@ -17,6 +17,7 @@ from planner.reasons import alternative_reason, plan_reasons, plan_warnings
 from planner.remedies import with_remedies
 from planner.request import Request, Resolved, resolve
 from planner.search.engine import SearchResult, Solution, search
+from planner.search.layer_degrees import has_layer_degrees, with_layer_degrees
 from planner.search.layout import balanced_chunks
 from planner.search.reporter import Reporter
 from planner.search.tree import Pins
@@ -63,6 +64,9 @@ def make_plan(
 
             raise with_remedies(error, request, pins, again) from None
         raise
+    if has_layer_degrees(model, limits, pins) and result.status != "interrupted":
+        left = time_budget_seconds - (time.process_time() - started)
+        result = with_layer_degrees(model, limits, pins, result, top=top, time_budget_seconds=left)
     plan = _plan_of(model, resolved, result, pins, target, top)
     require_expressible(plan, target)
     if target == "any" or not suggest or result.status == "interrupted":
@@ -220,7 +224,8 @@ def reprice(path: str) -> Plan:
     saved = read_plan(path)
     model = read_cost_model(saved.inputs)
     decision = read_decision(saved.decision)
-    require_valid(decision_candidates(decision, [decision.sharding]), model.problem)
+    for code in decision.row_codes():
+        require_valid(decision_candidates(decision, [code]), model.problem)
     inputs = saved.inputs
     resolved = Resolved(
         problem=model.problem,

@@ -96,12 +96,17 @@ def _coverage(plan: Plan) -> list[Finding]:
 def _repriced(plan: Plan) -> list[Finding]:
     """Hard rules, and the prediction compared with pricing the decision again."""
     model = read_cost_model(plan.inputs)
-    decision = read_decision(plan.decision)
-    candidates = decision_candidates(decision, [decision.sharding])
-    broken = broken_rules(candidates, model.problem)
-    found = [Finding(f"rule {r.name}", False, r.explain(candidates, model.problem)) for r in broken]
-    if broken:
-        return found
+    try:
+        decision = read_decision(plan.decision)
+    except InputError as error:
+        return [Finding("layer strategies", False, str(error))]
+    found = []
+    for code in decision.row_codes():
+        candidates = decision_candidates(decision, [code])
+        broken = broken_rules(candidates, model.problem)
+        found += [Finding(f"rule {r.name}", False, r.explain(candidates, model.problem)) for r in broken]
+    if found:
+        return list(dict.fromkeys(found))
     found.append(Finding("hard rules", True, "all hold"))
     try:
         again = price(model, decision)

@@ -43,9 +43,9 @@ def plan_on_profile(
     if as_json:
         sys.stdout.write(found.to_json())
         return 0
-    from planner.report.layered_table import print_profile_plan
+    from planner.report.terminal import print_plan
 
     file = shlex.quote(output or "plan.json")
     following = [f"planner check {file}", f"planner export {file} --to galvatron -o launch"]
-    print_profile_plan(console(), found, cpu_seconds=spent, next_commands=following if output else [])
+    print_plan(console(), found, cpu_seconds=spent, next_commands=following if output else [])
     return 0

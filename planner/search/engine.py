@@ -123,7 +123,7 @@ def refined(
     best = ranked[0]
     is_free = limits.has_layer_sharding and pins.recompute is None and pins.sharding is None
     is_free &= SHARDINGS[best.decision.sharding] in limits.layer_sharding_bases
-    is_free &= best.decision.schedule not in ZERO_BUBBLE
+    is_free &= best.decision.schedule not in ZERO_BUBBLE and not best.decision.layer_tp
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
     reporter.refining(best.decision.label())

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -74,10 +75,12 @@ def with_layer_degrees(
     pins: Pins,
     uniform: SearchResult,
     *,
+    top: int = 4,
     time_budget_seconds: float = math.inf,
 ) -> SearchResult:
     """The uniform result, or a faster per-layer plan before it; bound, status and funnel cover both spaces.
 
+    ``top`` plans are kept.
     ``time_budget_seconds`` of CPU ends the per-layer search with the best so far.
     """
     funnel = Funnel(list(uniform.funnel.steps))
@@ -124,7 +127,7 @@ def with_layer_degrees(
         status = "proved" if 1.0 - lower / ranked[0].seconds <= PROVED_GAP else "gap"
     return SearchResult(
         best=ranked[0],
-        alternatives=ranked[1:],
+        alternatives=ranked[1:top],
         lower_bound_seconds=lower,
         status=status,
         space=f"{uniform.space}; and tp, sharding and recompute of every layer its own, with 1F1B",
@@ -175,7 +178,7 @@ def layered_decision(
 ) -> Decision:
     """The decision of a setting's choice: rows and modes back to a plan's own words."""
     own = rows[end]
-    picked = [table.strategies[s] for s in chosen]
+    picked = [table.strategies[s] for s in _in_order(table, stages, chosen)]
     tensor, sharding = tuple(c.tp for c in picked), tuple(c.sharding for c in picked)
     is_split = any(tp > 1 for tp in (*tensor, own.degrees.tp))
     return Decision(
@@ -192,6 +195,21 @@ def layered_decision(
         layer_sharding=() if set(sharding) == {own.sharding} else sharding,
         layer_tp=() if set(tensor) == {own.degrees.tp} else tensor,
     )
+
+
+def _in_order(
+    table: LayeredSetting, stages: tuple[tuple[int, int], ...], chosen: tuple[int, ...]
+) -> list[int]:
+    """The choice with equal layers of one layout in a row sorted: the same cost, in fewer runs."""
+    found: list[int] = []
+    for first, end in stages:
+        here = [(table.layers[layer], int(table.layout[chosen[layer]])) for layer in range(first, end)]
+        at = first
+        for _, run in groupby(here):
+            count = len(list(run))
+            found += sorted(chosen[at : at + count])
+            at += count
+    return found
 
 
 def _modes(limits: Limits, pins: Pins) -> list[int]:
