@@ -100,7 +100,7 @@ class _Filler:
 
     @cached_property
     def is_left_over(self) -> bool:
-        """Whether reductions outlast one backward, by all layers with the row that is fastest without memory."""
+        """Whether reductions outlast one backward, all layers on the row that is fastest without memory."""
         chain, share = self.model.chain, 1.0 - self.model.constants.overlap_theft
 
         def whole(row: CandidateRow) -> float:

@@ -14,8 +14,8 @@ decision is read off the table here and nowhere else:
                      exposed gradient synchronisation, which only the last microbatch has)
                      + max over stages of its update
 
-Layouts: strategies that leave activations on the same ranks share a layout; ``change_*[a, b]`` is what a layer
-of layout b pays behind one of layout a (both directions of a microbatch).
+Layouts: strategies that leave activations on the same ranks share a layout; ``change_*[a, b]`` is what a
+layer of layout b pays behind one of layout a (both directions of a microbatch).
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class LayerCosts:
     """Arrays [kind, strategy]: seconds of one microbatch, ``sync`` and ``update`` once a step; bytes of one
     device.
 
-    ``update_seconds`` start when every stage has synchronised; None: there are none. ``activation_bytes`` are kept per microbatch in flight, ``working_bytes`` are needed while one layer runs.
-    A strategy a kind cannot use has infinite seconds.
+    ``update_seconds`` start when every stage has synchronised; None: there are none. ``activation_bytes`` are
+    kept per microbatch in flight, ``working_bytes`` are needed while one layer runs. A strategy a kind cannot
+    use has infinite seconds.
     """
 
     forward_seconds: Floats
@@ -83,9 +84,9 @@ class LayeredSetting:
     ``send_*_seconds`` is one microbatch between neighbouring stages, a delay that occupies no rank.
     ``reserve_bytes`` is held by every device. ``splits`` restricts the stages to one list of layer ranges.
     ``stage_forward_seconds`` and ``stage_backward_seconds`` are what every stage has beside its layers (sends
-    that block it), ``constant_seconds[end]`` what every step has. Strategies that need the same buffers are one
-    ``group``; ``shared_bytes(stage, end, mask)`` is what a stage needs once for all groups of a bit mask, never
-    less for more of them.
+    that block it), ``constant_seconds[end]`` what every step has. Strategies that need the same buffers are
+    one ``group``; ``shared_bytes(stage, end, mask)`` is what a stage needs once for all groups of a bit mask,
+    never less for more of them.
     """
 
     pp: int

@@ -1,7 +1,7 @@
 """Hetu-Galvatron: the per-layer JSON, with train.yaml beside it in a folder, as a decision.
 
-Facts: Hetu-Galvatron of June 2026 as ``galvatron_read`` has them. A layer's tensor degree may be its own; cp and
-expert degrees that differ by layer are read and judged, but not priced.
+Facts: Hetu-Galvatron of June 2026 as ``galvatron_read`` has them. A layer's tensor degree may be its own; cp
+and expert degrees that differ by layer are read and judged, but not priced.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def _check_ranks(record: DecisionRecord, tp: int, cp: int, dp: int, ep: int, poi
     d = record.degrees
     if (cp, ep) != (d.cp, d.ep):
         raise InputError(
-            f"cp {cp} and ep {ep} of single layers in a plan of cp {d.cp} and ep {d.ep}: one of each is priced",
+            f"cp {cp} and ep {ep} of single layers in a plan of cp {d.cp} and ep {d.ep}: one is priced",
             pointer=pointer,
             hint=f"use cp {d.cp} and ep {d.ep}",
         )

@@ -145,7 +145,8 @@ class DecisionRecord(_Record):
     """All choices of the plan.
 
     ``degrees``, ``microbatch_size`` and ``sharding`` are those of most layers when tensor degrees differ;
-    ``sequence_parallel`` then holds wherever tp > 1. ``ends`` is left out when embedding and head follow them.
+    ``sequence_parallel`` then holds wherever tp > 1. ``ends`` is left out when embedding and head follow
+    them.
     """
 
     degrees: DegreesRecord

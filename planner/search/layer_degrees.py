@@ -1,10 +1,11 @@
 """Per-layer strategies on the analytical model: tensor degree, sharding and recompute of every layer its own.
 
-For launchers that run them (``Limits.has_layer_degrees``). The uniform search comes first; its best plan is what
-a per-layer plan has to beat. Settings are (pp, cp, ep, microbatches, shardings that may stand beside each other);
-one whose layers, each at its fastest and memory aside, are no faster than the known plan is left out; the others
-are searched on their tables (``cost.layered_fill``), which bound the price, and every plan found is priced by
-``price``. So the result is never slower than the uniform plan, and its bound covers both spaces.
+For launchers that run them (``Limits.has_layer_degrees``). The uniform search comes first; its best plan is
+what a per-layer plan has to beat. Settings are (pp, cp, ep, microbatches, shardings that may stand beside
+each other); one whose layers, each at its fastest and memory aside, are no faster than the known plan is left
+out; the others are searched on their tables (``cost.layered_fill``), which bound the price, and every plan
+found is priced by ``price``. So the result is never slower than the uniform plan, and its bound covers both
+spaces.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Setting:
 
 
 def has_layer_degrees(model: CostModel, limits: Limits, pins: Pins) -> bool:
-    """Whether per-layer tensor degrees are part of the space: the launcher, the model and the pins allow it."""
+    """Whether per-layer tensor degrees are in the space: launcher, model and pins allow them."""
     pinned = (pins.tp, pins.dp, pins.microbatch_size)
     return (
         limits.has_layer_degrees
@@ -162,8 +163,8 @@ def layer_settings(
     funnel.add(
         "layer-settings",
         total - cut,
-        "(pp, cp, ep, microbatches, shardings) of layers with strategies of their own, the others slower than "
-        "the uniform plan with every layer at its fastest",
+        "(pp, cp, ep, microbatches, shardings) of layers with strategies of their own, the others slower "
+        "than the uniform plan with every layer at its fastest",
         cut,
     )
     return found
@@ -219,7 +220,7 @@ def _modes(limits: Limits, pins: Pins) -> list[int]:
 
 
 def _candidates(model: CostModel, limits: Limits, pins: Pins) -> Candidates:
-    """Every mesh, sharding and microbatch size the rules allow, experts whole on their rank's tensor group."""
+    """Every mesh, sharding and microbatch size the rules allow, experts not split by tp."""
     problem = model.problem
     meshes = enumerate_meshes(problem, limits, pins, Funnel())
     meshes = meshes.take((meshes.expert_tp == 1) & ((meshes.sequence_parallel == 1) | (meshes.tp == 1)))

@@ -1,10 +1,10 @@
 """Pareto fronts of one stage's per-layer choices.
 
-C(l, s) is the set of (forward, backward, backward + synchronisation, update, bytes, working set) that no other choice
-of the layers up to l ending in layout s beats everywhere; a layer adds its own cost and the change of layout
-(Galvatron's recurrence, arXiv 2211.13878, with fronts in place of a memory axis). Backward + synchronisation
-stands for the synchronisation because a stage ends one backward and one synchronisation after its last
-backward starts: trading one for the other changes nothing else.
+C(l, s) is the set of (forward, backward, backward + synchronisation, update, bytes, working set, groups used)
+that no other choice of the layers up to l ending in layout s beats everywhere; a layer adds its own cost and
+the change of layout (Galvatron's recurrence, arXiv 2211.13878, with fronts in place of a memory axis).
+Backward + synchronisation stands for the synchronisation because a stage ends one backward and one
+synchronisation after its last backward starts: trading one for the other changes nothing else.
 
 Labels that cannot lead below a bound on the stage's seconds are dropped by reduced cost: for the multiplier
 of memory that solves the relaxed problem, seconds + multiplier x bytes of the rest is at least the sum of the
@@ -45,8 +45,8 @@ class StageOptions:
 def pareto(rows: Floats, most: int | None = None, masks: Floats | None = None) -> Codes:
     """Indices of rows no other row is at most everywhere; of equal rows the first, by total then by index.
 
-    ``masks``: further columns, that do not count in the total. Numbers that differ by rounding alone (``SAME`` of their column's largest) are equal. Raises TooManyLabels
-    when the front passes ``most`` rows.
+    ``masks``: further columns, that do not count in the total. Numbers that differ by rounding alone
+    (``SAME`` of their column's largest) are equal. Raises TooManyLabels when the front passes ``most`` rows.
     """
     order = np.argsort(rows.sum(axis=1), kind="stable")
     kept: list[int] = []
@@ -117,7 +117,7 @@ def weight_rows(rows: Floats, pp: int) -> Floats:
 
 
 def as_whole(rows: Floats) -> Floats:
-    """Rows whose seconds of a microbatch, forward and backward together, stand alone: one column to be least."""
+    """Rows with the seconds of a microbatch, forward and backward together, as the one column to be least."""
     whole = np.zeros_like(rows)
     whole[..., ENDING] = rows[..., FORWARD] + rows[..., BACKWARD]
     whole[..., BYTES:] = rows[..., BYTES:]

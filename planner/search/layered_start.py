@@ -43,7 +43,7 @@ def choice_seconds(setting: LayeredSetting, end: int, choice: Choice) -> float:
 def fill_stage(
     setting: LayeredSetting, stage: int, layers: tuple[int, int], end: int, limit_bytes: float
 ) -> tuple[float, list[int]] | None:
-    """(seconds as ``weight_rows`` counts them, strategies) of the fastest such choice, None when none fits."""
+    """(seconds by ``weight_rows``, strategies) of the fastest such choice; None when none fits."""
     rows = layer_rows(setting, stage)
     own = end_row(setting, stage, end)
     kinds = np.array(setting.layers[layers[0] : layers[1]])
