@@ -55,17 +55,23 @@ def build_imported_decision(found: Imported, problem: Problem, sharding_group: s
         recompute=_recompute(found, problem, chunks),
         layer_sharding=tuple(SHARDINGS.index(name) for name in found.layer_sharding),
     )
-    decision = _grouped(found, problem, decision, sharding_group)
-    decision = _with_layer_degrees(found, decision)
+    if found.layer_tp:
+        decision = _with_layer_degrees(found, decision, sharding_group)
+    else:
+        decision = _grouped(found, problem, decision, sharding_group)
     for code in decision.row_codes():
         require_valid(decision_candidates(decision, [code]), problem)
     return decision
 
 
-def _with_layer_degrees(found: Imported, decision: Decision) -> Decision:
+def _with_layer_degrees(found: Imported, decision: Decision, sharding_group: str | None) -> Decision:
     """Tensor degrees of single layers; layers alone on their weights have nothing to shard."""
-    if not found.layer_tp:
-        return decision
+    if sharding_group not in (None, "global"):
+        raise InputError(
+            f"--sharding-group {sharding_group}: layers of different tp shard over all data ranks",
+            allowed=["global"],
+            hint="leave --sharding-group out",
+        )
     own = found.ends_tp or decision.degrees.tp
     size = decision.microbatch_size_of(own)
     ends = replace(

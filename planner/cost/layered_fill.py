@@ -7,7 +7,7 @@ and a sharding) with one recompute mode. The table is a lower bound on ``price``
                   of a step
     from below    the exposed reduction: overlap_theft of its transfer, or the transfer less the share of one
                   backward that hides it, whichever is more in the setting (all of it on a stack that hides
-                  none); without latency and last bucket
+                  none, or where one bucket holds every layer); without latency and last bucket
     left out      layout changes across a cut
 
 so the least step of the table bounds every plan, and a plan is what ``price`` says of the decision found.
@@ -99,6 +99,19 @@ class _Filler:
     rows: Sequence[CandidateRow]
 
     @cached_property
+    def is_one_bucket(self) -> bool:
+        """Whether all layers of any row fit one bucket, which nothing hides (``tail.exposed_tail``)."""
+        stack, chain = self.model.stack, self.model.chain
+        return all(
+            sum(row.kinds[k].dense_parameters + row.kinds[k].expert_parameters for k in chain.layers)
+            <= max(
+                stack.bucket_parameters,
+                stack.bucket_parameters_per_rank * row.degrees.dp * row.degrees.cp,
+            )
+            for row in self.rows
+        )
+
+    @cached_property
     def is_left_over(self) -> bool:
         """Whether reductions outlast one backward, all layers on the row that is fastest without memory."""
         chain, share = self.model.chain, 1.0 - self.model.constants.overlap_theft
@@ -145,7 +158,7 @@ class _Filler:
         reduce, gather, traffic = self.transfer(row, kind)
         if stack.hides_gradient_reduction:
             left = reduce - (1.0 - theft) * kind.backward_seconds[mode]
-            reduce = left if self.is_left_over else theft * reduce
+            reduce = reduce if self.is_one_bucket else left if self.is_left_over else theft * reduce
         if stack.hides_parameter_gather:
             gather *= theft
         optimizer = model.device.stream_seconds(traffic) * model.constants.optimizer_bytes_factor

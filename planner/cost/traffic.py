@@ -19,7 +19,7 @@ from planner.cost.layer import LayerPricer
 from planner.cost.memory import Item
 from planner.cost.part import Move
 from planner.cost.row import CandidateRow
-from planner.cost.step import CostModel, decision_candidates, decision_rows, rank_items
+from planner.cost.step import CostModel, decision_candidates, decision_rows, layout_changes, rank_items
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision, rank_of_stage
 
 
@@ -86,10 +86,12 @@ def rank_traffic(model: CostModel, decision: Decision, rank: int) -> RankTraffic
         *_layer_collectives(model, decision, rows, items),
         *_step_collectives(model, rows, items),
         *_sends(model, decision, next(iter(rows.values())), rank),
+        *_changes(model, decision, next(iter(rows.values())), rank),
     ]
     matmul, again = _flop(model, decision, list(rows), items, counts_attention=False)
     attention, attention_again = _flop(model, decision, list(rows), items, counts_attention=True)
-    ranks = _group_sizes(next(iter(rows.values())))
+    sizes = [_group_sizes(row) for row in rows.values()]
+    ranks = {axis: max(size[axis] for size in sizes) for axis in sizes[0]}
     found = [one for one in found if ranks[one.axis] > 1]
     return RankTraffic(_merged(found), matmul, attention, again, attention_again)
 
@@ -167,6 +169,14 @@ def _sends(model: CostModel, decision: Decision, row: CandidateRow, rank: int) -
                 scale = model.chain.cut_scale(model.problem.model, chunks[boundary][1])
                 total = decision.microbatches * row.boundary_bytes * scale
                 yield Collective("pp", "send", decision.microbatches, total)
+
+
+def _changes(model: CostModel, decision: Decision, row: CandidateRow, rank: int) -> Iterable[Collective]:
+    """All-gathers of hidden states between layers of different tensor degrees, both ways."""
+    for stage, change in enumerate(layout_changes(model, decision, row)):
+        if rank_of_stage(decision.schedule, stage, decision.degrees.pp) == rank:
+            for _, whole in change.gathers:
+                yield Collective("tp", "all_gather", decision.microbatches, decision.microbatches * whole)
 
 
 def _collective(move: Move, times: float) -> Collective:

@@ -15,21 +15,31 @@ def tensor_words(decision: DecisionRecord) -> str:
     return "/".join(map(str, sorted(used or {decision.degrees.tp})))
 
 
-def layers_table(decision: DecisionRecord, *, is_ulysses: bool) -> Table:
-    """Every run of equal layers of a plan with strategies of their own, and embedding and head.
+def layer_rows(decision: DecisionRecord, *, is_ulysses: bool) -> tuple[tuple[str, ...], list[list[str]]]:
+    """(headers, rows): every run of equal layers of a plan, then embedding and head where they differ.
 
     ``is_ulysses``: the plan's cp is context parallelism by all-to-all, called sp.
     """
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in COLUMNS:
-        table.add_column("sp" if name == "cp" and is_ulysses else name)
+    headers = tuple("sp" if name == "cp" and is_ulysses else name for name in COLUMNS)
+    rows = []
     for stage in decision.stages:
         for run in stage.layer_strategies:
             first, last = run.layers
             span = str(first) if first == last else f"{first}-{last}"
             degrees = (str(run.tp), str(run.cp), str(run.dp))
-            table.add_row(str(stage.index), span, *degrees, run.sharding, run.recompute)
+            rows.append([str(stage.index), span, *degrees, run.sharding, run.recompute])
     ends = decision.ends
     if ends is not None:
-        table.add_row("", "ends", str(ends.tp), str(ends.cp), str(ends.dp), ends.sharding, "none")
+        rows.append(["", "ends", str(ends.tp), str(ends.cp), str(ends.dp), ends.sharding, "none"])
+    return headers, rows
+
+
+def layers_table(decision: DecisionRecord, *, is_ulysses: bool) -> Table:
+    """``layer_rows`` for the terminal."""
+    headers, rows = layer_rows(decision, is_ulysses=is_ulysses)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in headers:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -39,6 +39,7 @@ from planner.strategy.decision import (
     RECOMPUTE_NONE,
     RECOMPUTES,
     SCHEDULES,
+    SHARDING_NONE,
     SHARDING_PARAMETERS,
     SHARDINGS,
     Decision,
@@ -225,6 +226,8 @@ def _candidates(model: CostModel, limits: Limits, pins: Pins) -> Candidates:
     meshes = enumerate_meshes(problem, limits, pins, Funnel())
     meshes = meshes.take((meshes.expert_tp == 1) & ((meshes.sequence_parallel == 1) | (meshes.tp == 1)))
     sharded, _ = expand_shardings(meshes, problem, limits, pins, Funnel())
+    if not problem.model.is_moe:  # a layer alone on its weights has nothing to shard
+        sharded = sharded.take((sharded.sharding == SHARDING_NONE) | (sharded.data_ranks() > 1))
     largest: IntArray = np.full(len(sharded), problem.workload.global_batch, dtype=np.int64)
     return expand_microbatch_sizes(sharded, problem, pins, largest, Funnel())
 
