@@ -97,6 +97,7 @@ class _Filler:
 
     model: CostModel
     rows: Sequence[CandidateRow]
+    moved: dict[tuple[int, int], tuple[float, float, float]] = field(default_factory=dict)
 
     @cached_property
     def is_one_bucket(self) -> bool:
@@ -166,6 +167,12 @@ class _Filler:
 
     def transfer(self, row: CandidateRow, kind: KindCost) -> tuple[float, float, float]:
         """(reduction seconds, gather seconds, bytes of the update) of one layer, latency aside."""
+        key = (id(row), id(kind))
+        if key not in self.moved:
+            self.moved[key] = self._transfer(row, kind)
+        return self.moved[key]
+
+    def _transfer(self, row: CandidateRow, kind: KindCost) -> tuple[float, float, float]:
         model, stack = self.model, self.model.stack
         moments, has_pipeline = model.problem.workload.moment_bytes_per_parameter, row.degrees.pp > 1
         reduce = gather = traffic = 0.0

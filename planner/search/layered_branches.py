@@ -169,10 +169,9 @@ class Branches:
                 ranges.setdefault(stage_key(setting, i, a, b, end), []).append((a, b))
             for key, same in ranges.items():
                 if key not in known:
-                    (a, b), widest = same[0], max(float(slack[a, b]) for a, b in same)
-                    known[key] = self.fastest(
-                        setting, i, (a, b), end, widest, float(bounds.multiplier[i, a, b])
-                    )
+                    (a, b), below = same[0], max(float(slack[a, b]) for a, b in same)
+                    proof = float(stage[i, a, b]), float(bounds.multiplier[i, a, b])
+                    known[key] = self.fastest(setting, i, (a, b), end, below, proof)
                 for a, b in same:
                     stage[i, a, b] = max(stage[i, a, b], known[key][0])
         return with_stages(setting, stage, bounds.multiplier, bounds.update)
@@ -184,18 +183,20 @@ class Branches:
         layers: tuple[int, int],
         end: int,
         below: float,
-        multiplier: float,
+        proof: tuple[float, float],
     ) -> tuple[float, tuple[int, ...]]:
         """(least seconds of a microbatch on a stage, its strategies); (0, ()) when there is no telling.
 
-        A stage with no choice under ``below`` has that much at least.
+        A stage with no choice under ``below`` has that much at least. ``proof``: its bound and multiplier.
         """
         first = fill_stage(setting, stage, layers, end, self.limit)
+        if first is not None and first[0] <= proof[0] * (1 + TIED):
+            return first[0], tuple(first[1])
         if first is not None and first[0] <= below:
             below = first[0]
         try:
             front = stage_options(
-                setting, stage, layers, end, self.limit, below * (1 + TIED), multiplier, is_whole=True
+                setting, stage, layers, end, self.limit, below * (1 + TIED), proof[1], is_whole=True
             )
         except TooManyLabels:
             return 0.0, ()

@@ -146,10 +146,11 @@ def stage_options(
     pp = 1 if is_whole else setting.pp
     limit = limit_bytes - setting.reserve_bytes
     kinds = [setting.layers[layer] for layer in range(*layers)]
-    reduced = [float((weight_rows(table[k], pp) + multiplier * table[k, :, BYTES]).min()) for k in kinds]
-    least = [float(table[k, :, BYTES].min()) for k in kinds]
+    priced = (weight_rows(table, pp) + multiplier * table[:, :, BYTES]).min(axis=1).tolist()
+    smallest = table[:, :, BYTES].min(axis=1).tolist()
+    reduced, least = [priced[k] for k in kinds], [smallest[k] for k in kinds]
     rest_cost, rest_bytes = _suffix_sums(reduced), _suffix_sums(least)
-    usable = [_usable(table[k], setting.layout, np.array(setting.group)) for k in kinds]
+    usable = {k: _usable(table[k], setting.layout, np.array(setting.group)) for k in set(kinds)}
     bits = np.array([setting.mask(s) for s in range(table.shape[1])], dtype=np.intp)
     shared: dict[int, float] = {}
     layouts = sorted({int(x) for x in setting.layout})
@@ -158,7 +159,7 @@ def stage_options(
     for position, kind in enumerate(kinds):
         found: dict[int, tuple[Labels, Codes]] = {}
         for layout in layouts:
-            strategies = usable[position][setting.layout[usable[position]] == layout]
+            strategies = usable[kind][setting.layout[usable[kind]] == layout]
             if not len(strategies):
                 continue
             if position == 0:
