@@ -78,6 +78,10 @@ class Explanation:
 
 def explain_plan(plan: Plan) -> Explanation:
     """Re-price a plan from its own inputs and keep every term."""
+    if plan.inputs.profile is not None:
+        from planner.profile_explanation import explain_profile_plan
+
+        return explain_profile_plan(plan)
     model = read_cost_model(plan.inputs)
     decision = read_decision(plan.decision)
     rows = decision_rows(model, decision)
@@ -175,6 +179,10 @@ def forced_plan(plan: Plan, pin: tuple[str, str], *, reporter: Reporter | None =
 
     Raises InputError for an unknown choice or a value no rule allows.
     """
+    if plan.inputs.profile is not None:
+        from planner.profile_explanation import forced_profile_plan
+
+        return forced_profile_plan(plan, pin)
     name, text = PIN_ALIASES.get(pin[0], pin[0]), pin[1]
     if name not in Pins.__dataclass_fields__:
         allowed = sorted(Pins.__dataclass_fields__)

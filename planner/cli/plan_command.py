@@ -68,19 +68,27 @@ def plan(
         )
     if profile:
         from planner.cli.plan_profile import plan_on_profile
+        from planner.profile_pins import ProfilePins
         from planner.profile_request import ProfileRequest
 
         refused = {
-            "--cluster": cluster, "--gpus-per-node": gpus_per_node, "--network": network, "--tp": tp,
-            "--dp": dp,
-            "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages, "--micro-batch": micro_batch,
-            "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration":
-            calibration,
+            "--cluster": cluster, "--gpus-per-node": gpus_per_node, "--network": network, "--ep": ep,
+            "--virtual-stages": virtual_stages, "--schedule": schedule, "--calibration": calibration,
+            "--oom-risk": oom_risk,
         }  # fmt: skip
         measured = ProfileRequest(
-            tuple(profile), global_batch, gpus, memory_limit_gib, model, gpu, seq_len, precision, tokens, pp
+            files=tuple(profile),
+            global_batch=global_batch,
+            gpus=gpus,
+            memory_limit_gib=memory_limit_gib,
+            model=model,
+            gpu=gpu,
+            seq_len=seq_len,
+            precision=precision,
+            tokens=tokens,
+            pins=ProfilePins(pp, tp, dp, cp, micro_batch, sharding, recompute),
         )
-        return plan_on_profile(measured, refused, target, time_budget, output, as_json)
+        return plan_on_profile(measured, refused, target, top, time_budget, output, as_json)
     if model is None:
         raise InputError(
             "Missing option '--model'.", hint="use --model llama-3.1-70b, or --profile with measured files"

@@ -18,6 +18,7 @@ def plan_on_profile(
     request: ProfileRequest,
     refused: dict[str, Any],
     target: str,
+    top: int,
     time_budget: float | None,
     output: str | None,
     as_json: bool,
@@ -35,7 +36,7 @@ def plan_on_profile(
                 hint=f"leave {flag} out, or plan without --profile",
             )
     started = time.process_time()
-    found = make_profile_plan(request, target=target, time_budget_seconds=time_budget or math.inf)
+    found = make_profile_plan(request, target=target, top=top, time_budget_seconds=time_budget or math.inf)
     spent = time.process_time() - started
     if output is not None:
         save_atomic(output, found.to_json())
@@ -46,6 +47,7 @@ def plan_on_profile(
     from planner.report.terminal import print_plan
 
     file = shlex.quote(output or "plan.json")
-    following = [f"planner check {file}", f"planner export {file} --to galvatron -o launch"]
+    export = f"planner export {file} --to galvatron -o launch"
+    following = [f"planner explain {file}", f"planner check {file}", export]
     print_plan(console(), found, cpu_seconds=spent, next_commands=following if output else [])
     return 0

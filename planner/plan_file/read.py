@@ -129,7 +129,7 @@ def read_cost_model(inputs: Inputs) -> CostModel:
     if inputs.profile is not None:
         raise UnsupportedFeature(
             "this plan was priced on a measured profile; this command prices with the analytical model",
-            hint="use planner check or planner export, or plan again without --profile",
+            hint="use planner explain, trace, check or export, or plan again without --profile",
         )
     cluster = resolve_cluster(inputs.cluster.profile, inputs.cluster.device, inputs.cluster.gpus)
     problem = Problem(inputs.model, cluster, inputs.workload, inputs.options.memory_limit_bytes)

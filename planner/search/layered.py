@@ -77,7 +77,8 @@ def improve_layered(
 
     Every setting whose bound is below the best judged plan is solved on its table; the best of each is
     judged. What the table promised below that plan stays as the bound; so does what the fastest stages alone
-    promise where that is less than a share ``worth`` of the step.
+    promise where that is less than a share ``worth`` of the step; from 1 on nothing is solved and the best
+    first plan stays.
     """
     search = Branches(
         settings, limit_bytes, time.process_time() + time_budget_seconds, judge, known_seconds, worth

@@ -92,7 +92,7 @@ class Branches:
         for index in order:
             if coarse[index] >= self.best.seconds * (1 - TIED) or not math.isfinite(coarse[index]):
                 break
-            if time.process_time() > self.deadline:
+            if time.process_time() > self.deadline or self.worth >= 1.0:
                 self.unproved.append(coarse[index])
                 continue
             self.solve(index)
