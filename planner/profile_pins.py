@@ -56,8 +56,8 @@ def with_pins(tabled: Tabled, pins: ProfilePins, global_batch: int) -> Tabled:
     settings = tabled.settings
     for name, value in wanted.items():
         kept = [one for one in (_pinned(s, name, value, global_batch) for s in settings) if one is not None]
-        if not kept:
-            allowed = sorted({v for s in settings for v in _values(s, name, global_batch)}, key=str)
+        allowed = sorted({v for s in settings for v in _values(s, name, global_batch)}, key=str)
+        if not kept or value not in allowed:
             flag = FLAGS.get(name, f"--{name}")
             beside = ", ".join(f"{FLAGS.get(k, '--' + k)} {v}" for k, v in wanted.items() if k != name)
             raise InputError(
