@@ -68,11 +68,9 @@ def resolve_profile(request: ProfileRequest) -> ProfiledProblem:
     graphs = [file for file in files if file.kind == "piper"]
     if graphs:
         raise InputError(
-            "a Piper graph has no layers of a known model: it is planned by planner.search.downsets "
-            "from Python, "
-            "not by this command",
+            "a Piper graph is planned alone: it has no layers of a known model",
             file=graphs[0].path,
-            hint="give the files of Hetu-Galvatron's profiler",
+            hint=f"use --profile {graphs[0].path} without other files",
         )
     return problem_of(files, request)
 
