@@ -21,6 +21,7 @@ from planner.remedies import with_remedies
 from planner.request import Request, Resolved, resolve
 from planner.search.engine import SearchResult, Solution
 from planner.search.last_resort import search_all
+from planner.search.layer_degrees import has_layer_degrees, with_layer_degrees
 from planner.search.layout import balanced_chunks
 from planner.search.reporter import Reporter
 from planner.search.tree import Pins
@@ -82,6 +83,9 @@ def make_plan(
 
             raise with_remedies(error, request, pins, again) from None
         raise
+    if has_layer_degrees(model, limits, pins) and result.status != "interrupted":
+        left = time_budget_seconds - (time.process_time() - started)
+        result = with_layer_degrees(model, limits, pins, result, top=top, time_budget_seconds=left)
     if result.best.decision.offload:
         inputs = asked_inputs(model, resolved, pins, target, top, result.best.decision)
     plan = _plan_of(model, resolved, result, inputs)

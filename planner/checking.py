@@ -97,7 +97,10 @@ def _coverage(plan: Plan) -> list[Finding]:
 def _repriced(plan: Plan) -> list[Finding]:
     """Hard rules, and the prediction compared with pricing the decision again."""
     model = read_cost_model(plan.inputs)
-    decision = read_decision(plan.decision)
+    try:
+        decision = read_decision(plan.decision)
+    except InputError as error:
+        return [Finding("layer strategies", False, str(error))]
     candidates = used_candidates(decision)
     broken = broken_rules(candidates, model.problem)
     found = [Finding(f"rule {r.name}", False, r.explain(candidates, model.problem)) for r in broken]

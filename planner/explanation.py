@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.api import make_plan
-from planner.cost.step import decision_rows, price
+from planner.cost.step import CostModel, decision_rows, price
 from planner.cost.traffic import Collective, rank_traffic
 from planner.errors import InfeasibleError, InputError
 from planner.explanation_terms import constant_record, explain_terms
@@ -15,6 +15,7 @@ from planner.plan_file.schema import Plan
 from planner.request import Request
 from planner.search.reporter import Reporter
 from planner.search.tree import Pins
+from planner.strategy.decision import SHARDINGS, Decision
 from planner.units import GIB
 
 PIN_ALIASES = {"micro_batch": "microbatch_size", "mb": "microbatch_size", "vp": "virtual_stages"}
@@ -77,17 +78,22 @@ class Explanation:
 
 def explain_plan(plan: Plan) -> Explanation:
     """Re-price a plan from its own inputs and keep every term."""
+    if plan.inputs.profile is not None:
+        from planner.profile_explanation import explain_profile_plan
+
+        return explain_profile_plan(plan)
     model = read_cost_model(plan.inputs)
     decision = read_decision(plan.decision)
     rows = decision_rows(model, decision)
-    row = next(iter(rows.values()))
     prediction = price(model, decision)
     kinds = []
-    for index, (kind, cost) in enumerate(zip(model.chain.kinds, row.kinds, strict=True)):
+    for (index, code), count in _layer_counts(model, decision).items():
+        cost, d = rows[code].kinds[index], rows[code].degrees
+        own = f", tp {d.tp}, {SHARDINGS[rows[code].sharding]}" if decision.layer_tp else ""
         kinds.append(
             KindTerms(
-                name=kind.name,
-                count=model.chain.layers.count(index),
+                name=f"{model.chain.kinds[index].name}{own}",
+                count=count,
                 forward_seconds=cost.forward,
                 backward_seconds=cost.backward,
                 saved_bytes=dict(zip(("none", "selective", "full"), cost.saved_bytes, strict=True)),
@@ -107,19 +113,30 @@ def explain_plan(plan: Plan) -> Explanation:
     )
 
 
+def _layer_counts(model: CostModel, decision: Decision) -> dict[tuple[int, int], int]:
+    """Layers of every (kind, cost row), in the order of the kinds; one row a kind for a uniform plan."""
+    position = {layer: block for block, layer in enumerate(model.chain.block_layers)}
+    found: dict[tuple[int, int], int] = {}
+    for layer, kind in enumerate(model.chain.layers):
+        code = decision.row_code(position.get(layer)) if decision.layer_tp else decision.sharding
+        found[kind, code] = found.get((kind, code), 0) + 1
+    return dict(sorted(found.items()))
+
+
 def _links(plan: Plan) -> list[dict[str, Any]]:
     """For each axis with more than one rank: the tiers its groups cross and the share they get."""
-    model = read_cost_model(plan.inputs)
-    d = plan.decision.degrees
+    model, decision = read_cost_model(plan.inputs), read_decision(plan.decision)
+    every = [decision.degrees_of(tp) for tp in decision.tensor_degrees]
+    d = every[0]
     axes = [
-        ("tp", 1, d.tp),
-        ("cp", d.tp, d.cp),
-        ("dp", d.tp, d.dp * d.cp),
+        *(("tp", 1, one.tp) for one in every),
+        *(("cp", one.tp, one.cp) for one in every),
+        *(("dp", one.tp, one.dp * one.cp) for one in every),
         ("ep", d.expert_tp, d.ep),
         ("pp", d.tp * d.cp * d.dp, d.pp),
     ]
     found = []
-    for axis, stride, size in axes:
+    for axis, stride, size in dict.fromkeys(axes):
         for crossing in model.problem.cluster.crossings(stride, size):
             found.append(
                 {
@@ -162,6 +179,10 @@ def forced_plan(plan: Plan, pin: tuple[str, str], *, reporter: Reporter | None =
 
     Raises InputError for an unknown choice or a value no rule allows.
     """
+    if plan.inputs.profile is not None:
+        from planner.profile_explanation import forced_profile_plan
+
+        return forced_profile_plan(plan, pin)
     name, text = PIN_ALIASES.get(pin[0], pin[0]), pin[1]
     if name not in Pins.__dataclass_fields__:
         allowed = sorted(Pins.__dataclass_fields__)

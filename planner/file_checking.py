@@ -53,6 +53,10 @@ def _derived(found: Imported) -> list[Finding]:
         rows.append(("dp", f"{found.dp}{of}"))
     else:
         unknown.append("dp (add --gpus)")
+    if found.layer_tp:
+        degrees = [f"{found.layer_tp.count(tp)} layers {tp}" for tp in sorted(set(found.layer_tp))]
+        ends = f", embedding and head {found.ends_tp}" if found.ends_tp is not None else ""
+        rows.append(("tp by layer", ", ".join(degrees) + ends))
     if found.microbatches is not None and found.global_batch is not None:
         rows.append(
             (

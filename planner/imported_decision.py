@@ -65,9 +65,40 @@ def build_imported_decision(found: Imported, problem: Problem, sharding_group: s
         layer_units=tuple(GATHER_UNITS.index(name) for name in found.layer_units),
         offload=OFFLOADS.index(found.offload or "none"),
     )
-    decision = _grouped(found, problem, decision, sharding_group)
-    require_valid(decision_candidates(decision, [decision.sharding]), problem)
+    if found.layer_tp:
+        decision = _with_layer_degrees(found, decision, sharding_group)
+    else:
+        decision = _grouped(found, problem, decision, sharding_group)
+    for code in decision.row_codes():
+        require_valid(decision_candidates(decision, [code]), problem)
     return decision
+
+
+def _with_layer_degrees(found: Imported, decision: Decision, sharding_group: str | None) -> Decision:
+    """Tensor degrees of single layers; layers alone on their weights have nothing to shard."""
+    if sharding_group not in (None, "global"):
+        raise InputError(
+            f"--sharding-group {sharding_group}: layers of different tp shard over all data ranks",
+            allowed=["global"],
+            hint="leave --sharding-group out",
+        )
+    own = found.ends_tp or decision.degrees.tp
+    size = decision.microbatch_size_of(own)
+    ends = replace(
+        decision,
+        degrees=decision.degrees_of(own),
+        microbatch_size=size,
+        layer_tp=found.layer_tp,
+        sequence_parallel=any(tp > 1 for tp in (own, *found.layer_tp)),
+    )
+    cp, blocks = decision.degrees.cp, range(len(decision.recompute))
+    sharding = tuple(
+        decision.sharding_of(b) if ends.degrees_of(ends.tp_of(b)).dp * cp > 1 else 0 for b in blocks
+    )
+    code = decision.sharding if ends.degrees.dp * cp > 1 else 0
+    return replace(
+        ends, sharding=code, layer_sharding=() if all(one == code for one in sharding) else sharding
+    )
 
 
 def _chunks(found: Imported, problem: Problem, degrees: Degrees) -> tuple[tuple[int, int], ...]:

@@ -31,7 +31,7 @@ def neighbours(model: CostModel, decision: Decision) -> list[Neighbour]:
     limit = model.problem.memory_limit_bytes
     found = []
     for change, other in _changes(decision, model.problem):
-        if broken_rules(decision_candidates(other, [other.sharding]), model.problem):
+        if broken_rules(decision_candidates(other, other.row_codes()), model.problem):
             continue
         try:
             found.append(Neighbour(change, other, price(model, other)))
@@ -41,9 +41,13 @@ def neighbours(model: CostModel, decision: Decision) -> list[Neighbour]:
 
 
 def _changes(decision: Decision, problem: Problem) -> Iterator[tuple[str, Decision]]:
-    """Single changes, legal or not: degrees, microbatch size, recompute, sharding, virtual stages."""
-    yield from _degree_changes(decision, problem)
-    for size in _halves_and_doubles(decision.microbatch_size):
+    """Single changes, legal or not: degrees, microbatch size, recompute, sharding, virtual stages.
+
+    Where layers have tensor degrees of their own, only changes that leave these as they are.
+    """
+    is_even = not decision.layer_tp
+    yield from _degree_changes(decision, problem) if is_even else ()
+    for size in _halves_and_doubles(decision.microbatch_size) if is_even else ():
         yield (
             f"microbatch size {decision.microbatch_size} -> {size}",
             _rebatched(replace(decision, microbatch_size=size), problem),
@@ -72,7 +76,7 @@ def _changes(decision: Decision, problem: Problem) -> Iterator[tuple[str, Decisi
         yield "optimizer on the host -> on the GPUs", replace(decision, offload=OFFLOAD_NONE)
     if any(decision.layer_units):
         yield "gathers by part or matrix -> by block", replace(decision, layer_units=())
-    if decision.degrees.tp > 1:
+    if decision.degrees.tp > 1 and is_even:
         is_on = not decision.sequence_parallel
         yield f"sequence parallelism {'on' if is_on else 'off'}", replace(decision, sequence_parallel=is_on)
 

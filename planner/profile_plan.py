@@ -6,7 +6,9 @@ A plan file holds the profile it was priced on; sp of the tables is cp of the fi
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +24,7 @@ from planner.errors import InputError
 from planner.model.flop import model_step_flop
 from planner.plan_file.build import inputs_digest
 from planner.plan_file.schema import (
+    Alternative,
     ClusterInput,
     DecisionRecord,
     DegreesRecord,
@@ -36,8 +39,17 @@ from planner.plan_file.schema import (
     StagePredictionRecord,
     StageRecord,
 )
-from planner.profile_request import ProfiledProblem, ProfileRequest, resolve_profile, worst_misfit
-from planner.search.layered import LayeredResult, search_layered
+from planner.profile_pins import ProfilePins, with_pins
+from planner.profile_request import (
+    ProfiledProblem,
+    ProfileRequest,
+    problem_of_inputs,
+    resolve_profile,
+    worst_misfit,
+)
+from planner.schedule.timeline import Timeline
+from planner.search.layered import LayeredResult, improve_layered, search_layered
+from planner.search.layered_start import choice_seconds
 from planner.strategy.decision import RANK_ORDER, RECOMPUTES, SHARDINGS
 from planner.strategy.layered import LayerChoice, LayeredDecision
 from planner.units import format_bytes, format_seconds
@@ -45,21 +57,41 @@ from planner.units import format_bytes, format_seconds
 # Predicted over measured peaks of the single-stage rows of the profile in tests/data (tests/profiles
 # checks it).
 MEMORY_ERROR = (-0.05, 0.065)
+# Alternatives are first plans of their settings, nothing solved: worth whatever that misses.
+FIRST_PLANS = 1.0
+Split = tuple[tuple[int, int], ...]
 
 
 def make_profile_plan(
-    request: ProfileRequest, *, target: str = "any", time_budget_seconds: float = math.inf
+    request: ProfileRequest, *, target: str = "any", top: int = 1, time_budget_seconds: float = math.inf
 ) -> Plan:
     """The best plan on measured files. Raises InputError, InfeasibleError, UnsupportedByTarget."""
     problem = resolve_profile(request)
+    return make_problem_plan(
+        problem, request.pins, target=target, top=top, time_budget_seconds=time_budget_seconds
+    )
+
+
+def make_problem_plan(
+    problem: ProfiledProblem,
+    pins: ProfilePins,
+    *,
+    target: str = "any",
+    top: int = 1,
+    time_budget_seconds: float = math.inf,
+) -> Plan:
+    """The best plan of a problem with ``pins``, and up to ``top`` - 1 of other pipeline degrees."""
+    started = time.process_time()
+    tabled = with_pins(problem.tabled, pins, problem.workload.global_batch)
     left_out = [
-        {"step": "left out", "candidates": count, "reason": reason}
-        for reason, count in problem.tabled.left_out
+        {"step": "left out", "candidates": count, "reason": reason} for reason, count in tabled.left_out
     ]
     result = search_layered(
-        problem.tabled.settings, problem.limit_bytes, time_budget_seconds=time_budget_seconds, funnel=left_out
+        tabled.settings, problem.limit_bytes, time_budget_seconds=time_budget_seconds, funnel=left_out
     )
-    plan = _plan(problem, result, request, target)
+    left = time_budget_seconds - (time.process_time() - started)
+    others = other_depths(tabled.settings, problem.limit_bytes, result, top - 1, left)
+    plan = _plan(problem, result, pins, target, top, others)
     if target != "any":
         from planner.targets import require_expressible
 
@@ -67,12 +99,63 @@ def make_profile_plan(
     return plan
 
 
-def _plan(problem: ProfiledProblem, result: LayeredResult, request: ProfileRequest, target: str) -> Plan:
+def other_depths(
+    settings: Sequence[LayeredSetting],
+    limit_bytes: float,
+    best: LayeredResult,
+    most: int,
+    time_budget_seconds: float,
+) -> list[tuple[LayeredSetting, LayeredDecision]]:
+    """A plan of every other pipeline degree, fastest first, at most ``most``.
+
+    Each is the best of its settings' first plans (two strategies a stage), not proved the best of its degree.
+    """
+    found = []
+    for pp in sorted({s.pp for s in settings} - {best.setting.pp}) if most > 0 else ():
+        same = [s for s in settings if s.pp == pp]
+
+        def judge(index: int, end: int, stages: Split, chosen: tuple[int, ...]) -> tuple[float, float]:
+            setting = same[index]  # noqa: B023 - called before the next round
+            costs = [stage_cost(setting, i, span, chosen, end) for i, span in enumerate(stages)]
+            return choice_seconds(setting, end, (stages, chosen)), max(
+                0.0, max(c.total_bytes for c in costs) - limit_bytes
+            )
+
+        one = improve_layered(
+            same,
+            limit_bytes,
+            judge,
+            math.inf,
+            worth=FIRST_PLANS,
+            time_budget_seconds=time_budget_seconds,
+        )
+        if one.setting >= 0:
+            setting = same[one.setting]
+            decision = LayeredDecision(
+                pp=pp,
+                microbatches=setting.microbatches,
+                stages=one.stages,
+                choices=tuple(setting.strategies[s] for s in one.chosen),
+                ends=setting.ends[one.end],
+            )
+            found.append((one.seconds, pp, setting, decision))
+    found.sort(key=lambda entry: entry[:2])
+    return [(setting, decision) for _, _, setting, decision in found[:most]]
+
+
+def _plan(
+    problem: ProfiledProblem,
+    result: LayeredResult,
+    pins: ProfilePins,
+    target: str,
+    top: int,
+    others: list[tuple[LayeredSetting, LayeredDecision]],
+) -> Plan:
     options = Options(
         target=target,
         memory_limit_bytes=problem.limit_bytes,
-        pins={} if request.pp is None else {"pp": request.pp},
-        top=1,
+        pins=pins.items(),
+        top=top,
         assumptions=problem.assumptions,
     )
     inputs = Inputs(
@@ -100,7 +183,24 @@ def _plan(problem: ProfiledProblem, result: LayeredResult, request: ProfileReque
             funnel=result.funnel,
         ),
         why=_why(problem, result),
+        alternatives=[_alternative(problem, result, *other) for other in others],
         warnings=problem.warnings,
+    )
+
+
+def _alternative(
+    problem: ProfiledProblem, best: LayeredResult, setting: LayeredSetting, decision: LayeredDecision
+) -> Alternative:
+    prediction = predict(problem, setting, decision)
+    share = prediction.step_seconds / best.step_seconds - 1.0
+    error = worst_misfit(problem.profile)
+    is_tied = share <= error
+    tied = f", within the batch lines' worst row of {error:.1%}" if is_tied else ""
+    return Alternative(
+        decision=decision_record(problem, decision),
+        prediction=prediction,
+        why=f"{share:+.1%}{tied}: pp {decision.pp} with {decision.microbatches} microbatches",
+        tied=is_tied,
     )
 
 
@@ -210,6 +310,18 @@ def stage_costs(setting: LayeredSetting, decision: LayeredDecision) -> list[Laye
         )
     end = setting.ends.index(decision.ends)
     return [stage_cost(setting, i, layers, chosen, end) for i, layers in enumerate(decision.stages)]
+
+
+def plan_timeline(plan: Plan) -> Timeline:
+    """The replayed step of a plan on a profile, every operation kept.
+
+    Raises InputError as ``find_setting`` and ``stage_costs`` do.
+    """
+    problem, decision = problem_of_inputs(plan.inputs), read_layered(plan.decision)
+    setting = find_setting(problem, decision)
+    costs = stage_costs(setting, decision)
+    forward, backward = [c.forward_seconds for c in costs], [c.backward_seconds for c in costs]
+    return pipeline_timeline(setting, forward, backward, keep_events=True)
 
 
 def predict(problem: ProfiledProblem, setting: LayeredSetting, decision: LayeredDecision) -> PredictionRecord:

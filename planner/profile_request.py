@@ -15,6 +15,7 @@ from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.errors import InputError, UnknownName
 from planner.model.spec import ModelSpec
 from planner.plan_file.schema import ProfileInput
+from planner.profile_pins import ProfilePins, with_pins
 from planner.profiles.files import ProfileFile, read_files, recognise
 from planner.profiles.galvatron import GalvatronProfile, read_galvatron
 from planner.profiles.galvatron_costs import (
@@ -26,6 +27,8 @@ from planner.profiles.galvatron_costs import (
 )
 from planner.units import GIB, GIGA, TERA, format_bytes
 from planner.workload import Workload
+
+NO_PINS = ProfilePins()
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ProfileRequest:
     seq_len: int | None = None
     precision: str | None = None
     tokens: float | None = None
-    pp: int | None = None
+    pins: ProfilePins = NO_PINS
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,9 @@ def resolve_profile(request: ProfileRequest) -> ProfiledProblem:
     graphs = [file for file in files if file.kind == "piper"]
     if graphs:
         raise InputError(
-            "a Piper graph has no layers of a known model: it is planned by planner.search.downsets "
-            "from Python, "
-            "not by this command",
+            "a Piper graph is planned alone: it has no layers of a known model",
             file=graphs[0].path,
-            hint="give the files of Hetu-Galvatron's profiler",
+            hint=f"use --profile {graphs[0].path} without other files",
         )
     return problem_of(files, request)
 
@@ -86,8 +87,7 @@ def problem_of(files: Sequence[ProfileFile], request: ProfileRequest) -> Profile
         )
     workload = _workload(profile, request)
     tabled = layered_settings(profile, profiled_model(profile, model), workload.global_batch)
-    if request.pp is not None:
-        tabled = _only_pp(tabled, request.pp)
+    tabled = with_pins(tabled, request.pins, workload.global_batch)
     device, warnings = _device(profile, model, request)
     limit = _limit(request, device)
     notes = [
@@ -169,16 +169,6 @@ def _workload(profile: GalvatronProfile, request: ProfileRequest) -> Workload:
         raise InputError(
             f"{first['loc'][0]}: {first['msg'].lower()}", hint="use --global-batch 64"
         ) from error
-
-
-def _only_pp(tabled: Tabled, pp: int) -> Tabled:
-    kept = [s for s in tabled.settings if s.pp == pp]
-    if not kept:
-        have = sorted({s.pp for s in tabled.settings})
-        raise InputError(
-            f"--pp {pp}: the profile covers pp {have}", allowed=have, hint=f"use --pp {have[-1]}"
-        )
-    return Tabled(kept, tabled.left_out)
 
 
 def _limit(request: ProfileRequest, device: DeviceSpec) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from planner.calibration.error_bars import ErrorBars
@@ -42,6 +43,10 @@ def plan_reasons(model: CostModel, best: Solution, others: list[Solution], error
             f"({format_rate(crossing.link.device_bytes_per_s)} per GPU); its exposed traffic is "
             f"{format_share(share)} of the step"
         )
+    if decision.layer_tp:
+        degrees = sorted(Counter(decision.layer_tp).items())
+        words = ", ".join(f"{count} layers tp {tp}" for tp, count in degrees)
+        found.append(f"{words}, embedding and head tp {d.tp}: no one degree is as fast within memory")
     if d.pp > 1:
         share = prediction.breakdown_seconds["bubble"] / prediction.step_seconds
         virtual = f" and {decision.virtual_stages} virtual stages" if decision.virtual_stages > 1 else ""

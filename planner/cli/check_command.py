@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from planner.cli import options as o
-from planner.errors import EXIT_DIFFERENT
+from planner.errors import EXIT_DIFFERENT, InputError
 
 HELP = """Check a plan: rules, memory, arithmetic, the stated bound; a launcher's rules with --target.
 
@@ -32,9 +32,17 @@ def check(
     """Print every check; exit 1 when one fails."""
     from planner.checking import check_file, check_plan, is_plan_file
     from planner.cli.output import console, print_json
+    from planner.graph_plan import check_graph_plan, is_graph_plan, read_graph_plan
     from planner.plan_file.read import read_plan
 
-    if is_plan_file(file, target):
+    if is_graph_plan(file):
+        if target not in (None, "any"):
+            raise InputError(
+                f"--target {target}: a layer graph names no model, so no launcher runs its plan",
+                hint="check it without --target",
+            )
+        findings = check_graph_plan(read_graph_plan(file))
+    elif is_plan_file(file, target):
         findings = check_plan(read_plan(file), target)
     else:
         findings = check_file(file, str(target), model=model, gpus=gpus, gpu=gpu)

@@ -63,22 +63,29 @@ def plan(
         )
     if profile:
         from planner.cli.plan_profile import plan_on_profile
+        from planner.profile_pins import ProfilePins
         from planner.profile_request import ProfileRequest
 
         q = question
         refused = {
-            "--cluster": q.cluster, "--gpus-per-node": q.gpus_per_node, "--network": q.network, "--tp": tp,
-            "--dp": dp, "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages,
-            "--micro-batch": micro_batch, "--sharding": sharding, "--recompute": recompute,
-            "--schedule": schedule, "--calibration": q.calibration, "--head-room": head_room,
-            "--allow-idle": allow_idle or None, "--offload": None if offload == "auto" else offload,
-            "--host-memory-gib": q.host_memory_gib,
+            "--cluster": q.cluster, "--gpus-per-node": q.gpus_per_node, "--network": q.network, "--ep": ep,
+            "--virtual-stages": virtual_stages, "--schedule": schedule, "--calibration": q.calibration,
+            "--oom-risk": q.oom_risk, "--head-room": head_room, "--allow-idle": allow_idle or None,
+            "--offload": None if offload == "auto" else offload, "--host-memory-gib": q.host_memory_gib,
         }  # fmt: skip
         measured = ProfileRequest(
-            tuple(profile), q.global_batch, q.gpus, q.memory_limit_gib, model, q.gpu, q.seq_len, q.precision,
-            q.tokens, pp,
-        )  # fmt: skip
-        return plan_on_profile(measured, refused, target, time_budget, output, as_json)
+            files=tuple(profile),
+            global_batch=q.global_batch,
+            gpus=q.gpus,
+            memory_limit_gib=q.memory_limit_gib,
+            model=model,
+            gpu=q.gpu,
+            seq_len=q.seq_len,
+            precision=q.precision,
+            tokens=q.tokens,
+            pins=ProfilePins(pp, tp, dp, cp, micro_batch, sharding, recompute),
+        )
+        return plan_on_profile(measured, refused, target, top, time_budget, output, as_json)
     if model is None:
         raise InputError(
             "Missing option '--model'.", hint="use --model llama-3.1-70b, or --profile with measured files"

@@ -12,12 +12,14 @@ from planner.errors import InputError
 
 if TYPE_CHECKING:
     from planner.profile_request import ProfileRequest
+    from planner.profiles.files import ProfileFile
 
 
 def plan_on_profile(
     request: ProfileRequest,
     refused: dict[str, Any],
     target: str,
+    top: int,
     time_budget: float | None,
     output: str | None,
     as_json: bool,
@@ -26,6 +28,7 @@ def plan_on_profile(
     from planner.catalog import save_atomic
     from planner.cli.output import console, note
     from planner.profile_plan import make_profile_plan
+    from planner.profiles.files import read_files
 
     for flag, value in refused.items():
         if value is not None:
@@ -34,8 +37,11 @@ def plan_on_profile(
                 f"and the search covers their whole space",
                 hint=f"leave {flag} out, or plan without --profile",
             )
+    files = read_files(request.files)
+    if len(files) == 1 and files[0].kind == "piper":
+        return _plan_graph(files[0], request, target, time_budget, output, as_json)
     started = time.process_time()
-    found = make_profile_plan(request, target=target, time_budget_seconds=time_budget or math.inf)
+    found = make_profile_plan(request, target=target, top=top, time_budget_seconds=time_budget or math.inf)
     spent = time.process_time() - started
     if output is not None:
         save_atomic(output, found.to_json())
@@ -43,9 +49,58 @@ def plan_on_profile(
     if as_json:
         sys.stdout.write(found.to_json())
         return 0
-    from planner.report.layered_table import print_profile_plan
+    from planner.report.terminal import print_plan
 
     file = shlex.quote(output or "plan.json")
-    following = [f"planner check {file}", f"planner export {file} --to galvatron -o launch"]
-    print_profile_plan(console(), found, cpu_seconds=spent, next_commands=following if output else [])
+    export = f"planner export {file} --to galvatron -o launch"
+    following = [f"planner explain {file}", f"planner check {file}", export]
+    print_plan(console(), found, cpu_seconds=spent, next_commands=following if output else [])
+    return 0
+
+
+def _plan_graph(
+    file: ProfileFile,
+    request: ProfileRequest,
+    target: str,
+    time_budget: float | None,
+    output: str | None,
+    as_json: bool,
+) -> int:
+    """Plan a Piper graph. Raises InputError for a flag that means nothing beside one."""
+    from planner.catalog import save_atomic
+    from planner.cli.output import console, note
+    from planner.graph_plan import make_graph_plan, memory_limit
+    from planner.report.graph_text import print_graph_plan
+
+    pins = {f"--{name.replace('_', '-')}": value for name, value in request.pins.items().items()}
+    refused = {
+        "--model": request.model,
+        "--gpu": request.gpu,
+        "--seq-len": request.seq_len,
+        "--precision": request.precision,
+        "--tokens": request.tokens,
+        "--target": None if target == "any" else target,
+        "--time-budget": time_budget,
+        **pins,
+    }
+    for flag, value in refused.items():
+        if value is not None:
+            raise InputError(
+                f"{flag} has no meaning beside a layer graph: it names no model and no launcher",
+                hint=f"leave {flag} out; --gpus, --memory-limit-gib and --global-batch replace the file's",
+            )
+    found = make_graph_plan(
+        file,
+        devices=request.gpus,
+        memory_bytes=memory_limit(request.memory_limit_gib),
+        samples=request.global_batch,
+    )
+    if output is not None:
+        save_atomic(output, found.to_json())
+        note(f"wrote {output}")
+    if as_json:
+        sys.stdout.write(found.to_json())
+        return 0
+    following = [f"planner check {shlex.quote(output)}"] if output else []
+    print_graph_plan(console(), found, following)
     return 0

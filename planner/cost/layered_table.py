@@ -4,20 +4,23 @@ One ``LayeredSetting`` a (pp, microbatches): for every layer kind and strategy t
 and the bytes of one device. A reader of measured profiles fills it; an analytical model may. The price of a
 decision is read off the table here and nowhere else:
 
-    stage forward  = sum of its layers' forward  + layout changes between neighbours + its end
+    stage forward  = sum of its layers' forward  + layout changes between neighbours + its end + its own
     stage backward = the same of backward seconds
+    stage update   = sum of its layers' updates + its end + the end's own constant
     stage bytes    = sum of states + microbatches in flight x sum of activations
-                     + the largest working set among its layers + its end + the reserve
+                     + the largest working set among its layers + what their groups share
+                     + its end + the reserve
     step           = max over stages of (its last backward's end in the replayed 1F1B timeline + its
                      exposed gradient synchronisation, which only the last microbatch has)
+                     + max over stages of its update
 
 Layouts: strategies that leave activations on the same ranks share a layout; ``change_*[a, b]`` is what a
-layer
-of layout b pays behind one of layout a (both directions of a microbatch).
+layer of layout b pays behind one of layout a (both directions of a microbatch).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +37,12 @@ Codes = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Arrays [kind, strategy]: seconds of one microbatch, ``sync`` once a step; bytes of one device.
+    """Arrays [kind, strategy]: seconds of one microbatch, ``sync`` and ``update`` once a step; bytes of one
+    device.
 
-    ``activation_bytes`` are kept per microbatch in flight, ``working_bytes`` are needed while one layer runs.
-    A strategy a kind cannot use has infinite seconds.
+    ``update_seconds`` start when every stage has synchronised; None: there are none. ``activation_bytes`` are
+    kept per microbatch in flight, ``working_bytes`` are needed while one layer runs. A strategy a kind cannot
+    use has infinite seconds.
     """
 
     forward_seconds: Floats
@@ -46,6 +51,12 @@ class LayerCosts:
     state_bytes: Floats
     activation_bytes: Floats
     working_bytes: Floats
+    update_seconds: Floats | None = None
+
+    @property
+    def update(self) -> Floats:
+        """``update_seconds``, zeros where there are none."""
+        return np.zeros_like(self.sync_seconds) if self.update_seconds is None else self.update_seconds
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,12 @@ class EndCosts:
     sync_seconds: Floats
     state_bytes: Floats
     activation_bytes: Floats
+    update_seconds: Floats | None = None
+
+    @property
+    def update(self) -> Floats:
+        """``update_seconds``, zeros where there are none."""
+        return np.zeros_like(self.sync_seconds) if self.update_seconds is None else self.update_seconds
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,10 @@ class LayeredSetting:
     ``layers[l]`` is the kind of layer l; ``layout`` and ``end_layout`` map strategies to layouts;
     ``send_*_seconds`` is one microbatch between neighbouring stages, a delay that occupies no rank.
     ``reserve_bytes`` is held by every device. ``splits`` restricts the stages to one list of layer ranges.
+    ``stage_forward_seconds`` and ``stage_backward_seconds`` are what every stage has beside its layers (sends
+    that block it), ``constant_seconds[end]`` what every step has. Strategies that need the same buffers are
+    one ``group``; ``shared_bytes(stage, end, mask)`` is what a stage needs once for all groups of a bit mask,
+    never less for more of them.
     """
 
     pp: int
@@ -84,6 +105,29 @@ class LayeredSetting:
     send_backward_seconds: float = 0.0
     reserve_bytes: float = 0.0
     splits: tuple[tuple[int, int], ...] | None = None
+    stage_forward_seconds: tuple[float, ...] = ()
+    stage_backward_seconds: tuple[float, ...] = ()
+    constant_seconds: tuple[float, ...] = ()
+    group: tuple[int, ...] = ()
+    shared_bytes: Callable[[int, int, int], float] | None = None
+
+    def mask(self, strategy: int) -> int:
+        """The bit of a strategy's group."""
+        return 1 << self.group[strategy] if self.group else 0
+
+    def shared(self, stage: int, end: int, mask: int) -> float:
+        """Bytes a stage needs once for the groups of ``mask``."""
+        return self.shared_bytes(stage, end, mask) if self.shared_bytes is not None else 0.0
+
+    def own_seconds(self, stage: int) -> tuple[float, float]:
+        """(forward, backward) seconds of a microbatch that a stage has beside its layers."""
+        if not self.stage_forward_seconds:
+            return 0.0, 0.0
+        return self.stage_forward_seconds[stage], self.stage_backward_seconds[stage]
+
+    def constant(self, end: int) -> float:
+        """Seconds of every step beside all stages' own."""
+        return self.constant_seconds[end] if self.constant_seconds else 0.0
 
     def in_flight(self, stage: int) -> int:
         """Microbatches whose activations a stage of 1F1B holds at its fullest moment."""
@@ -101,6 +145,7 @@ class LayeredStageCost:
     activation_bytes: float
     working_bytes: float
     reserve_bytes: float
+    update_seconds: float = 0.0
 
     @property
     def total_bytes(self) -> float:
@@ -113,7 +158,9 @@ def stage_cost(
     """Price of layers first to end (exclusive) on ``stage``; ``chosen`` are strategy indices of all
     layers."""
     c, kept = setting.costs, setting.in_flight(stage)
-    forward = backward = sync = states = activations = working = 0.0
+    sync = states = activations = working = 0.0
+    forward, backward = setting.own_seconds(stage)
+    update, mask = setting.constant(end), 0
     before: int | None = int(setting.end_layout[end]) if stage == 0 else None
     for layer in range(*layers):
         kind, s = setting.layers[layer], chosen[layer]
@@ -128,6 +175,8 @@ def stage_cost(
         states += float(c.state_bytes[kind, s])
         activations += float(c.activation_bytes[kind, s])
         working = max(working, float(c.working_bytes[kind, s]))
+        mask |= setting.mask(s)
+        update += float(c.update[kind, s])
     if stage == setting.pp - 1 and before is not None:
         after = int(setting.end_layout[end])
         forward += float(setting.change_forward_seconds[before, after])
@@ -137,10 +186,12 @@ def stage_cost(
             forward += float(costs.forward_seconds[end])
             backward += float(costs.backward_seconds[end])
             sync += float(costs.sync_seconds[end])
+            update += float(costs.update[end])
             states += float(costs.state_bytes[end])
             activations += float(costs.activation_bytes[end])
+    working += setting.shared(stage, end, mask)
     return LayeredStageCost(
-        forward, backward, sync, states, activations * kept, working, setting.reserve_bytes
+        forward, backward, sync, states, activations * kept, working, setting.reserve_bytes, update
     )
 
 
@@ -154,13 +205,19 @@ def pipeline_timeline(
 
 
 def step_seconds(
-    setting: LayeredSetting, forward: list[float], backward: list[float], sync: list[float]
+    setting: LayeredSetting,
+    forward: list[float],
+    backward: list[float],
+    sync: list[float],
+    update: list[float] | None = None,
 ) -> float:
-    """Seconds of a step: the latest end of a stage's last backward and its exposed synchronisation."""
+    """Seconds of a step: the latest end of a stage's last backward and its exposed synchronisation, then the
+    longest update."""
+    update = update or [0.0]
     if setting.pp == 1:
-        return setting.microbatches * (forward[0] + backward[0]) + sync[0]
+        return setting.microbatches * (forward[0] + backward[0]) + sync[0] + update[0]
     timeline = pipeline_timeline(setting, forward, backward)
-    return max(end + extra for end, extra in zip(timeline.finish, sync, strict=True))
+    return max(end + extra for end, extra in zip(timeline.finish, sync, strict=True)) + max(update)
 
 
 def chosen_indices(setting: LayeredSetting, choices: tuple[LayerChoice, ...]) -> tuple[int, ...]:

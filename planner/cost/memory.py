@@ -12,24 +12,22 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from planner.cost.constants import Constants
-from planner.cost.row import CandidateRow, KindCost, reserve_bytes
+from planner.cost.row import CandidateRow, KindCost, communicators, reserve_bytes
 from planner.cost.stack import Stack
-from planner.strategy.decision import SHARDINGS, UNIT_BLOCK
+from planner.strategy.decision import UNIT_BLOCK, row_code
 
 MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buffers", "reserve")
 
 
-def row_key(sharding: int, unit: int) -> int:
-    """The key of the candidate row of a sharding with a gather unit: the sharding's code for whole blocks."""
-    return sharding + len(SHARDINGS) * unit
-
-
 @dataclass(frozen=True)
 class Item:
-    """``count`` layers of one kind: recompute ``mode``, ``sharding`` code, microbatches ``alive``.
+    """``count`` layers of one kind: recompute ``mode``, cost row ``sharding``, microbatches ``alive``.
+
+    ``sharding`` is the layer's ``Decision.row_code``: the sharding code where all have one tensor degree.
 
     ``alive`` has one entry per moment that may be the rank's fullest (``schedule.orders.alive_states``).
-    ``unit``: what of sharded weights is gathered at once, a code of ``GATHER_UNITS``.
+    ``unit``: what of sharded weights is gathered at once, a code of ``GATHER_UNITS``; ``tensor``: which of
+    the plan's tensor degrees.
     """
 
     kind: int
@@ -38,11 +36,12 @@ class Item:
     sharding: int
     alive: tuple[int, ...]
     unit: int = UNIT_BLOCK
+    tensor: int = 0
 
     @property
     def key(self) -> int:
         """Which of a rank's candidate rows prices it."""
-        return row_key(self.sharding, self.unit)
+        return row_code(self.sharding, self.unit, self.tensor)
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,16 @@ class Moment:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Memory of one rank: its items, the candidate row of each sharding in use, and the stack's habits."""
+    """Memory of one rank: its items, the candidate row of each code in use, and the stack's habits.
+
+    ``change_bytes``: the largest tensor gathered between layers of different tensor degrees.
+    """
 
     rows: Mapping[int, CandidateRow]
     stack: Stack
     constants: Constants
     items: Sequence[Item]
+    change_bytes: float = 0.0
 
     @property
     def row(self) -> CandidateRow:
@@ -79,6 +82,14 @@ class RankMemory:
 
     def kind(self, item: Item) -> KindCost:
         return self.rows[item.key].kinds[item.kind]
+
+    @property
+    def num_communicators(self) -> int:
+        """Process groups of all layers of the rank; equal groups are one."""
+        if len(self.rows) == 1:
+            return self.row.num_communicators
+        own = {self.rows[item.key].degrees for item in self.items} or {self.row.degrees}
+        return 1 + len(set().union(*map(communicators, own)))
 
     def moment(
         self,
@@ -91,7 +102,7 @@ class RankMemory:
     ) -> Moment:
         """Bytes of (parameters, gradients, optimizer), tensors and buffers as a moment, reserve added."""
         slack = 1.0 + self.constants.allocator_slack
-        reserve = reserve_bytes(self.constants, self.row.num_communicators)
+        reserve = reserve_bytes(self.constants, self.num_communicators)
         values = (*static, activations * slack, buffers * slack, reserve)
         result = dict(zip(MEMORY_CATEGORIES, values, strict=True))
         result["total"] = sum(values)
@@ -114,7 +125,8 @@ class RankMemory:
 
     def kept(self) -> Moment:
         """Everything kept, and the largest of each short-lived need, at once."""
-        working = transient = gathered = 0.0
+        working = gathered = 0.0
+        transient = self.change_bytes
         for item in self.items:
             kind = self.kind(item)
             working = max(working, kind.working_bytes[item.mode])

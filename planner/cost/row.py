@@ -206,10 +206,15 @@ def boundary_bytes(problem: Problem, c: Candidates, index: int) -> float:
     return 2.0 * tokens * problem.model.hidden_size / split
 
 
+def communicators(d: Degrees) -> set[tuple[str, int]]:
+    """(axis, ranks) of the groups with more than one rank that a rank belongs to, all ranks' aside."""
+    sizes = {"tp": d.tp, "cp": d.cp, "pp": d.pp, "dp": d.dp * d.cp, "ep": d.ep, "expert_tp": d.expert_tp}
+    return {(axis, size) for axis, size in sizes.items() if size > 1}
+
+
 def num_communicators(d: Degrees) -> int:
-    """Process groups with more than one rank that a rank belongs to."""
-    sizes = (d.tp, d.cp, d.pp, d.dp * d.cp, d.ep, d.expert_tp)
-    return 1 + sum(size > 1 for size in sizes)
+    """Process groups a rank belongs to."""
+    return 1 + len(communicators(d))
 
 
 def _groups_at(groups: Groups, index: int) -> Groups:

@@ -26,7 +26,7 @@ CAUSES = ("compute", "recompute", "tp", "cp", "ep", "dp")
 
 @dataclass(frozen=True)
 class StageModel:
-    """Prices ranks of one mesh. ``rows``: a candidate row per sharding and gather unit in use, by row_key."""
+    """Prices ranks of one mesh. ``rows``: one candidate row per code in use (``decision.row_code``)."""
 
     rows: Mapping[int, CandidateRow]
     device: Device
@@ -64,15 +64,18 @@ class StageModel:
                     total[cause] += item.count * value
         return total
 
-    def moments(self, items: Iterable[Item]) -> list[Moment]:
+    def moments(self, items: Iterable[Item], change_bytes: float = 0.0) -> list[Moment]:
         """The moments that may be the rank's fullest, bytes by category."""
         held = [item for item in items if item.count]
-        memory = RankMemory(self.rows, self.stack, self.device.constants, held)
+        memory = RankMemory(self.rows, self.stack, self.device.constants, held, change_bytes)
         return walked(memory) if self.stack.makes_buffers_when_needed else [memory.kept()]
 
-    def memory(self, items: Iterable[Item]) -> dict[str, float]:
-        """Bytes at the fullest moment by category, and their total."""
-        return max(self.moments(items), key=lambda moment: moment.total).bytes
+    def memory(self, items: Iterable[Item], change_bytes: float = 0.0) -> dict[str, float]:
+        """Bytes at the fullest moment by category, and their total.
+
+        ``change_bytes``: the largest tensor gathered between layers of different tensor degrees.
+        """
+        return max(self.moments(items, change_bytes), key=lambda moment: moment.total).bytes
 
     def tail(self, items: Iterable[Item], forward: float, backward: float) -> Tail:
         """Gradient reduction, optimizer and parameter gather of one rank, once per step.
@@ -114,14 +117,16 @@ class StageModel:
 
     def exposed(self, total: Sync, forward: float, backward: float) -> Tail:
         """The tail of a rank that synchronises ``total`` and hides it behind one microbatch's seconds."""
-        data_ranks = self.row.degrees.dp * self.row.degrees.cp
+        data_ranks = max(row.degrees.dp * row.degrees.cp for row in self.rows.values())
         tail = exposed_tail(self.device, self.stack, data_ranks, total, forward, backward)
         return Tail(float(tail.reduce), float(tail.optimizer), float(tail.gather))
 
     def norm_moves(self, items: Iterable[Item]) -> tuple[Move, ...]:
         """Reductions of norm weights over tp that wait for the end of the step, by item."""
-        row = self.row
-        return tuple(self._norm_move(item.count * self.kind(item).norm_parameters, row) for item in items)
+        return tuple(
+            self._norm_move(item.count * self.kind(item).norm_parameters, self.rows[item.key])
+            for item in items
+        )
 
     def _norm_move(self, elements: Number, row: CandidateRow) -> Move:
         is_sequence = float(row.sequence_parallel and row.degrees.tp > 1)
@@ -129,9 +134,15 @@ class StageModel:
         return norm_move(self.stack, elements, row.hidden_size, is_sequence, has_pipeline, is_step=True)
 
     def _norm_seconds(self, items: Iterable[Item]) -> float:
-        """All of them as one all-reduce: they are small and follow each other."""
-        moves = self.norm_moves(items)
-        whole_bytes = sum(float(move.count) * move.whole_bytes for move in moves)
-        if not whole_bytes:
-            return 0.0
-        return float(moves_seconds(self.row.groups, (replace(moves[0], count=1.0, whole_bytes=whole_bytes),)))
+        """All of them as one all-reduce a tensor degree: they are small and follow each other."""
+        by_degree: dict[int, tuple[CandidateRow, Move, float]] = {}
+        for item, move in zip(items, self.norm_moves(items), strict=True):
+            row = self.rows[item.key]
+            _, _, before = by_degree.get(row.degrees.tp, (row, move, 0.0))
+            whole_bytes = before + float(move.count) * move.whole_bytes
+            by_degree[row.degrees.tp] = (row, move, whole_bytes)
+        return sum(
+            float(moves_seconds(row.groups, (replace(move, count=1.0, whole_bytes=whole_bytes),)))
+            for row, move, whole_bytes in by_degree.values()
+            if whole_bytes
+        )

@@ -13,7 +13,8 @@ from planner.cost.collectives import all_reduce_seconds, group_costs, send_secon
 from planner.cost.compute import Device
 from planner.cost.constants import Constants
 from planner.cost.layer import cost_table
-from planner.cost.memory import Item, row_key
+from planner.cost.layout_change import NO_CHANGE, LayoutChange, layout_change
+from planner.cost.memory import Item
 from planner.cost.offload import fullest_node_bytes, on_host
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.stack import STACKS, Stack
@@ -25,7 +26,14 @@ from planner.model.flop import model_step_flop
 from planner.schedule.orders import alive_states, operation_order, virtual_stage
 from planner.schedule.timeline import Timeline, replay
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import OFFLOAD_OPTIMIZER, SCHEDULES, UNIT_BLOCK, Decision, rank_of_stage
+from planner.strategy.decision import (
+    OFFLOAD_OPTIMIZER,
+    SCHEDULES,
+    Decision,
+    rank_of_stage,
+    row_code,
+    row_parts,
+)
 
 ROUNDING = 1e-12
 BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
@@ -91,7 +99,7 @@ class CostModel:
         return CostModel(problem, constants, STACKS[stack], device, chain or layer_chain(problem.model))
 
     def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
-        """Prices ranks from candidate rows, one per sharding code; the plan's own sharding first."""
+        """Prices ranks from candidate rows by code (``Decision.row_code``), that of the ends first."""
         return StageModel(rows, self.device, self.stack, self.problem.workload.moment_bytes_per_parameter)
 
     def placed(self, offload: int) -> CostModel:
@@ -112,52 +120,58 @@ class CostModel:
         return 1.0 + self.constants.straggler_per_doubling * math.log2(max(1, nodes))
 
 
-def decision_candidates(
-    decision: Decision, shardings: list[int], units: list[int] | None = None
-) -> Candidates:
-    """The decision's mesh as candidates, one per sharding code; ``units`` None: whole blocks gathered."""
-    d = decision.degrees
-    one = Candidates.single(
-        tp=d.tp,
-        cp=d.cp,
-        dp=d.dp,
-        pp=d.pp,
-        ep=d.ep,
-        expert_tp=d.expert_tp,
-        microbatch_size=decision.microbatch_size,
-        virtual_stages=decision.virtual_stages,
-        schedule=SCHEDULES.index(decision.schedule),
-        sharding_group=decision.sharding_group,
-        sequence_parallel=int(decision.sequence_parallel),
-        offload=decision.offload,
-    )
-    pairs = zip(shardings, units or [UNIT_BLOCK] * len(shardings), strict=True)
-    zero = one.sharding * 0
-    return Candidates.concatenate(
-        [one.replace(sharding=zero + code, gather_unit=zero + unit) for code, unit in pairs]
-    )
+def decision_candidates(decision: Decision, codes: list[int]) -> Candidates:
+    """The decision's meshes as candidates, one per cost row (``decision.row_code``)."""
+    degrees = decision.tensor_degrees
+    found = []
+    for code in codes:
+        sharding, unit, tensor = row_parts(code)
+        tp = degrees[tensor]
+        d = decision.degrees_of(tp)
+        found.append(
+            Candidates.single(
+                tp=d.tp,
+                cp=d.cp,
+                dp=d.dp,
+                pp=d.pp,
+                ep=d.ep,
+                expert_tp=d.expert_tp,
+                microbatch_size=decision.microbatch_size_of(tp),
+                virtual_stages=decision.virtual_stages,
+                schedule=SCHEDULES.index(decision.schedule),
+                sharding=sharding,
+                sharding_group=decision.sharding_group,
+                sequence_parallel=int(decision.sequence_parallel),
+                offload=decision.offload,
+                gather_unit=unit,
+            )
+        )
+    return Candidates.concatenate(found)
 
 
 def used_candidates(decision: Decision) -> Candidates:
-    """The decision's mesh as candidates, one per (sharding, gather unit) in use."""
-    codes, units = zip(*decision.strategies(), strict=True)
-    return decision_candidates(decision, list(codes), list(units))
+    """The decision's meshes as candidates, one per cost row in use."""
+    return decision_candidates(decision, decision.row_codes())
 
 
 def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRow]:
-    """Candidate rows of a decision, by row_key, the plan's own first."""
-    return strategy_rows(model, decision, decision.strategies())
+    """Candidate rows of a decision, by code, that of embedding and head first."""
+    return code_rows(model, decision, decision.row_codes())
 
 
 def strategy_rows(
     model: CostModel, decision: Decision, strategies: list[tuple[int, int]]
 ) -> dict[int, CandidateRow]:
-    """Candidate rows of (sharding, gather unit) codes on a decision's mesh and schedule, by row_key."""
-    codes, units = zip(*strategies, strict=True)
-    candidates = decision_candidates(decision, list(codes), list(units))
+    """Candidate rows of (sharding, gather unit) codes on a decision's mesh and schedule, by code."""
+    return code_rows(model, decision, [row_code(*pair) for pair in strategies])
+
+
+def code_rows(model: CostModel, decision: Decision, codes: list[int]) -> dict[int, CandidateRow]:
+    """Candidate rows of cost rows (``decision.row_code``) on a decision's mesh and schedule, by code."""
+    candidates = decision_candidates(decision, codes)
     table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
     return {
-        row_key(*pair): candidate_row(
+        code: candidate_row(
             model.problem,
             table,
             model.stack,
@@ -165,31 +179,62 @@ def strategy_rows(
             SCHEDULES.index(decision.schedule),
             decision.virtual_stages,
         )
-        for index, pair in enumerate(strategies)
+        for index, code in enumerate(codes)
     }
 
 
+def layout_changes(model: CostModel, decision: Decision, row: CandidateRow) -> list[LayoutChange]:
+    """What every virtual stage pays for neighbours of different tensor degrees, one microbatch.
+
+    A change across a cut is paid behind it. ``row`` is that of embedding and head.
+    """
+    if len(decision.tensor_degrees) == 1:
+        return [NO_CHANGE] * len(decision.chunks)
+    chain, cp = model.chain, decision.degrees.cp
+    position = {layer: block for block, layer in enumerate(chain.block_layers)}
+    widths = [
+        cp * (decision.tp_of(position[at]) if at in position else decision.degrees.tp)
+        for at in range(len(chain.layers))
+    ]
+    found, last = [], len(decision.chunks) - 1
+    for stage, (first, end) in enumerate(decision.chunks):
+        low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
+        total = NO_CHANGE
+        for at in range(max(1, low), high):
+            scale = chain.kinds[chain.layers[at]].stack.sequence_scale
+            total += layout_change(
+                model.problem.cluster,
+                model.constants,
+                widths[at - 1],
+                widths[at],
+                row.boundary_bytes * scale,
+            )
+        found.append(total)
+    return found
+
+
 def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[int, list[Item]]]:
-    """(virtual stage, items) of one pipeline rank: each layer with mode, sharding, in-flight count."""
+    """(virtual stage, items) of one pipeline rank: each layer with mode, cost row, in-flight count."""
     d, chain = decision.degrees, model.chain
     states = alive_states(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
     position = {layer: block for block, layer in enumerate(chain.block_layers)}
     last = len(decision.chunks) - 1
     found = []
     for chunk, (first, end) in decision.blocks_of_rank(rank):
-        counts: dict[tuple[int, int, int, int], int] = {}
+        counts: dict[tuple[int, int, int], int] = {}
         stage = virtual_stage(decision.schedule, rank, chunk, d.pp)
         low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
         if high > low:
             for layer in range(low, high):
                 block = position.get(layer)
                 mode = decision.recompute[block] if block is not None else 0
-                sharding = decision.sharding_of(block) if block is not None else decision.sharding
-                unit = decision.unit_of(block) if block is not None else UNIT_BLOCK
-                key = (chain.layers[layer], mode, sharding, unit)
+                key = (chain.layers[layer], mode, decision.row_code(block))
                 counts[key] = counts.get(key, 0) + 1
         alive = tuple(state[chunk] for state in states)
-        items = [Item(kind, n, mode, code, alive, unit) for (kind, mode, code, unit), n in counts.items()]
+        items = []
+        for (kind, mode, code), count in counts.items():
+            sharding, unit, tensor = row_parts(code)
+            items.append(Item(kind, count, mode, sharding, alive, unit, tensor))
         found.append((stage, items))
     return found
 
@@ -264,6 +309,7 @@ def price(
     row, pp = stages.row, decision.degrees.pp
     sends = send_times(model, row, decision.chunks)
     blocking = blocks_sends(decision.schedule)
+    changes = layout_changes(model, decision, row)
 
     forward, backward, weight = ([0.0] * len(decision.chunks) for _ in range(3))
     predictions = []
@@ -273,11 +319,24 @@ def price(
         for stage, chunk in per_chunk:
             forward[stage], backward[stage] = stages.seconds(chunk)
             weight[stage] = stages.weight_seconds(chunk)
+        change = sum((changes[stage] for stage, _ in per_chunk), NO_CHANGE)
+        for stage, _ in per_chunk:
+            forward[stage] += changes[stage].forward_seconds
+            backward[stage] += changes[stage].backward_seconds
         f, b = stages.seconds(items)
+        causes = stages.causes(items)
+        causes["tp"] += change.forward_seconds + change.backward_seconds
         total = stages.synchronised(items)
-        tail, held = stages.exposed(total, f, b), float(total.held_bytes)
         predictions.append(
-            StagePrediction(rank, f, b, tail, stages.memory(items), stages.causes(items), held)
+            StagePrediction(
+                rank,
+                f + change.forward_seconds,
+                b + change.backward_seconds,
+                stages.exposed(total, f, b),
+                stages.memory(items, change.gathered_bytes),
+                causes,
+                float(total.held_bytes),
+            )
         )
     timeline = _replay(decision, forward, backward, weight, sends, blocking, keep_events)
     return _assemble(model, decision, row, tuple(predictions), timeline, sends, blocking)

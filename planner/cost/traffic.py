@@ -20,9 +20,23 @@ from planner.cost.layer import LayerPricer
 from planner.cost.memory import Item
 from planner.cost.part import Move
 from planner.cost.row import CandidateRow
-from planner.cost.step import CostModel, decision_candidates, decision_rows, rank_items, sent_bytes
+from planner.cost.step import (
+    CostModel,
+    decision_candidates,
+    decision_rows,
+    layout_changes,
+    rank_items,
+    sent_bytes,
+)
 from planner.model.chain import LayerKind
-from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision, rank_of_stage
+from planner.strategy.decision import (
+    RECOMPUTE_FULL,
+    RECOMPUTE_SELECTIVE,
+    Decision,
+    rank_of_stage,
+    row_code,
+    row_parts,
+)
 
 
 @dataclass(frozen=True)
@@ -100,10 +114,12 @@ def rank_traffic(model: CostModel, decision: Decision, rank: int) -> RankTraffic
         *_layer_collectives(model, decision, rows, items),
         *_step_collectives(model, rows, items),
         *_sends(model, decision, next(iter(rows.values())), rank),
+        *_changes(model, decision, next(iter(rows.values())), rank),
     ]
-    matmul, again = _flop(model, decision, _codes(decision), items, counts_attention=False)
-    attention, attention_again = _flop(model, decision, _codes(decision), items, counts_attention=True)
-    ranks = _group_sizes(next(iter(rows.values())))
+    matmul, again = _flop(model, decision, list(rows), items, counts_attention=False)
+    attention, attention_again = _flop(model, decision, list(rows), items, counts_attention=True)
+    sizes = [_group_sizes(row) for row in rows.values()]
+    ranks = {axis: max(size[axis] for size in sizes) for axis in sizes[0]}
     found = [one for one in found if ranks[one.axis] > 1]
     return RankTraffic(_merged(found), matmul, attention, again, attention_again)
 
@@ -120,7 +136,7 @@ def _group_sizes(row: CandidateRow) -> dict[str, float]:
 def _pricers(
     model: CostModel, decision: Decision, codes: list[int], device: Device
 ) -> dict[int, LayerPricer]:
-    """Pricers of sharding codes, whole blocks gathered."""
+    """Pricers of cost rows, by code."""
     pricers = {}
     for code in codes:
         candidates = decision_candidates(decision, [code])
@@ -133,9 +149,9 @@ def _layer_collectives(
     model: CostModel, decision: Decision, rows: dict[int, CandidateRow], items: list[Item]
 ) -> Iterable[Collective]:
     """Collectives of every microbatch: inside the layers, and of their sharded weights."""
-    pricers = _pricers(model, decision, _codes(decision), model.device)
+    pricers = _pricers(model, decision, _whole_codes(decision), model.device)
     for item in items:
-        pricer, kind = pricers[item.sharding], model.chain.kinds[item.kind]
+        pricer, kind = pricers[row_code(item.sharding, tensor=item.tensor)], model.chain.kinds[item.kind]
         moves: tuple[Move, ...] = pricer.part(kind, pricer.setting(kind)).moved
         for move in moves:
             times = 1.0
@@ -157,9 +173,10 @@ def _weight_collectives(
             yield _collective(move, item.count * microbatches)
 
 
-def _codes(decision: Decision) -> list[int]:
-    """Sharding codes in use, the plan's own first."""
-    return list(dict.fromkeys(code for code, _ in decision.strategies()))
+def _whole_codes(decision: Decision) -> list[int]:
+    """Cost rows in use as they are with whole blocks gathered, that of embedding and head first."""
+    parts = map(row_parts, decision.row_codes())
+    return list(dict.fromkeys(row_code(sharding, tensor=tensor) for sharding, _, tensor in parts))
 
 
 def _step_collectives(
@@ -179,7 +196,7 @@ def _step_collectives(
             ("dp", kind.dense_parameters, groups.shard_size),
             ("expert_dp", kind.expert_parameters, groups.expert_shard_size),
         ):
-            moves = step_moves(model.stack, item.sharding, row.degrees.pp > 1, axis, elements, size)
+            moves = step_moves(model.stack, row.sharding, row.degrees.pp > 1, axis, elements, size)
             for move in moves[0] + moves[1]:
                 if size_of[move.axis] > 1:
                     yield _collective(move, item.count)
@@ -197,6 +214,14 @@ def _sends(model: CostModel, decision: Decision, row: CandidateRow, rank: int) -
                 scale = model.chain.cut_scale(model.problem.model, chunks[boundary][1])
                 total = decision.microbatches * sent_bytes(model, row) * scale
                 yield Collective("pp", "send", decision.microbatches, total)
+
+
+def _changes(model: CostModel, decision: Decision, row: CandidateRow, rank: int) -> Iterable[Collective]:
+    """All-gathers of hidden states between layers of different tensor degrees, both ways."""
+    for stage, change in enumerate(layout_changes(model, decision, row)):
+        if rank_of_stage(decision.schedule, stage, decision.degrees.pp) == rank:
+            for _, whole in change.gathers:
+                yield Collective("tp", "all_gather", decision.microbatches, decision.microbatches * whole)
 
 
 def _collective(move: Move, times: float) -> Collective:

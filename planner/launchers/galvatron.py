@@ -44,6 +44,7 @@ GALVATRON_LIMITS = Limits(
     kv_heads_by_tp=True,
     stack="galvatron",
     recomputes=("none", "full"),
+    has_layer_degrees=True,
     rules=(SEQUENCE_PARALLEL_SEARCH, POWER_OF_TWO_SEARCH, CAUSAL_SPLIT_SEARCH),
 )
 WRITTEN_FOR = "Hetu-Galvatron of June 2026"
@@ -123,12 +124,20 @@ def galvatron_config(plan: Plan) -> dict[str, Any]:
         "pp_division": _list(stage_sizes(plan)),
         "pipeline_type": PIPELINES[q.schedule],
         "default_dp_type": base_dp_type(plan),
-        "vtp": d.tp if q.ends is None else q.ends.tp * q.ends.cp,
-        "vsp": 0 if q.ends is None else int(q.ends.cp > 1),
-        "vcp": d.cp if q.ends is None else 1,
+        **_vocabulary_widths(plan),
         "vocab_sdp": int(is_whole),
         "embed_sdp": int(is_whole),
     }
+
+
+def _vocabulary_widths(plan: Plan) -> dict[str, int]:
+    """vtp, vsp and vcp: the degrees of embedding and head; the cp of a plan on a profile is Ulysses."""
+    d, ends = plan.decision.degrees, plan.decision.ends
+    if ends is None:
+        return {"vtp": d.tp, "vsp": 0, "vcp": d.cp}
+    if plan.inputs.profile is None:
+        return {"vtp": ends.tp, "vsp": 0, "vcp": ends.cp}
+    return {"vtp": ends.tp * ends.cp, "vsp": int(ends.cp > 1), "vcp": 1}
 
 
 def layer_widths(plan: Plan) -> list[tuple[int, int, bool]]:
@@ -136,11 +145,9 @@ def layer_widths(plan: Plan) -> list[tuple[int, int, bool]]:
 
     The cp of a plan priced on a profile is Ulysses, which Galvatron writes as a tp width with use_sp.
     """
-    d, count = plan.decision.degrees, plan.inputs.model.num_layers
-    if plan.inputs.profile is None:
-        return [(d.tp, d.cp, False)] * count
+    is_ulysses = plan.inputs.profile is not None
     return [
-        (run.tp * run.cp, 1, run.cp > 1)
+        (run.tp * run.cp, 1, run.cp > 1) if is_ulysses else (run.tp, run.cp, False)
         for stage in plan.decision.stages
         for run in stage.layer_strategies
         for _ in range(run.layers[0], run.layers[1] + 1)
@@ -198,8 +205,9 @@ def setup(plan: Plan) -> list[str]:
         "fi",
         "export TORCH_NCCL_AVOID_RECORD_STREAMS=1",
     ]
-    d, generation = plan.decision.degrees, plan.inputs.cluster.device.generation
-    if (d.tp > 1 or d.cp > 1) and not generation.startswith("blackwell"):
+    ends, generation = plan.decision.ends, plan.inputs.cluster.device.generation
+    widths = [tp * cp for tp, cp, _ in layer_widths(plan)] + ([ends.tp * ends.cp] if ends else [])
+    if max(widths) > 1 and not generation.startswith("blackwell"):
         lines.append("export CUDA_DEVICE_MAX_CONNECTIONS=1")
     return lines
 
@@ -225,6 +233,8 @@ def notes(plan: Plan) -> list[str]:
         )
     if "none" in used and len(used) > 1 and q.microbatches > 1:
         found.append("Layers without sharding are reduced after every microbatch too: one switch for all.")
+    if any(tp != q.degrees.tp for tp, _, _ in layer_widths(plan)) and plan.inputs.profile is None:
+        found.append("Layers of different tp redistribute hidden states between them, as the plan prices it.")
     if any(cp > 1 for _, cp, _ in layer_widths(plan)) or plan.inputs.model.is_moe:
         found.append(
             "Release 2.4.0 ignores cp_sizes_enc and ep_sizes_enc: this plan needs a newer Galvatron."

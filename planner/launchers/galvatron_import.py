@@ -1,7 +1,7 @@
 """Hetu-Galvatron: the per-layer JSON, with train.yaml beside it in a folder, as a decision.
 
-Facts: Hetu-Galvatron of June 2026 as ``galvatron_read`` has them. Degrees that differ by layer are read and
-judged, but a decision has one of each, so they are not priced.
+Facts: Hetu-Galvatron of June 2026 as ``galvatron_read`` has them. A layer's tensor degree may be its own; cp
+and expert degrees that differ by layer are read and judged, but not priced.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _degrees(lists: dict[str, list[int]], found: Imported) -> None:
     names = dict(zip(("tp", "cp", "ep", "expert_tp"), SIZES, strict=True))
     for name, key in names.items():
         values = lists[key]
-        if len(set(values)) > 1:
+        if len(set(values)) > 1 and name != "tp":
             counts = ", ".join(f"{values.count(v)} layers {v}" for v in sorted(set(values)))
             found.unpriced.append(f"{key}: {counts} (a decision has one {name})")
         found.states(name, values[0], f"{key} {values[0]}")
@@ -105,7 +105,9 @@ def _degrees(lists: dict[str, list[int]], found: Imported) -> None:
         found.unpriced.append("use_sp: Ulysses in place of tensor parallelism")
     if not all(lists["tp_consecutive_flags"]):
         found.unpriced.append("tp_consecutive_flags 0: strided tensor groups")
-    found.sequence_parallel = lists[SIZES[0]][0] > 1
+    tensor = tuple(lists[SIZES[0]])
+    found.layer_tp = tensor if len(set(tensor)) > 1 else ()
+    found.sequence_parallel = max(tensor) > 1
     world, pp = found.world_size, found.pp or 1
     if world is None:
         return
@@ -170,11 +172,21 @@ def _sharding(config: Mapping[str, Any], lists: dict[str, list[int]], found: Imp
     own = "parameters" if config.get(key, 0) == 1 else SHARDINGS[base]
     found.states("sharding", own, f"default_dp_type {base}, {key} {config.get(key, 0)}")
     found.layer_sharding = () if set(shardings) == {own} else shardings
-    for name, degree in (("vtp", found.tp), ("vcp", found.cp)):
-        if name in config and config[name] != degree:
-            found.unpriced.append(
-                f"{name} {config[name]}: embedding and head split otherwise than the layers"
-            )
+    if "vcp" in config and config["vcp"] != found.cp:
+        found.unpriced.append(f"vcp {config['vcp']}: embedding and head split otherwise than the layers")
+    vocabulary = whole(config.get("vtp", 1), "/vtp", most=MOST_RANKS)
+    if vocabulary != found.tp or found.layer_tp:
+        found.ends_tp, found.layer_tp = vocabulary, tuple(lists["tp_sizes_enc"])
+        found.sequence_parallel = max(vocabulary, *found.layer_tp) > 1
+        if "vtp" not in config:
+            found.assumptions.append("vtp is not given: 1, Galvatron's default")
+    ranks = (found.world_size or 0) // (found.pp or 1)
+    if ranks and (ranks % (vocabulary * (found.cp or 1)) or vocabulary & (vocabulary - 1)):
+        found.fault(
+            "world-identity",
+            f"vtp {vocabulary} x vcp {found.cp} in a stage of {ranks} ranks",
+            f"powers of two that divide {ranks}",
+        )
     if config.get("vsp"):
         found.unpriced.append("vsp: Ulysses on embedding and head")
 
@@ -192,11 +204,13 @@ def _batch(config: Mapping[str, Any], found: Imported) -> None:
         return
     dp = found.world_size // used
     found.dp = dp
-    if batch % (dp * chunks):
-        unit = dp * chunks
+    least = min([found.tp or 1, *found.layer_tp, *([found.ends_tp] if found.ends_tp else [])])
+    most = dp * (found.tp or 1) // least
+    if batch % (most * chunks):
+        unit = most * chunks
         found.fault(
             "batch-identity",
-            f"global_bsz {batch} over dp {dp} x {chunks} chunks leaves {batch % unit}",
+            f"global_bsz {batch} over dp {most} x {chunks} chunks leaves {batch % unit}",
             f"{max(unit, batch // unit * unit)}",
         )
         return

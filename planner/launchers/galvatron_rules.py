@@ -32,7 +32,7 @@ _MODEL = {rule.name: rule for rule in MODEL_RULES}
 
 def used_shardings(plan: Plan) -> set[str]:
     """Shardings of layers with ranks to shard over; a layer alone on its weights follows any of them."""
-    if plan.inputs.profile is None:
+    if plan.decision.ends is None:
         return {plan.decision.sharding, *shardings(plan)}
     runs = [run for stage in plan.decision.stages for run in stage.layer_strategies]
     ends = plan.decision.ends
@@ -64,24 +64,27 @@ def _recompute(plan: Plan) -> Break | None:
 
 
 def _degrees(plan: Plan) -> Break | None:
-    if plan.inputs.profile is not None:  # its layers state their own degrees, which the JSON can hold
-        return None
-    d = plan.decision.degrees
-    want = (d.tp, d.cp, d.ep, d.dp, plan.decision.sequence_parallel)
-    for stage in plan.decision.stages:
+    """tp and dp may be a layer's own where they fill the stage; a plan on a profile has cp of its own too."""
+    q, d = plan.decision, plan.decision.degrees
+    is_profiled = plan.inputs.profile is not None
+    ranks = d.tp * d.cp * d.dp
+    for stage in q.stages:
         for run in stage.layer_strategies:
-            if (run.tp, run.cp, run.ep, run.dp, run.sequence_parallel) != want:
+            is_split = run.sequence_parallel or run.tp == 1
+            same = is_profiled or (run.cp == d.cp and is_split)
+            if run.tp * run.cp * run.dp != ranks or run.ep != d.ep or not same:
                 return Break(
                     f"layers {run.layers[0]} to {run.layers[1]}: tp {run.tp}, cp {run.cp}, ep {run.ep}, "
                     f"dp {run.dp}",
-                    f"tp {d.tp}, cp {d.cp}, ep {d.ep}, dp {d.dp} on every layer",
+                    f"cp {d.cp}, ep {d.ep}, tp x dp {d.tp * d.dp} and the sequence split on every layer",
                 )
     return None
 
 
 def _power_of_two(plan: Plan) -> Break | None:
     runs = [run for stage in plan.decision.stages for run in stage.layer_strategies]
-    for tp in {plan.decision.degrees.tp, *(run.tp for run in runs)}:
+    ends = plan.decision.ends
+    for tp in sorted({plan.decision.degrees.tp, *(run.tp for run in runs), ends.tp if ends else 1}):
         if tp & (tp - 1):
             return Break(f"tp {tp}", f"tp {1 << (tp.bit_length() - 1)}")
     return None
@@ -124,6 +127,27 @@ def _blocks(plan: Plan) -> Break | None:
     return None
 
 
+def _at_every_degree(rule: PlanRule) -> PlanRule:
+    """A rule on the plan's tensor degree, judged at that of every layer and of the ends."""
+
+    def check(plan: Plan) -> Break | None:
+        q, d = plan.decision, plan.decision.degrees
+        runs = [run for stage in q.stages for run in stage.layer_strategies]
+        used = {(d.tp, d.dp), *((run.tp, run.dp) for run in runs)}
+        if q.ends is not None:
+            used.add((q.ends.tp, q.ends.dp))
+        for tp, dp in sorted(used):
+            degrees = d.model_copy(update={"tp": tp, "dp": dp})
+            found = rule.check(
+                plan.model_copy(update={"decision": q.model_copy(update={"degrees": degrees})})
+            )
+            if found is not None:
+                return found
+        return None
+
+    return replace(rule, check=check)
+
+
 def _renamed(name: str, statement: str) -> PlanRule:
     return replace(_MODEL[name], statement=statement)
 
@@ -148,8 +172,9 @@ GALVATRON_RULES: tuple[PlanRule, ...] = (
     *shared("world-identity", "batch-identity", "whole-nodes"),
     RANKS,
     POWER_OF_TWO,
-    HEADS,
-    *shared("ffn-by-tp", "stages-cover-layers"),
+    _at_every_degree(HEADS),
+    *map(_at_every_degree, shared("ffn-by-tp")),
+    *shared("stages-cover-layers"),
     ONE_CHUNK,
     NO_INTERLEAVING,
     *shared("experts-by-ep", "expert-ranks"),
@@ -157,7 +182,7 @@ GALVATRON_RULES: tuple[PlanRule, ...] = (
     *shared("sequence-by-cp", "context-parallel-kernel"),
     CAUSAL_SPLIT,
     PlanRule("recompute", "each layer keeps everything or is recomputed whole", _recompute),
-    PlanRule("layer-degrees", "degrees are the same for every layer of this planner's plans", _degrees),
+    PlanRule("layer-degrees", "a layer's tp and dp fill its stage; cp and ep are the plan's", _degrees),
     PlanRule("sharding", "one of ddp and zero2, and zero3 for any layer beside it", _sharding),
     PlanRule("island-sharding", "sharding spans the whole data group", _island),
     HALF_PRECISION,

@@ -56,8 +56,10 @@ class Imported:
 
     stage_layers: layers of every virtual stage in model order. shard_ranks: ranks one shard group spans,
     None for the whole data group. recompute: one mode, or one per layer; recompute_block: full on the first
-    so many layers of every virtual stage. where: the file's own words for a field. unpriced: settings that
-    change the decision and have no counterpart in one. not_read: settings that do not change it.
+    so many layers of every virtual stage. layer_tp: tensor degree of every layer where they differ, from
+    each other or from ends_tp, that of embedding and head; tp is then the first layer's. where: the file's
+    own words for a field. unpriced: settings that change the decision and have no counterpart in one.
+    not_read: settings that do not change it.
     """
 
     launcher: str
@@ -73,6 +75,8 @@ class Imported:
     sharding: str | None = None
     layer_sharding: tuple[str, ...] = ()
     layer_units: tuple[str, ...] = ()
+    layer_tp: tuple[int, ...] = ()
+    ends_tp: int | None = None
     shard_ranks: int | None = None
     schedule: str | None = None
     virtual_stages: int | None = None

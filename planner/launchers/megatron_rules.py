@@ -198,6 +198,12 @@ def _layer_choices(plan: Plan) -> Break | None:
                 numbers = ", ".join(f"{n} {have[names.index(n)]}" for n in differ)
                 nearest = ", ".join(f"{n} {want[names.index(n)]}" for n in differ)
                 return Break(f"{at}: {numbers}", f"{nearest} on every layer")
+    ends = q.ends
+    if ends is not None and (ends.tp, ends.cp, ends.dp, ends.sharding) != (d.tp, d.cp, d.dp, q.sharding):
+        return Break(
+            f"embedding and head: tp {ends.tp}, cp {ends.cp}, dp {ends.dp}, sharding {ends.sharding}",
+            f"tp {d.tp}, cp {d.cp}, dp {d.dp}, sharding {q.sharding} on them too",
+        )
     return None
 
 

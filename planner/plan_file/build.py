@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict
 from itertools import groupby
 
@@ -16,6 +17,7 @@ from planner.plan_file.schema import (
     ClusterInput,
     DecisionRecord,
     DegreesRecord,
+    EndsRecord,
     ErrorsRecord,
     Inputs,
     LayerStrategyRecord,
@@ -103,34 +105,43 @@ def build_decision(decision: Decision) -> DecisionRecord:
                 layer_strategies=_strategies(decision, first, end),
             )
         )
-    return DecisionRecord.model_validate(
-        dict(
-            degrees=DegreesRecord(**asdict(d)),
-            sequence_parallel=decision.sequence_parallel,
-            sharding=SHARDINGS[decision.sharding],
-            sharding_group=SHARDING_GROUPS[decision.sharding_group],
-            recompute=decision.recompute_summary(),
-            schedule=decision.schedule,
-            virtual_stages=decision.virtual_stages,
-            microbatch_size=decision.microbatch_size,
-            microbatches=decision.microbatches,
-            global_batch=decision.global_batch,
-            stages=stages,
-            rank_order=RANK_ORDER,
-            offload=OFFLOADS[decision.offload],
-        )
+    own = (d.tp, decision.sharding)
+    blocks = range(len(decision.recompute))
+    most = own
+    if decision.layer_tp:
+        most = Counter((decision.tp_of(b), decision.sharding_of(b)) for b in blocks).most_common(1)[0][0]
+    record = dict(
+        degrees=DegreesRecord(**asdict(decision.degrees_of(most[0]))),
+        sequence_parallel=decision.sequence_parallel,
+        sharding=SHARDINGS[most[1]],
+        sharding_group=SHARDING_GROUPS[decision.sharding_group],
+        recompute=decision.recompute_summary(),
+        schedule=decision.schedule,
+        virtual_stages=decision.virtual_stages,
+        microbatch_size=decision.microbatch_size_of(most[0]),
+        microbatches=decision.microbatches,
+        global_batch=decision.global_batch,
+        stages=stages,
+        rank_order=RANK_ORDER,
+        offload=OFFLOADS[decision.offload],
     )
+    if decision.layer_tp:
+        record["ends"] = EndsRecord.model_validate(
+            {"tp": d.tp, "cp": d.cp, "dp": d.dp, "sharding": SHARDINGS[decision.sharding]}
+        )
+    return DecisionRecord.model_validate(record)
 
 
 def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyRecord]:
-    d = decision.degrees
     found = []
     choices = [
-        (decision.recompute[b], decision.sharding_of(b), decision.unit_of(b)) for b in range(first, end)
+        (decision.recompute[b], decision.sharding_of(b), decision.tp_of(b), decision.unit_of(b))
+        for b in range(first, end)
     ]
     at = first
-    for (mode, sharding, unit), run in groupby(choices):
+    for (mode, sharding, tp, unit), run in groupby(choices):
         count = len(list(run))
+        d = decision.degrees_of(tp)
         found.append(
             LayerStrategyRecord.model_validate(
                 dict(
@@ -142,7 +153,7 @@ def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyR
                     sharding=SHARDINGS[sharding],
                     recompute=RECOMPUTES[mode],
                     gather_unit=GATHER_UNITS[unit],
-                    sequence_parallel=decision.sequence_parallel,
+                    sequence_parallel=decision.sequence_parallel and (tp > 1 or not decision.layer_tp),
                 )
             )
         )

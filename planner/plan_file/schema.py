@@ -157,9 +157,10 @@ class EndsRecord(_Record):
 class DecisionRecord(_Record):
     """All choices of the plan.
 
-    ``degrees``, ``microbatch_size``, ``sharding`` and ``sequence_parallel`` are those of most layers when
-    layers differ. ``ends`` is left out when embedding and head follow them, ``offload`` when it is none:
-    optimizer puts optimizer states, fp32 weights and the update on the host.
+    ``degrees``, ``microbatch_size`` and ``sharding`` are those of most layers when tensor degrees differ;
+    ``sequence_parallel`` then holds wherever tp > 1. ``ends`` is left out when embedding and head follow
+    them, ``offload`` when it is none: optimizer puts optimizer states, fp32 weights and the update on the
+    host.
     """
 
     degrees: DegreesRecord

@@ -25,8 +25,9 @@ def print_explanation(console: Console, plan: Plan, explanation: Explanation) ->
     if plan.front is not None:
         print_front(console, plan, plan.front)
     _funnel(console, plan)
-    _terms(console, explanation)
-    _constants(console, explanation)
+    if explanation.terms:  # a measured profile has none: its numbers are the files'
+        _terms(console, explanation)
+        _constants(console, explanation)
 
 
 AXES = {"dp_outer": "dp, across islands", "expert_dp": "experts' dp"}

@@ -6,6 +6,7 @@ from planner.plan_file.schema import DecisionRecord, Plan
 from planner.report import page
 from planner.report import plan_pictures as pictures
 from planner.report.front_text import front_notes, front_rows, split_rows
+from planner.report.layered_table import layer_rows, tensor_words
 from planner.report.terminal import STATUS_WORDS, decision_words, fits, risk_words, stage_lines
 from planner.units import format_bytes, format_count, format_seconds, format_share
 
@@ -26,7 +27,7 @@ def plan_page(plans: list[tuple[str, Plan]]) -> str:
 def short_plan(d: DecisionRecord) -> str:
     """TP2 PP4 DP8 and what is not 1."""
     g = d.degrees
-    text = f"TP{g.tp} PP{g.pp} DP{g.dp}"
+    text = f"TP{tensor_words(d)} PP{g.pp} DP{g.dp}"
     for value, short in ((g.cp, "CP"), (g.ep, "EP"), (d.virtual_stages, "VP")):
         if value > 1:
             text += f" {short}{value}"
@@ -79,6 +80,9 @@ def _plan(name: str, plan: Plan) -> list[str]:
         page.section("Stages"),
         _stages(plan),
     ]
+    if plan.decision.ends is not None:
+        headers, rows = layer_rows(plan.decision, is_ulysses=plan.inputs.profile is not None)
+        body += [page.section("Layers"), page.table(headers, rows, text_columns=(1, 5, 6))]
     if plan.why:
         body += [page.section("Why"), page.listed(plan.why)]
     body += _alternatives(plan)

@@ -11,6 +11,7 @@ from rich.text import Text
 from planner.plan_file.read import read_decision
 from planner.plan_file.schema import DecisionRecord, IdleRecord, Plan, PredictionRecord, RestrictionRecord
 from planner.report.front_text import print_front
+from planner.report.layered_table import layers_table, tensor_words
 from planner.units import (
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
@@ -38,6 +39,7 @@ def print_plan(console: Console, plan: Plan, *, cpu_seconds: float | None, next_
     _verdict(console, plan)
     _decision(console, plan.decision)
     _stages(console, plan)
+    _layers(console, plan)
     _breakdown(console, plan.prediction)
     _listed(console, "Why", plan.why)
     _runners_up(console, plan)
@@ -161,7 +163,7 @@ def risk_words(probability: float) -> str:
 def decision_words(d: DecisionRecord) -> list[str]:
     """The decision in two or three short lines."""
     degrees = d.degrees
-    axes = [f"TP {degrees.tp}", f"PP {degrees.pp}", f"DP {degrees.dp}", f"CP {degrees.cp}"]
+    axes = [f"TP {tensor_words(d)}", f"PP {degrees.pp}", f"DP {degrees.dp}", f"CP {degrees.cp}"]
     if degrees.ep > 1 or degrees.expert_tp > 1:
         axes += [f"EP {degrees.ep}", f"expert TP {degrees.expert_tp}"]
     schedule = d.schedule if d.virtual_stages == 1 else f"{d.schedule} with {d.virtual_stages} virtual stages"
@@ -224,6 +226,15 @@ def _stages(console: Console, plan: Plan) -> None:
     console.print(table)
     if len(shown) < len(lines):
         console.print(f"({len(lines) - len(shown)} stages between them not shown; --json has all)")
+
+
+def _layers(console: Console, plan: Plan) -> None:
+    """The layers of a plan whose embedding and head, or layers, have degrees of their own."""
+    if plan.decision.ends is None:
+        return
+    console.print()
+    console.print("Layers", style="bold")
+    console.print(layers_table(plan.decision, is_ulysses=plan.inputs.profile is not None))
 
 
 def _shown_stages(plan: Plan, count: int) -> set[int]:

@@ -13,16 +13,26 @@ from planner.cost.step import price
 from planner.plan_file.read import read_cost_model, read_decision
 from planner.plan_file.schema import Plan
 from planner.schedule.orders import virtual_stage
+from planner.schedule.timeline import Timeline
 from planner.units import MICRO
 
 KINDS = ("forward", "backward", "input gradient", "weight gradient")
 
 
+def _timeline(plan: Plan) -> Timeline:
+    """Every operation of a step, priced as the plan was: by formulas, or on the profile inside the file."""
+    if plan.inputs.profile is not None:
+        from planner.profile_plan import plan_timeline
+
+        return plan_timeline(plan)
+    model, decision = read_cost_model(plan.inputs), read_decision(plan.decision)
+    return price(model, decision, keep_events=True).timeline
+
+
 def trace_json(plan: Plan) -> str:
     """The trace of one step of ``plan``, replayed from the plan's own inputs."""
-    model, decision = read_cost_model(plan.inputs), read_decision(plan.decision)
-    timeline = price(model, decision, keep_events=True).timeline
-    pp = decision.degrees.pp
+    schedule, pp = plan.decision.schedule, plan.decision.degrees.pp
+    timeline = _timeline(plan)
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": f"{plan.inputs.model.name} pipeline"}}
     ]
@@ -44,7 +54,7 @@ def trace_json(plan: Plan) -> str:
                 "dur": (event.end - event.start) / MICRO,
                 "args": {
                     "microbatch": operation.microbatch,
-                    "virtual_stage": virtual_stage(decision.schedule, event.rank, operation.chunk, pp),
+                    "virtual_stage": virtual_stage(schedule, event.rank, operation.chunk, pp),
                 },
             }
         )

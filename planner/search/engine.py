@@ -155,6 +155,7 @@ def refined(
     strategies = strategies_of(model, best.decision, limits)
     is_free = pins.recompute is None and pins.sharding is None and len(strategies) > 1
     is_free &= best.decision.schedule not in ZERO_BUBBLE and limits.recompute_granularity == "layer"
+    is_free &= not best.decision.layer_tp
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
     reporter.refining(best.decision.label())

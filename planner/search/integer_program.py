@@ -43,7 +43,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.cost.memory import Item, row_key
+from planner.cost.memory import Item
 from planner.cost.row import CandidateRow, KindCost
 from planner.cost.stage import StageModel
 from planner.cost.step import (
@@ -56,6 +56,7 @@ from planner.strategy.decision import (
     UNIT_BLOCK,
     Decision,
     rank_of_stage,
+    row_code,
 )
 from planner.units import GIB, MILLI
 
@@ -143,7 +144,7 @@ class LayerProgram:
                     yield _Group(rank, stage // self.old.degrees.pp, kind, count, alive, is_block)
 
     def _kind(self, group: _Group, strategy: tuple[int, int]) -> KindCost:
-        return self.rows[row_key(*strategy)].kinds[group.kind]
+        return self.rows[row_code(*strategy)].kinds[group.kind]
 
     def _allowed(self, group: _Group) -> list[Option]:
         """Blocks choose; embeddings and heads keep the plan's sharding and are never recomputed."""

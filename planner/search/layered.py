@@ -4,6 +4,9 @@ Branch and bound over (pp, microbatches, end strategy), best bound first; inside
 choices (layered_front) are put together to pipelines (layered_pipeline). The objective is the step that is
 reported: the replayed 1F1B timeline and the synchronisation it leaves exposed. Deterministic: ties go to the
 setting that comes first in the table.
+
+Where the table is only a lower bound of the real price, ``improve_layered`` asks a judge for that of every
+plan found, and prunes what the table says cannot beat the best real price.
 """
 
 from __future__ import annotations
@@ -11,43 +14,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from planner.cost.layered_table import EndCosts, Floats, LayeredSetting
-from planner.errors import InfeasibleError
-from planner.search.layered_bounds import Bounds, bounds_of, slack_seconds
-from planner.search.layered_front import (
-    BYTES,
-    StageOptions,
-    TooManyLabels,
-    end_row,
-    layer_rows,
-    stage_options,
-)
-from planner.search.layered_pipeline import assemble, relaxed
-from planner.search.layered_start import choice_seconds, first_plan
+from planner.cost.layered_table import LayeredSetting
+from planner.search.layered_branches import Branches, Judge
+from planner.search.layered_settings import infeasible
 from planner.strategy.layered import LayeredDecision
-from planner.units import format_bytes
-
-TIED = 1e-12
-# (stage, kinds, end or -1) -> (seconds the front is complete below, front)
-Fronts = dict[tuple[int, tuple[int, ...], int], tuple[float, StageOptions]]
-# Settings given a first plan before any bound can be compared with one.
-FIRST_LOOKS = 4
-# Shares of the way from a bound to the best step at which a search under a target is tried.
-TARGETS = (1.0,)
-
-
-@dataclass
-class _Best:
-    seconds: float = math.inf
-    setting: int = -1
-    end: int = -1
-    stages: tuple[tuple[int, int], ...] = ()
-    chosen: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,145 +46,56 @@ class LayeredResult:
         return max(0.0, 1.0 - self.lower_bound_seconds / self.step_seconds)
 
 
-@dataclass
-class _Effort:
-    solved: int = 0
-    labels: int = 0
-    replays: int = 0
-    options: int = 0
+@dataclass(frozen=True)
+class Improvement:
+    """What a judged search found beside a known plan.
+
+    ``setting`` indexes the settings, -1 when no plan is faster than the known one; ``lower_bound_seconds`` no
+    plan of the settings is below; infinite when none is below the best plan.
+    """
+
+    seconds: float
+    setting: int
+    end: int
+    stages: tuple[tuple[int, int], ...]
+    chosen: tuple[int, ...]
+    lower_bound_seconds: float
+    solved: int
+    labels: int
 
 
-class _Search:
-    def __init__(self, settings: Sequence[LayeredSetting], limit_bytes: float, deadline: float) -> None:
-        self.settings, self.limit, self.deadline = settings, limit_bytes, deadline
-        self.best, self.effort = _Best(), _Effort()
-        self.unproved: list[float] = []
-        self.coarse: dict[int, Bounds] = {}
+def improve_layered(
+    settings: Sequence[LayeredSetting],
+    limit_bytes: float,
+    judge: Judge,
+    known_seconds: float,
+    *,
+    worth: float = 0.0,
+    time_budget_seconds: float = math.inf,
+) -> Improvement:
+    """The fastest plan by ``judge`` that beats ``known_seconds``, on tables that bound what it says.
 
-    def run(self) -> list[float]:
-        coarse = []
-        for index, setting in enumerate(self.settings):
-            bounds = bounds_of(_with_least_end(setting), 0, self.limit)
-            coarse.append(bounds.step)
-            self.coarse[index] = bounds
-        order = sorted(range(len(coarse)), key=lambda i: (coarse[i], i))
-        for index in order[:FIRST_LOOKS]:
-            self.look(index, coarse)
-        for index in order[FIRST_LOOKS:]:
-            if coarse[index] < self.best.seconds * (1 - TIED):
-                self.look(index, coarse)
-        order.sort(key=lambda i: (coarse[i], i))
-        for index in order:
-            if coarse[index] >= self.best.seconds * (1 - TIED) or not math.isfinite(coarse[index]):
-                break
-            if time.process_time() > self.deadline:
-                self.unproved.append(coarse[index])
-                continue
-            self.solve(index)
-        return coarse
-
-    def look(self, index: int, coarse: list[float]) -> None:
-        """A tighter bound of a setting, and a first plan on the split that has it."""
-        setting = self.settings[index]
-        if not math.isfinite(coarse[index]):
-            return
-        step, split = relaxed(setting, self.coarse[index], self.best.seconds)
-        coarse[index] = max(coarse[index], min(step, self.best.seconds))
-        if not split:
-            return
-        for end in range(len(setting.ends)):
-            start = first_plan(setting, end, split, self.limit)
-            if start is not None:
-                self.offer(choice_seconds(setting, end, start), index, end, *start)
-
-    def solve(self, index: int) -> None:
-        setting = self.settings[index]
-        bounded = []
-        for end in range(len(setting.ends)):
-            bounds = bounds_of(setting, end, self.limit)
-            step, split = (
-                relaxed(setting, bounds, self.best.seconds) if math.isfinite(bounds.step) else (math.inf, ())
-            )
-            if split:
-                bounded.append((step, end, bounds))
-                start = first_plan(setting, end, split, self.limit)
-                if start is not None:
-                    self.offer(choice_seconds(setting, end, start), index, end, *start)
-        bounded.sort(key=lambda entry: entry[:2])
-        shared: Fronts = {}
-        for step, end, bounds in bounded:
-            if step < self.best.seconds * (1 - TIED):
-                self.solve_end(index, end, bounds, step, shared)
-
-    def offer(
-        self,
-        seconds: float,
-        index: int,
-        end: int,
-        stages: tuple[tuple[int, int], ...],
-        chosen: tuple[int, ...],
-    ) -> None:
-        if seconds < self.best.seconds * (1 - TIED):
-            self.best = _Best(seconds, index, end, stages, chosen)
-
-    def solve_end(self, index: int, end: int, bounds: Bounds, step: float, shared: Fronts) -> None:
-        """The best of one setting and end: ever looser targets, so that fronts stay short.
-
-        A target that nothing meets is proved to be a bound; the first that something meets gives the optimum.
-        """
-        self.effort.solved += 1
-        proved = step
-        for share in TARGETS:
-            target = step + (self.best.seconds - step) * share if share < 1.0 else self.best.seconds
-            if not math.isfinite(target) and share < 1.0:
-                continue
-            try:
-                if self.solve_below(index, end, bounds, target, shared):
-                    return
-            except TooManyLabels:
-                self.unproved.append(proved)
-                return
-            proved = target
-
-    def solve_below(self, index: int, end: int, bounds: Bounds, target: float, shared: Fronts) -> bool:
-        """Whether a step under ``target`` exists; the best one is offered. Raises TooManyLabels."""
-        setting = self.settings[index]
-        found: dict[tuple[int, int, int], StageOptions] = {}
-        slack = [slack_seconds(setting, bounds, i, target) for i in range(setting.pp)]
-
-        def options(i: int, a: int, b: int) -> Floats:
-            key = (i, a, b)
-            if key not in found:
-                below = float(slack[i][a, b])
-                if bounds.stage[i, a, b] >= below:
-                    found[key] = StageOptions(np.zeros((0, 3)), ())
-                else:
-                    # Fronts of inner stages do not depend on the ends: kept from one end to the next.
-                    own_end = end if i in (0, setting.pp - 1) else -1
-                    same = (i, setting.layers[a:b], own_end)
-                    widest = _widest(setting, slack[i], a, b)
-                    if same not in shared or shared[same][0] < widest:
-                        front = stage_options(
-                            setting, i, (a, b), end, self.limit, widest, float(bounds.multiplier[i, a, b])
-                        )
-                        shared[same] = (widest, front)
-                        self.effort.options += len(front.seconds)
-                    found[key] = shared[same][1]
-            return found[key].seconds
-
-        result = assemble(setting, bounds, options, target)
-        self.effort.labels += result.labels
-        self.effort.replays += result.replays
-        if result.best is None:
-            return False
-        chosen: list[int] = []
-        for i, (a, b, option) in enumerate(result.best.stages):
-            chosen += found[(i, a, b)].chosen[option]
-        stages = tuple((a, b) for a, b, _ in result.best.stages)
-        self.offer(result.best.seconds, index, end, stages, tuple(chosen))
-        if result.lower_bound < result.best.seconds * (1 - 1e-9):
-            self.unproved.append(result.lower_bound)
-        return True
+    Every setting whose bound is below the best judged plan is solved on its table; the best of each is
+    judged. What the table promised below that plan stays as the bound; so does what the fastest stages alone
+    promise where that is less than a share ``worth`` of the step; from 1 on nothing is solved and the best
+    first plan stays.
+    """
+    search = Branches(
+        settings, limit_bytes, time.process_time() + time_budget_seconds, judge, known_seconds, worth
+    )
+    search.run()
+    best, effort = search.best, search.effort
+    below = [bound for bound in search.unproved if bound < best.seconds]
+    return Improvement(
+        seconds=best.seconds,
+        setting=best.setting,
+        end=best.end,
+        stages=best.stages,
+        chosen=best.chosen,
+        lower_bound_seconds=min(below, default=math.inf),
+        solved=effort.solved,
+        labels=effort.options,
+    )
 
 
 def search_layered(
@@ -226,11 +110,11 @@ def search_layered(
     ``time_budget_seconds`` of CPU stops it with the best so far. ``funnel`` states what was left out before.
     Raises InfeasibleError with the least bytes any decision needs when nothing fits.
     """
-    search = _Search(settings, limit_bytes, time.process_time() + time_budget_seconds)
+    search = Branches(settings, limit_bytes, time.process_time() + time_budget_seconds)
     coarse = search.run()
     best = search.best
     if best.setting < 0:
-        raise _infeasible(settings, limit_bytes, unproved=bool(search.unproved))
+        raise infeasible(settings, limit_bytes, unproved=bool(search.unproved))
     setting = settings[best.setting]
     bound = min([best.seconds, *search.unproved])
     steps = [
@@ -267,78 +151,4 @@ def search_layered(
             (s.pp, s.microbatches, value, index == best.setting)
             for index, (s, value) in enumerate(zip(settings, coarse, strict=True))
         ],
-    )
-
-
-def _widest(setting: LayeredSetting, slack: Floats, a: int, b: int) -> float:
-    """The loosest bound among ranges of the same kinds: their fronts are shared."""
-    if len(set(setting.layers)) > 1:
-        return max(
-            float(slack[x, x + b - a])
-            for x in range(len(setting.layers) - (b - a) + 1)
-            if setting.layers[x : x + b - a] == setting.layers[a:b]
-        )
-    return max(float(slack[x, x + b - a]) for x in range(len(setting.layers) - (b - a) + 1))
-
-
-def _with_least_end(setting: LayeredSetting) -> LayeredSetting:
-    """The setting with one end that has the least of every cost: bounds every end strategy."""
-
-    def least(costs: EndCosts) -> EndCosts:
-        return EndCosts(
-            *(
-                np.array([getattr(costs, name).min()])
-                for name in (
-                    "forward_seconds", "backward_seconds", "sync_seconds", "state_bytes", "activation_bytes"
-                )
-            )
-        )  # fmt: skip
-
-    return replace(
-        setting,
-        ends=setting.ends[:1],
-        first=least(setting.first),
-        last=least(setting.last),
-        end_layout=setting.end_layout[:1],
-    )
-
-
-def least_bytes(setting: LayeredSetting) -> float:
-    """A floor of the fullest device's bytes over every decision of a setting (even shares at best)."""
-    count = len(setting.layers)
-    kinds = np.array(setting.layers)
-    floors = []
-    for end in range(len(setting.ends)):
-        own = [float(end_row(setting, i, end)[BYTES]) for i in range(setting.pp)]
-        least = np.array(
-            [
-                np.concatenate([[0.0], np.cumsum(layer_rows(setting, i)[:, :, BYTES].min(axis=1)[kinds])])
-                for i in range(setting.pp)
-            ]
-        )
-        reach = np.full(count + 1, np.inf)
-        reach[0] = 0.0
-        for i in range(setting.pp):
-            spans = least[i][None, :] - least[i][:, None] + own[i]
-            spans[np.tril_indices(count + 1)] = np.inf
-            reach = np.maximum(reach[:, None], spans).min(axis=0)
-        floors.append(float(reach[-1]))
-    return min(floors) + setting.reserve_bytes
-
-
-def _infeasible(settings: Sequence[LayeredSetting], limit_bytes: float, *, unproved: bool) -> InfeasibleError:
-    if unproved:
-        return InfeasibleError("the search stopped before any plan was found", hint="raise --time-budget")
-    if not settings:
-        return InfeasibleError(
-            "no pipeline degree and microbatch count is covered by the profile and divides the batch",
-            hint="use a global batch that is a multiple of the number of GPUs",
-        )
-    needs = [(least_bytes(s), s) for s in settings]
-    need, nearest = min(needs, key=lambda pair: pair[0])
-    return InfeasibleError(
-        f"no decision fits in {format_bytes(limit_bytes)} a GPU: the leanest needs at least "
-        f"{format_bytes(need)} (pp {nearest.pp}, {nearest.microbatches} microbatches)",
-        hint=f"use --memory-limit-gib {math.ceil(need / 2**30)} or more, or more GPUs",
-        nearest_miss={"bytes": need, "pp": nearest.pp, "microbatches": nearest.microbatches},
     )

@@ -29,7 +29,7 @@ from itertools import pairwise
 import numpy as np
 
 from planner.cost.layered_table import Floats, LayeredSetting
-from planner.search.layered_front import BYTES, WORKING, end_row, layer_rows, weight_rows
+from planner.search.layered_front import BYTES, UPDATE, WORKING, end_row, layer_rows, weight_rows
 
 MAX_MULTIPLIERS = 24
 
@@ -42,13 +42,15 @@ class Bounds:
     split is
     not allowed); ``multiplier[i, a, b]`` that proves it. ``before[i, a]``: least sum of stages 0 to i - 1
     holding layers 0 to a, sends both ways included; ``behind[i, b]``: least sum of stages i to pp - 1 holding
-    layers b to the last, sends from stage i - 1 on included. ``step``: least seconds of a step.
+    layers b to the last, sends from stage i - 1 on included. ``update``: least seconds of the longest update
+    behind a pipeline. ``step``: least seconds of a step.
     """
 
     stage: Floats
     multiplier: Floats
     before: Floats
     behind: Floats
+    update: float
     step: float
 
 
@@ -64,8 +66,14 @@ def bounds_of(setting: LayeredSetting, end: int, limit_bytes: float) -> Bounds:
         for i, (first, last) in enumerate(setting.splits):
             allowed[i, first, last] = True
         stage[~allowed] = np.inf
+    return with_stages(setting, stage, multiplier, _least_update(setting, end) if pp > 1 else 0.0)
+
+
+def with_stages(setting: LayeredSetting, stage: Floats, multiplier: Floats, update: float) -> Bounds:
+    """Bounds that follow from those of the stages."""
     before, behind = _sums(setting, stage)
-    return Bounds(stage, multiplier, before, behind, _least_step(setting, stage, before, behind))
+    step = _least_step(setting, stage, before, behind) + update
+    return Bounds(stage, multiplier, before, behind, update, step)
 
 
 def path_seconds(microbatches: int, after: int, forward: Floats, backward: Floats, behind: Floats) -> Floats:
@@ -90,6 +98,7 @@ def slack_seconds(setting: LayeredSetting, bounds: Bounds, stage: int, best: flo
     """
     if setting.pp == 1:
         return np.full(bounds.stage.shape[1:], best)
+    best = best - bounds.update
     m, w = setting.microbatches, setting.pp - 1 - stage
     before = bounds.before[stage][:, None]
     behind = bounds.behind[stage + 1][None, :] if stage + 1 < setting.pp else _nothing_behind(setting)
@@ -112,27 +121,38 @@ def _nothing_behind(setting: LayeredSetting) -> Floats:
 def _stage_bounds(setting: LayeredSetting, stage: int, end: int, limit_bytes: float) -> tuple[Floats, Floats]:
     rows = layer_rows(setting, stage)
     own = end_row(setting, stage, end)
-    seconds, size, working = weight_rows(rows, setting.pp), rows[:, :, BYTES], rows[:, :, WORKING]
+    seconds, size = weight_rows(rows, setting.pp), rows[:, :, BYTES]
+    # What a strategy's own group needs, every choice that has it needs.
+    working = rows[:, :, WORKING] + [
+        setting.shared(stage, end, setting.mask(s)) for s in range(rows.shape[1])
+    ]
     order = np.array(setting.layers)
     room = limit_bytes - setting.reserve_bytes - float(own[BYTES])
     multipliers = _multipliers(seconds, size)
-    spans = np.arange(len(order) + 1)
-    found = np.full((len(order) + 1,) * 2, np.inf)
-    proof = np.zeros_like(found)
+    count = len(order)
+    spans = np.arange(count + 1)
+    is_equal = len(set(setting.layers)) == 1
+    # Layers of one kind are bounded by their number: ranges from the first layer stand for all.
+    ranges = _counted if is_equal else _ranges
+    shape = (1, count + 1) if is_equal else (count + 1, count + 1)
+    found, proof = np.full(shape, np.inf), np.zeros(shape)
     # A choice whose largest working set is w uses strategies of at most w and has w less for the rest.
     for w in np.unique(working):
         usable = np.isfinite(seconds) & (working <= w)
         is_open = usable.any(axis=1)
-        blocked = _ranges((~is_open).astype(float)[order][None])[0]
-        least = _ranges(np.where(is_open, np.where(usable, size, np.inf).min(axis=1), 0.0)[order][None])[0]
+        blocked = ranges((~is_open).astype(float)[order][None])[0]
+        least = ranges(np.where(is_open, np.where(usable, size, np.inf).min(axis=1), 0.0)[order][None])[0]
         priced = np.where(usable, seconds[None] + multipliers[:, None, None] * size[None], np.inf)
         cheapest = np.where(is_open, priced.min(axis=2), 0.0)[:, order]
-        values = _ranges(cheapest) - (multipliers * (room - w))[:, None, None]
+        values = ranges(cheapest) - (multipliers * (room - w))[:, None, None]
         best = values.argmax(axis=0)
         value = np.take_along_axis(values, best[None], axis=0)[0]
         value[(least > room - w) | (blocked > 0.0)] = np.inf
         better = value < found
         found[better], proof[better] = value[better], multipliers[best][better]
+    if is_equal:
+        number = np.maximum(0, spans[None, :] - spans[:, None])
+        found, proof = found[0][number], proof[0][number]
     found = found + float(weight_rows(own, setting.pp))
     found[spans[None, :] <= spans[:, None]] = np.inf
     if stage == 0:
@@ -147,6 +167,12 @@ def _ranges(values: Floats) -> Floats:
     sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
     found: Floats = sums[:, None, :] - sums[:, :, None]
     return found
+
+
+def _counted(values: Floats) -> Floats:
+    """[row, 0, n]: sums of the first n values of every row."""
+    sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
+    return sums[:, None, :]
 
 
 def _multipliers(seconds: Floats, size: Floats) -> Floats:
@@ -200,6 +226,18 @@ def _least_step(setting: LayeredSetting, stage: Floats, before: Floats, behind: 
     # A stage of t seconds with w behind takes sum + (m - 1) t + max(-D, D - w t) >= sum + (m - 1 - w / 2) t.
     paths = [whole + slowest * (m - 1 - (pp - 1) / 2.0), m * slowest, whole]
     return max(paths) if m - 1 >= pp else max(m * slowest, whole)
+
+
+def _least_update(setting: LayeredSetting, end: int) -> float:
+    """Least seconds of the longest update over all splits, each layer with its own least."""
+    order, spans = np.array(setting.layers), np.arange(len(setting.layers) + 1)
+    found = []
+    for stage in range(setting.pp):
+        least = layer_rows(setting, stage)[:, :, UPDATE].min(axis=1)[order]
+        held = _ranges(least[None])[0] + end_row(setting, stage, end)[UPDATE]
+        held[spans[None, :] <= spans[:, None]] = np.inf
+        found.append(held)
+    return _least_slowest(np.array(found))
 
 
 def _least_slowest(stage: Floats) -> float:

@@ -29,8 +29,8 @@ Split = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of one (stage, first layer). ``rows``: D, N, S, then every stage's seconds from the last to this
-    one; ``came``: end layer, option, label behind."""
+    """Labels of one (stage, first layer). ``rows``: D, N, S, U (the longest update), then every stage's
+    seconds from the last to this one; ``came``: end layer, option, label behind."""
 
     rows: Floats
     came: Codes
@@ -66,7 +66,8 @@ def relaxed(setting: LayeredSetting, bounds: Bounds, below: float) -> tuple[floa
         return (step, ((0, len(setting.layers)),)) if step < below else (np.inf, ())
 
     def options(i: int, a: int, b: int) -> Floats:
-        return np.full((1, 3), bounds.stage[i, a, b] / 2.0)
+        half = bounds.stage[i, a, b] / 2.0
+        return np.array([[half, half, half, bounds.update]])
 
     tables, _ = _label(setting, bounds, options, below, is_exact=False)
     final = tables[0].get(0)
@@ -78,7 +79,7 @@ def relaxed(setting: LayeredSetting, bounds: Bounds, below: float) -> tuple[floa
         end, _, label = (int(x) for x in tables[i][first].came[index])
         split.append((first, end))
         first, index = end, label
-    return float(final.rows[at, 1]), tuple(split)
+    return float(final.rows[at, 1]) + bounds.update, tuple(split)
 
 
 def assemble(setting: LayeredSetting, bounds: Bounds, options: Options, below: float) -> PipelineResult:
@@ -87,8 +88,8 @@ def assemble(setting: LayeredSetting, bounds: Bounds, options: Options, below: f
     final = tables[0].get(0)
     if final is None or not len(final.rows):
         return PipelineResult(None, below, labels, 0)
-    least = float(final.rows[:, 2].min())
-    at = int(final.rows[:, 2].argmin())
+    ends = final.rows[:, 2] + final.rows[:, 3]
+    least, at = float(ends.min()), int(ends.argmin())
     best = _replayed(setting, tables, at, options)
     if best.seconds <= least * (1 + TOLERANCE):
         return PipelineResult(best if best.seconds < below else None, min(best.seconds, below), labels, 1)
@@ -100,8 +101,9 @@ def assemble(setting: LayeredSetting, bounds: Bounds, options: Options, below: f
     final = tables[0].get(0)
     replays = 1
     if final is not None:
-        for index in np.argsort(final.rows[:, 2], kind="stable"):
-            if final.rows[index, 2] >= best.seconds:
+        ends = final.rows[:, 2] + final.rows[:, 3]
+        for index in np.argsort(ends, kind="stable"):
+            if ends[index] >= best.seconds:
                 break
             replays += 1
             found = _replayed(setting, tables, int(index), options)
@@ -130,13 +132,14 @@ def _label(
                     continue
                 found, option, label = _join(setting, i, own, behind)
                 # Backwards in front follow this stage's backward, not its synchronisation: S stands alone.
-                alive = np.maximum(bounds.before[i, a] + found[:, 1], found[:, 2]) < below
+                latest = np.maximum(bounds.before[i, a] + found[:, 1], found[:, 2])
+                alive = latest + np.maximum(found[:, 3], bounds.update) < below
                 if alive.any():
                     rows.append(found[alive])
                     came.append(np.stack([np.full(int(alive.sum()), b), option[alive], label[alive]], axis=1))
             if rows:
                 merged, source = np.concatenate(rows), np.concatenate(came)
-                kept = pareto(merged[:, 3:] if is_exact else merged[:, :3])
+                kept = pareto(merged[:, 4:] if is_exact else merged[:, :4])
                 made += len(kept)
                 if is_exact and made > MAX_LABELS:
                     raise TooManyLabels
@@ -148,12 +151,12 @@ def _join(
     setting: LayeredSetting, stage: int, own: Floats, behind: Labels | None
 ) -> tuple[Floats, Codes, Codes]:
     """Every option of a stage with every label behind it."""
-    f, b, ending = own[:, 0:1], own[:, 1:2], own[:, 2:3]
+    f, b, ending, update = own[:, 0:1], own[:, 1:2], own[:, 2:3], own[:, 3:4]
     m, w = setting.microbatches, setting.pp - 1 - stage
     if behind is None:
         zero = np.zeros((1, 1))
         n = path_seconds(m, w, f, b, zero)
-        rows = np.stack([f + b, n, n + ending - b], axis=2).reshape(-1, 3)
+        rows = np.stack([f + b, n, n + ending - b, update], axis=2).reshape(-1, 4)
         option = np.arange(len(own))
         return np.concatenate([rows, own], axis=1), option, np.full(len(own), -1)
     send = setting.send_forward_seconds + setting.send_backward_seconds
@@ -161,10 +164,11 @@ def _join(
     n = np.maximum(path_seconds(m, w, f, b, d), behind.rows[None, :, 1] + f + b + send)
     s = np.maximum(behind.rows[None, :, 2] + f + setting.send_forward_seconds, n + ending - b)
     total = d + f + b
-    rows = np.stack([total, n, s], axis=2).reshape(-1, 3)
+    longest = np.maximum(behind.rows[None, :, 3], update)
+    rows = np.stack([total, n, s, longest], axis=2).reshape(-1, 4)
     option = np.repeat(np.arange(len(own)), len(behind.rows))
     label = np.tile(np.arange(len(behind.rows)), len(own))
-    return np.concatenate([rows, behind.rows[label, 3:], own[option]], axis=1), option, label
+    return np.concatenate([rows, behind.rows[label, 4:], own[option]], axis=1), option, label
 
 
 def _replayed(
@@ -172,13 +176,14 @@ def _replayed(
 ) -> Assembled:
     """The choice behind one final label, its step replayed."""
     first, index = 0, at
-    stages, forward, backward, sync = [], [], [], []
+    stages, forward, backward, sync, update = [], [], [], [], []
     for i in range(setting.pp):
         end, option, label = (int(x) for x in tables[i][first].came[index])
-        f, b, ending = (float(x) for x in options(i, first, end)[option])
+        f, b, ending, u = (float(x) for x in options(i, first, end)[option])
         stages.append((first, end, option))
         forward.append(f)
         backward.append(b)
         sync.append(ending - b)
+        update.append(u)
         first, index = end, label
-    return Assembled(step_seconds(setting, forward, backward, sync), tuple(stages))
+    return Assembled(step_seconds(setting, forward, backward, sync, update), tuple(stages))

@@ -20,10 +20,10 @@ def first_plan(setting: LayeredSetting, end: int, split: Split, limit_bytes: flo
     """(stages, strategy of every layer) within memory, or None when two strategies a stage never fit."""
     chosen: list[int] = []
     for stage, layers in enumerate(split):
-        found = _fill(setting, stage, layers, end, limit_bytes)
+        found = fill_stage(setting, stage, layers, end, limit_bytes)
         if found is None:
             return None
-        chosen += found
+        chosen += found[1]
     return split, tuple(chosen)
 
 
@@ -36,12 +36,14 @@ def choice_seconds(setting: LayeredSetting, end: int, choice: Choice) -> float:
         [c.forward_seconds for c in costs],
         [c.backward_seconds for c in costs],
         [c.sync_seconds for c in costs],
+        [c.update_seconds for c in costs],
     )
 
 
-def _fill(
+def fill_stage(
     setting: LayeredSetting, stage: int, layers: tuple[int, int], end: int, limit_bytes: float
-) -> list[int] | None:
+) -> tuple[float, list[int]] | None:
+    """(seconds by ``weight_rows``, strategies) of the fastest such choice; None when none fits."""
     rows = layer_rows(setting, stage)
     own = end_row(setting, stage, end)
     kinds = np.array(setting.layers[layers[0] : layers[1]])
@@ -62,6 +64,11 @@ def _fill(
         need = size[at][:, :, None] + (size[count] - size[at])[:, None, :]
     both = np.where(at[:, None, None] < count, np.maximum(working[:, None], working[None, :])[None], 0.0)
     need = need + np.maximum(both, working[None, :, None])
+    if setting.shared_bytes is not None:
+        masks = [setting.mask(s) for s in range(strategies)]
+        shared = {mask: setting.shared(stage, end, mask) for mask in {a | b for a in masks for b in masks}}
+        pairs = np.array([[shared[a | b] for b in masks] for a in masks])
+        need = need + np.where(at[:, None, None] < count, pairs[None], pairs.diagonal()[None, :, None])
     between = change[np.ix_(setting.layout, setting.layout)][None]
     time = time + np.where(at[:, None, None] < count, between, 0.0)
     if stage == 0:
@@ -74,4 +81,5 @@ def _fill(
     if not np.isfinite(time.flat[best]):
         return None
     cut, first, second = (int(x) for x in np.unravel_index(best, time.shape))
-    return [first] * (cut + 1) + [second] * (count - cut - 1)
+    own_seconds = float(weight_rows(own, setting.pp))
+    return float(time.flat[best]) + own_seconds, [first] * (cut + 1) + [second] * (count - cut - 1)

@@ -6,7 +6,7 @@ see. Rank order is fixed: tp varies fastest, then cp, then dp, then pp (Megatron
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SHARDINGS = ("none", "optimizer", "gradients", "parameters")
 SHARDING_GROUPS = ("global", "island")
@@ -26,6 +26,22 @@ UNIT_BLOCK, UNIT_PART, UNIT_MATRIX = range(3)
 def rank_of_stage(schedule: str, stage: int, pp: int) -> int:
     """The pipeline rank a virtual stage runs on: c mod pp, or back up the V (``schedule.orders``)."""
     return 2 * pp - 1 - stage if schedule == "zb-v" and stage >= pp else stage % pp
+
+
+def row_code(sharding: int, unit: int = UNIT_BLOCK, tensor: int = 0) -> int:
+    """One number for what prices a layer: its sharding, its gather unit, and which tensor degree it has.
+
+    ``tensor`` counts the plan's tensor degrees (``Decision.tensor_degrees``). A sharding's own code for whole
+    blocks of the plan's degree.
+    """
+    return sharding + len(SHARDINGS) * (unit + len(GATHER_UNITS) * tensor)
+
+
+def row_parts(code: int) -> tuple[int, int, int]:
+    """(sharding, gather unit, tensor) of a ``row_code``."""
+    rest, sharding = divmod(code, len(SHARDINGS))
+    tensor, unit = divmod(rest, len(GATHER_UNITS))
+    return sharding, unit, tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,9 @@ class Decision:
     ``recompute[b]`` is the recompute code of block b; ``sharding`` (and its group) is one for the plan,
     ``layer_sharding`` overrides it per block when not empty. ``offload`` optimizer: optimizer states, fp32
     weights and the update itself are the host's. ``layer_units`` says per block what of its sharded weights
-    is gathered at once (``cost.gather_units``); empty: whole blocks.
+    is gathered at once (``cost.gather_units``); empty: whole blocks. ``layer_tp`` overrides the tensor degree
+    per block: data ranks and microbatch size of the block follow, so that a stage's ranks and a microbatch's
+    sequences stay. Embedding and head have ``degrees`` and ``sharding``.
     """
 
     degrees: Degrees
@@ -74,6 +92,7 @@ class Decision:
     layer_sharding: tuple[int, ...] = ()
     offload: int = OFFLOAD_NONE
     layer_units: tuple[int, ...] = ()
+    layer_tp: tuple[int, ...] = ()
 
     @property
     def global_batch(self) -> int:
@@ -87,10 +106,41 @@ class Decision:
         """Gather unit code of one block."""
         return self.layer_units[block] if self.layer_units else UNIT_BLOCK
 
+    def tp_of(self, block: int) -> int:
+        """Tensor degree of one block."""
+        return self.layer_tp[block] if self.layer_tp else self.degrees.tp
+
+    @property
+    def tensor_degrees(self) -> tuple[int, ...]:
+        """Every tensor degree in use: that of embedding and head first, the others ascending."""
+        own = self.degrees.tp
+        return (own, *sorted(set(self.layer_tp) - {own}))
+
+    def degrees_of(self, tp: int) -> Degrees:
+        """Degrees of layers with ``tp``; data ranks are what is left of a stage."""
+        d = self.degrees
+        return d if tp == d.tp else replace(d, tp=tp, dp=d.dp * d.tp // tp)
+
+    def microbatch_size_of(self, tp: int) -> int:
+        """Sequences a data rank of layers with ``tp`` has of one microbatch."""
+        return self.microbatch_size * tp // self.degrees.tp
+
     def strategies(self) -> list[tuple[int, int]]:
         """(sharding, gather unit) codes in use, the plan's own sharding with whole blocks first."""
         used = {(self.sharding_of(b), self.unit_of(b)) for b in range(len(self.recompute))}
         return [(self.sharding, UNIT_BLOCK), *sorted(used - {(self.sharding, UNIT_BLOCK)})]
+
+    def row_code(self, block: int | None = None) -> int:
+        """The code of a block, or of embedding and head; without ``layer_tp`` and units the sharding's."""
+        if block is None:
+            return self.sharding
+        tensor = self.tensor_degrees.index(self.tp_of(block)) if self.layer_tp else 0
+        return row_code(self.sharding_of(block), self.unit_of(block), tensor)
+
+    def row_codes(self) -> list[int]:
+        """Every cost row in use, that of embedding and head first."""
+        others = {self.row_code(block) for block in range(len(self.recompute))}
+        return [self.sharding, *sorted(others - {self.sharding})]
 
     def blocks_of_rank(self, rank: int) -> list[tuple[int, tuple[int, int]]]:
         """(chunk index on the rank, block range) of one pipeline rank, in model order."""
@@ -109,7 +159,8 @@ class Decision:
     def label(self) -> str:
         """One short line for tables: TP4 PP2 DP8 ... with everything that is not its default."""
         d = self.degrees
-        parts = [f"TP{d.tp}", f"PP{d.pp}", f"DP{d.dp}"]
+        tensor = "/".join(map(str, sorted({self.tp_of(b) for b in range(len(self.recompute))} or {d.tp})))
+        parts = [f"TP{tensor}", f"PP{d.pp}", f"DP{d.dp}"]
         if d.cp > 1:
             parts.append(f"CP{d.cp}")
         if d.ep > 1:

@@ -26,7 +26,8 @@ class Limits:
     recomputes: names of the modes a layer may have, in order of growing recompute. is_exact: heuristic rules
     of the decision tree cut nothing. offload_shardings: names of the shardings beside which the optimizer may
     be on the host; () when it never may. gather_units: what of a block's sharded weights may be gathered at
-    once, layer by layer.
+    once, layer by layer. has_layer_degrees: layers, and embedding and head, may have tensor degrees of their
+    own.
     """
 
     target: str
@@ -47,6 +48,7 @@ class Limits:
     is_exact: bool = False
     offload_shardings: tuple[str, ...] = ()
     gather_units: tuple[str, ...] = ("block",)
+    has_layer_degrees: bool = False
 
 
 ANY = Limits(

@@ -291,15 +291,23 @@ def galvatron(plan: Plan, folder: Path) -> list[str]:
     with without_megatron(), pytest.MonkeyPatch.context() as patch:
         found, args = derived_by_galvatron(config, layers, plan.inputs.cluster.gpus, patch)
     kinds = {0: args.default_dp_type, 1: "zero3"}
+    runs = [run for stage in q.stages for run in stage.layer_strategies]
+    blocks = [(run.tp, run.dp) for run in runs for _ in range(run.layers[0], run.layers[1] + 1)]
+    own = (d.tp, d.dp) if q.ends is None else (q.ends.tp, q.ends.dp)
+    # Embedding, layers, norm, head; a layer alone on its weights may have any sharding.
+    widths = [own, *blocks, own, own]
     return differing(
         {
             "pp": d.pp,
-            "tp": [d.tp] * (layers + 3),
+            "tp": [tp for tp, _ in widths],
             # Release 2.4.0 does not know context parallelism: its data ranks are dp x cp.
-            "dp": [d.dp * d.cp] * (layers + 3),
+            "dp": [dp * d.cp for _, dp in widths],
             "stages": stage_layers(plan),
             "recompute": [int(mode == "full") for mode in recomputes(plan)],
-            "sharding": [DP_TYPES[name] for name in shardings(plan)],
+            "sharding": [
+                DP_TYPES[name] if dp * d.cp > 1 else ""
+                for name, (_, dp) in zip(shardings(plan), blocks, strict=True)
+            ],
             "microbatches": q.microbatches,
             "sequences": q.global_batch,
         },
@@ -309,7 +317,10 @@ def galvatron(plan: Plan, folder: Path) -> list[str]:
             "dp": found["dp_sizes_whole"],
             "stages": found["pp_division"],
             "recompute": found["checkpoint_flags_enc"],
-            "sharding": [kinds[code] for code in found["dp_types_enc"]],
+            "sharding": [
+                kinds[code] if dp * d.cp > 1 else ""
+                for code, (_, dp) in zip(found["dp_types_enc"], blocks, strict=True)
+            ],
             "microbatches": args.chunks,
             "sequences": args.global_train_batch_size,
         },

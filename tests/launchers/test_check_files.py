@@ -576,11 +576,18 @@ def test_a_galvatron_file_of_too_few_layers_is_caught(tmp_path):
     assert "layers 4 in g.json, 32 in llama-3.1-8b" in found["model"]
 
 
-def test_layers_that_differ_in_tp_are_not_priced_but_pass(tmp_path):
+def test_layers_that_differ_in_tp_pass_and_are_named(tmp_path):
     changes = {"tp_sizes_enc": "4,4,2,2"}
     findings = checked(tmp_path, "g.json", json_file(GALVATRON, changes), "galvatron", gpus=16)
     assert not failures(findings)
-    assert "2 layers 2, 2 layers 4" in derived(findings)["not priced"]
+    assert derived(findings)["tp by layer"].startswith("2 layers 2, 2 layers 4, embedding and head")
+    assert "not priced" not in derived(findings)
+
+
+def test_layers_that_differ_in_cp_are_not_priced_but_pass(tmp_path):
+    changes = {"cp_sizes_enc": "2,2,1,1"}
+    findings = checked(tmp_path, "g.json", json_file(GALVATRON, changes), "galvatron", gpus=16)
+    assert "2 layers 1, 2 layers 2" in derived(findings)["not priced"]
 
 
 @pytest.mark.parametrize(

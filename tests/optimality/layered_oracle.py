@@ -8,6 +8,7 @@ arrived).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise, product
 
@@ -18,8 +19,8 @@ from planner.cost.layered_table import EndCosts, LayerCosts, LayeredSetting
 from planner.strategy.layered import LayerChoice
 
 
-def timeline_seconds(m, forward, backward, sync, send_f, send_b):
-    """End of the step by recursion over the events of 1F1B."""
+def timeline_seconds(m, forward, backward, sync, send_f, send_b, update=(0.0,)):
+    """End of the step by recursion over the events of 1F1B, and the longest update behind it."""
     pp = len(forward)
     orders = []
     for i in range(pp):
@@ -40,21 +41,25 @@ def timeline_seconds(m, forward, backward, sync, send_f, send_b):
         ready = end(i + 1, "B", k) + send_b if i + 1 < pp else end(i, "F", k)
         return max(free, ready) + backward[i]
 
-    return max(end(i, "B", m - 1) + sync[i] for i in range(pp))
+    return max(end(i, "B", m - 1) + sync[i] for i in range(pp)) + max(update)
 
 
 def stage_numbers(s, stage, first, last, chosen, end):
-    """(forward, backward, sync, bytes) of a stage."""
+    """(forward, backward, sync, bytes, update) of a stage."""
     c = s.costs
     kept = min(s.microbatches, s.pp - stage)
     f = b = g = size = 0.0
-    widest = 0.0
+    widest, u = 0.0, s.constant_seconds[end] if s.constant_seconds else 0.0
+    if s.stage_forward_seconds:
+        f, b = s.stage_forward_seconds[stage], s.stage_backward_seconds[stage]
+    updates = c.update_seconds if c.update_seconds is not None else np.zeros_like(c.sync_seconds)
     layouts = [int(s.layout[x]) for x in chosen[first:last]]
     for layer in range(first, last):
         k, x = s.layers[layer], chosen[layer]
         f, b, g = f + c.forward_seconds[k, x], b + c.backward_seconds[k, x], g + c.sync_seconds[k, x]
         size += c.state_bytes[k, x] + kept * c.activation_bytes[k, x]
         widest = max(widest, c.working_bytes[k, x])
+        u += updates[k, x]
     if stage == 0:
         layouts = [int(s.end_layout[end]), *layouts]
     if stage == s.pp - 1:
@@ -66,8 +71,12 @@ def stage_numbers(s, stage, first, last, chosen, end):
         if stage == at:
             f, b = f + costs.forward_seconds[end], b + costs.backward_seconds[end]
             g += costs.sync_seconds[end]
+            u += costs.update_seconds[end] if costs.update_seconds is not None else 0.0
             size += costs.state_bytes[end] + kept * costs.activation_bytes[end]
-    return f, b, g, size + widest + s.reserve_bytes
+    if s.shared_bytes is not None:
+        used = {s.group[chosen[layer]] for layer in range(first, last)}
+        widest += s.shared_bytes(stage, end, sum(1 << one for one in used))
+    return f, b, g, size + widest + s.reserve_bytes, u
 
 
 def splits(s):
@@ -93,9 +102,9 @@ def exhaustive_seconds(settings, limit):
                     numbers = [stage_numbers(s, i, a, b, chosen, end) for i, (a, b) in enumerate(split)]
                     if max(n[3] for n in numbers) > limit:
                         continue
-                    f, b, g = ([n[x] for n in numbers] for x in range(3))
+                    f, b, g, u = ([n[x] for n in numbers] for x in (0, 1, 2, 4))
                     seconds = timeline_seconds(
-                        s.microbatches, f, b, g, s.send_forward_seconds, s.send_backward_seconds
+                        s.microbatches, f, b, g, s.send_forward_seconds, s.send_backward_seconds, u
                     )
                     best = min(best, seconds)
     return best
@@ -196,6 +205,35 @@ def random_setting(rng, pp, layers, kinds, strategies, ends, layouts):
         send_forward_seconds=float(rng.integers(0, 4)),
         send_backward_seconds=float(rng.integers(0, 4)),
         reserve_bytes=float(rng.integers(0, 3)),
+    )
+
+
+def with_own_terms(rng, s):
+    """The setting with updates, stages' own seconds, a constant and bytes shared by groups drawn too."""
+
+    def draw(high, *shape):
+        return rng.integers(0, high + 1, shape).astype(float)
+
+    shape, ends = s.costs.sync_seconds.shape, len(s.ends)
+    inner = replace(s.costs, update_seconds=draw(7, *shape))
+    group = tuple(int(g) for g in rng.integers(0, 2, shape[1]))
+    weights = draw(5, s.pp, ends, 2)
+
+    def shared(stage, end, mask):
+        if stage not in (0, s.pp - 1):
+            end = 0
+        return sum(weights[stage, end, one] for one in range(2) if mask >> one & 1)
+
+    return replace(
+        s,
+        costs=inner,
+        first=replace(s.first, update_seconds=draw(6, ends)),
+        last=replace(s.last, update_seconds=draw(6, ends)),
+        stage_forward_seconds=tuple(draw(3, s.pp).tolist()),
+        stage_backward_seconds=tuple(draw(3, s.pp).tolist()),
+        constant_seconds=tuple(draw(5, ends).tolist()),
+        group=group,
+        shared_bytes=shared,
     )
 
 

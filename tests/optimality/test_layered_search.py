@@ -57,11 +57,15 @@ def instance(rng, family):
     return settings, oracle.random_limit(rng, settings)
 
 
+@pytest.mark.parametrize("has_own_terms", [False, True], ids=["plain", "own terms"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_search_is_exhaustive_search(family):
+def test_search_is_exhaustive_search(family, has_own_terms):
     feasible = 0
     for seed in range(FAMILIES[family][0]):
-        settings, limit = instance(np.random.default_rng([seed, len(family)]), family)
+        rng = np.random.default_rng([seed, len(family)])
+        settings, limit = instance(rng, family)
+        if has_own_terms:
+            settings = [oracle.with_own_terms(rng, s) for s in settings]
         want = oracle.exhaustive_seconds(settings, limit)
         found = found_seconds(settings, limit)
         if found is None:
@@ -82,15 +86,15 @@ def check_decision(found, limit):
         oracle.stage_numbers(s, i, a, b, found.chosen, found.end)
         for i, (a, b) in enumerate(found.decision.stages)
     ]
-    f, b, g = ([n[x] for n in numbers] for x in range(3))
-    again = oracle.timeline_seconds(s.microbatches, f, b, g, s.send_forward_seconds, s.send_backward_seconds)
+    f, b, g, u = ([n[x] for n in numbers] for x in (0, 1, 2, 4))
+    sends = s.send_forward_seconds, s.send_backward_seconds
+    again = oracle.timeline_seconds(s.microbatches, f, b, g, *sends, u)
     assert again == pytest.approx(found.step_seconds, rel=1e-12)
     assert max(n[3] for n in numbers) <= limit
     own = [stage_cost(s, i, span, found.chosen, found.end) for i, span in enumerate(found.decision.stages)]
     assert [c.total_bytes for c in own] == pytest.approx([n[3] for n in numbers])
-    assert step_seconds(
-        s, [c.forward_seconds for c in own], [c.backward_seconds for c in own], [c.sync_seconds for c in own]
-    ) == pytest.approx(again)
+    columns = ("forward_seconds", "backward_seconds", "sync_seconds", "update_seconds")
+    assert step_seconds(s, *([getattr(c, name) for c in own] for name in columns)) == pytest.approx(again)
 
 
 def test_search_is_the_integer_program():
