@@ -51,6 +51,7 @@ class Point:
             virtual_stages=d.virtual_stages,
             sharding=d.sharding,
             recompute=d.recompute,
+            offload=d.offload,
         )
         tokens = self.plan.inputs.workload.tokens
         if tokens is not None:

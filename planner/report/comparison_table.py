@@ -50,7 +50,8 @@ def plan_words(row: dict[str, Any]) -> str:
     for key, short in (("cp", "CP"), ("ep", "EP"), ("virtual_stages", "VP")):
         if row[key] > 1:
             text += f" {short}{row[key]}"
-    return f"{text} mb{row['microbatch_size']}"
+    where = "" if row["offload"] == "none" else ", optimizer on the host"
+    return f"{text} mb{row['microbatch_size']}{where}"
 
 
 def comparison_csv(rows: list[dict[str, Any]]) -> str:
