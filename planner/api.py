@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner import __version__
-from planner.cost.step import CostModel, decision_candidates, price
+from planner.cost.offload import usable_bytes
+from planner.cost.step import CostModel, price, used_candidates
 from planner.errors import InfeasibleError, InputError
+from planner.fronts import front_record
 from planner.pin_rules import check_names, check_pins
 from planner.plan_file.build import build_decision, build_inputs, build_prediction
 from planner.plan_file.read import read_cost_model, read_decision, read_errors, read_plan
@@ -16,15 +19,25 @@ from planner.plan_file.schema import Alternative, Inputs, Options, Plan, SearchR
 from planner.reasons import alternative_reason, plan_reasons, plan_warnings
 from planner.remedies import with_remedies
 from planner.request import Request, Resolved, resolve
-from planner.search.engine import SearchResult, Solution, search
+from planner.search.engine import SearchResult, Solution
+from planner.search.last_resort import search_all
 from planner.search.layout import balanced_chunks
 from planner.search.reporter import Reporter
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
-from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import (
+    OFFLOADS,
+    RECOMPUTES,
+    SCHEDULES,
+    SHARDING_GROUPS,
+    SHARDINGS,
+    Decision,
+    Degrees,
+)
+from planner.strategy.kind import differences
 from planner.strategy.limits import ANY
 from planner.strategy.rules import require_valid
-from planner.targets import limits_of, require_expressible, restriction_record
+from planner.targets import limits_of, require_able, require_expressible, restriction_record
 from planner.units import format_bytes
 
 
@@ -38,9 +51,12 @@ def make_plan(
     reporter: Reporter | None = None,
     suggest: bool = True,
     exact: bool = False,
+    head_rooms: Sequence[float] = (),
 ) -> Plan:
     """The best plan for a request.
 
+    ``head_rooms``: shares of the memory limit to leave free; the plan then carries the fastest plan of each,
+    the one of least memory, and the splits of its own mesh (``front``).
     A target's plan says what keeping to that launcher costs (``search.restriction``). ``suggest`` False
     leaves that comparison out, and the changes that would fit when nothing does. ``exact``: heuristic rules
     leave nothing out. Raises InputError for a request or pin that breaks a rule, InfeasibleError with the
@@ -52,8 +68,10 @@ def make_plan(
     resolved = resolve(request)
     check_pins(resolved, pins, limits)
     model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
+    inputs = asked_inputs(model, resolved, pins, target, top)
+    require_able(inputs, target)
     try:
-        result = search(
+        result = search_all(
             model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
         )
     except InfeasibleError as error:
@@ -64,18 +82,32 @@ def make_plan(
 
             raise with_remedies(error, request, pins, again) from None
         raise
-    plan = _plan_of(model, resolved, result, pins, target, top)
+    if result.best.decision.offload:
+        inputs = asked_inputs(model, resolved, pins, target, top, result.best.decision)
+    plan = _plan_of(model, resolved, result, inputs)
     require_expressible(plan, target)
+    deadline = started + time_budget_seconds
+    if head_rooms:
+        left = deadline - time.process_time()
+        asked = (model, limits, pins, result, head_rooms, resolved.errors)
+        front = front_record(*asked, time_budget_seconds=left, reporter=reporter)
+        plan = plan.model_copy(update={"front": front})
     if target == "any" or not suggest or result.status == "interrupted":
         return plan
-    left = time_budget_seconds - (time.process_time() - started)
+    left = deadline - time.process_time()
     restriction = restriction_record(model, plan, pins, result.best, time_budget_seconds=left)
     return plan.model_copy(update={"search": plan.search.model_copy(update={"restriction": restriction})})
 
 
-def _plan_of(
-    model: CostModel, resolved: Resolved, result: SearchResult, pins: Pins, target: str, top: int
-) -> Plan:
+def asked_inputs(
+    model: CostModel,
+    resolved: Resolved,
+    pins: Pins,
+    target: str,
+    top: int,
+    decision: Decision | None = None,
+) -> Inputs:
+    """What a plan file says it was asked; before a search all but what a ``decision`` assumes."""
     options = Options(
         target=target,
         stack=model.stack.name,
@@ -83,12 +115,16 @@ def _plan_of(
         oom_risk=resolved.oom_risk,
         pins=pins.items(),
         top=top,
-        assumptions=resolved.assumptions,
+        assumptions=host_assumptions(resolved, decision) if decision else resolved.assumptions,
     )
+    return _inputs(model, resolved, options)
+
+
+def _plan_of(model: CostModel, resolved: Resolved, result: SearchResult, inputs: Inputs) -> Plan:
     best = result.best
     return Plan(
         planner_version=__version__,
-        inputs=_inputs(model, resolved, options),
+        inputs=inputs,
         decision=build_decision(best.decision),
         prediction=build_prediction(model, best.prediction, resolved.errors),
         search=SearchRecord.model_validate(
@@ -108,11 +144,19 @@ def _plan_of(
                 prediction=build_prediction(model, other.prediction, resolved.errors),
                 why=alternative_reason(best, other, resolved.errors),
                 tied=resolved.errors.is_tied(best.seconds, other.seconds),
+                differs=differences(other.decision, best.decision),
             )
             for other in result.alternatives
         ],
         warnings=[*resolved.warnings, *plan_warnings(model, best)],
     )
+
+
+def host_assumptions(resolved: Resolved, decision: Decision) -> list[str]:
+    """What was assumed for a plan: of the host only where the decision uses it."""
+    assumed = resolved.problem.cluster.host.assumed if decision.offload else ()
+    known = resolved.assumptions
+    return [*known, *(words for words in assumed if words not in known)]
 
 
 def _inputs(model: CostModel, resolved: Resolved, options: Options) -> Inputs:
@@ -136,6 +180,7 @@ class Choice:
     recompute: str = "none"
     schedule: str | None = None
     sequence_parallel: bool | None = None
+    offload: str = "none"
 
 
 def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
@@ -159,7 +204,10 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
         )
     dp = choice.dp if choice.dp is not None else problem.world_size // used
     schedule = choice.schedule or ("interleaved" if choice.virtual_stages > 1 else "1f1b")
-    check_names(Pins(sharding=choice.sharding, schedule=schedule, recompute=choice.recompute), ANY)
+    named = Pins(
+        sharding=choice.sharding, schedule=schedule, recompute=choice.recompute, offload=choice.offload
+    )
+    check_names(named, ANY)
     if choice.sharding_group not in SHARDING_GROUPS:
         raise InputError(
             f"--sharding-group {choice.sharding_group!r} is not a choice; choices: "
@@ -181,6 +229,7 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
         sharding=SHARDINGS.index(choice.sharding) if max(1, dp) * choice.cp > 1 else 0,
         sharding_group=SHARDING_GROUPS.index(choice.sharding_group),
         sequence_parallel=int(wants_split),
+        offload=OFFLOADS.index(choice.offload),
     )
     if choice.sequence_parallel is None:
         from planner.strategy.rules import broken_rules
@@ -200,6 +249,7 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
         microbatches=int(candidate.microbatches(problem.workload.global_batch)[0]),
         chunks=balanced_chunks(blocks, choice.pp * choice.virtual_stages),
         recompute=(RECOMPUTES.index(choice.recompute),) * blocks,
+        offload=OFFLOADS.index(choice.offload),
     )
 
 
@@ -221,7 +271,7 @@ def reprice(path: str) -> Plan:
     saved = read_plan(path)
     model = read_cost_model(saved.inputs)
     decision = read_decision(saved.decision)
-    require_valid(decision_candidates(decision, [decision.sharding]), model.problem)
+    require_valid(used_candidates(decision), model.problem)
     inputs = saved.inputs
     resolved = Resolved(
         problem=model.problem,
@@ -247,11 +297,17 @@ def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) 
             f"does not fit: stage {prediction.fullest_stage} needs {format_bytes(peak)}, "
             f"{format_bytes(peak - limit)} above the limit of {format_bytes(limit)}"
         )
+    held, room = prediction.host_bytes, usable_bytes(resolved.problem.cluster.host)
+    if held > room:
+        warnings.append(
+            f"does not fit the host: its fullest node would hold {format_bytes(held)}, usable are "
+            f"{format_bytes(room)} (--host-memory-gib)"
+        )
     options = Options(
         stack=model.stack.name,
         memory_limit_bytes=limit,
         oom_risk=resolved.oom_risk,
-        assumptions=resolved.assumptions,
+        assumptions=host_assumptions(resolved, decision),
     )
     return Plan(
         planner_version=__version__,

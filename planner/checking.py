@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from planner.cost.step import decision_candidates, price
+from planner.cost.offload import usable_bytes
+from planner.cost.step import CostModel, price, used_candidates
 from planner.documents import read_document
 from planner.errors import InputError
 from planner.file_checking import Finding, check_file
@@ -97,7 +98,7 @@ def _repriced(plan: Plan) -> list[Finding]:
     """Hard rules, and the prediction compared with pricing the decision again."""
     model = read_cost_model(plan.inputs)
     decision = read_decision(plan.decision)
-    candidates = decision_candidates(decision, [decision.sharding])
+    candidates = used_candidates(decision)
     broken = broken_rules(candidates, model.problem)
     found = [Finding(f"rule {r.name}", False, r.explain(candidates, model.problem)) for r in broken]
     if broken:
@@ -108,9 +109,22 @@ def _repriced(plan: Plan) -> list[Finding]:
     except (InputError, ValueError) as error:
         return [*found, Finding("schedule", False, str(error))]
     stated, limit = plan.prediction, plan.inputs.options.memory_limit_bytes
+    front = (
+        [_front_point(model, plan, number) for number in range(len(plan.front.points))] if plan.front else []
+    )
     total = sum(stated.breakdown_seconds.values())
     bound = plan.search.lower_bound_seconds
     is_bounded = plan.search.status == "heuristic" or bound <= again.step_seconds * (1 + TOLERANCE)
+    host = model.problem.cluster.host
+    if decision.offload:
+        found.append(
+            Finding(
+                "host memory",
+                again.host_bytes <= usable_bytes(host) * (1 + TOLERANCE),
+                f"{format_bytes(again.host_bytes)} on the fullest node of {format_bytes(usable_bytes(host))} "
+                f"usable",
+            )
+        )
     return [
         *found,
         Finding(
@@ -136,4 +150,35 @@ def _repriced(plan: Plan) -> list[Finding]:
             f"causes sum to {format_seconds(total)}",
         ),
         Finding("lower bound", is_bounded, f"{format_seconds(bound)} is not above the plan's own time"),
+        *front,
     ]
+
+
+def _front_point(model: CostModel, plan: Plan, number: int) -> Finding:
+    """One point of the front: rules, price, its own limit and bound, and no slower than a tighter one."""
+    points = plan.front.points if plan.front else []
+    point = points[number]
+    decision = read_decision(point.decision)
+    name = "least memory" if point.head_room is None else f"{point.head_room:.0%} head-room"
+    broken = broken_rules(used_candidates(decision), model.problem)
+    if broken:
+        return Finding(f"front: {name}", False, f"rule {broken[0].name} does not hold")
+    again, stated = price(model, decision), point.prediction
+    limit = stated.memory_limit_bytes
+    if point.head_room is not None:
+        limit = min(limit, (1.0 - point.head_room) * plan.inputs.options.memory_limit_bytes * (1 + TOLERANCE))
+    tighter = points[number + 1].prediction.step_seconds if number + 1 < len(points) else math.inf
+    holds = (
+        math.isclose(again.step_seconds, stated.step_seconds, rel_tol=TOLERANCE)
+        and math.isclose(again.peak_memory_bytes, stated.peak_memory_bytes, rel_tol=TOLERANCE)
+        and again.peak_memory_bytes <= limit * (1 + TOLERANCE)
+        and point.lower_bound_seconds <= again.step_seconds * (1 + TOLERANCE)
+        and stated.step_seconds <= tighter * (1 + TOLERANCE)
+    )
+    return Finding(
+        f"front: {name}",
+        holds,
+        f"{format_seconds(again.step_seconds)} and {format_bytes(again.peak_memory_bytes)} priced again, "
+        f"{format_seconds(stated.step_seconds)} and {format_bytes(stated.peak_memory_bytes)} stated, limit "
+        f"{format_bytes(limit)}",
+    )

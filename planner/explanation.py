@@ -18,7 +18,7 @@ from planner.search.tree import Pins
 from planner.units import GIB
 
 PIN_ALIASES = {"micro_batch": "microbatch_size", "mb": "microbatch_size", "vp": "virtual_stages"}
-TEXT_PINS = ("sharding", "recompute", "schedule")
+TEXT_PINS = ("sharding", "recompute", "schedule", "offload")
 
 
 @dataclass(frozen=True)

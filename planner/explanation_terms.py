@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from planner.cluster.host import host_of
 from planner.cluster.spec import Quantity
 from planner.cost.step import CostModel, Prediction
 from planner.plan_file.schema import Plan
-from planner.terms import BYTES, SECONDS, Term
+from planner.terms import BYTES, HOST_OPTIMIZER, SECONDS, Term
+from planner.units import GIB, GIGA
 
 LINKS = "link_efficiency"
 
@@ -21,8 +23,10 @@ def explain_terms(
 ) -> list[dict[str, Any]]:
     """Every cause of the step and every category of the fullest rank, in the order of the breakdown."""
     memory = prediction.stages[prediction.fullest_stage].memory_bytes
+    is_hosted = plan.decision.offload != "none"
+    causes = [HOST_OPTIMIZER if is_hosted and t.name == "optimizer" else t for t in SECONDS]
     return [
-        *(_term(plan, model, t, "seconds", prediction.breakdown_seconds[t.name], links) for t in SECONDS),
+        *(_term(plan, model, t, "seconds", prediction.breakdown_seconds[t.name], links) for t in causes),
         *(_term(plan, model, t, "bytes", memory[t.name], links) for t in BYTES),
     ]
 
@@ -68,7 +72,9 @@ def _term(
 
 
 def _technologies(plan: Plan, term: Term, links: list[dict[str, Any]]) -> list[str]:
-    """The technologies of the tiers a term's groups cross, innermost first."""
+    """The technologies of the tiers a term's groups cross, innermost first; of the host's link."""
+    if "host" in term.facts:
+        return ["pcie"]
     crossed = {link["tier"] for link in links if link["axis"] == term.axis}
     tiers = plan.inputs.cluster.profile.node_groups[0].tiers
     return list(dict.fromkeys(tier.technology for tier in tiers if tier.name in crossed))
@@ -82,6 +88,9 @@ def _facts(plan: Plan, model: CostModel, term: Term, technologies: list[str]) ->
         found.append(_fact(f"{precision} peak, TFLOP/s", peaks[precision], device.sources))
     if "memory bandwidth" in term.facts:
         found.append(_fact("memory bandwidth, GB/s", device.memory_bandwidth_gb_per_s, device.sources))
+    if "host" in term.facts:
+        found.append(_fact("host link, GB/s", device.host_link_gb_per_s, device.sources))
+        found += _host_facts(plan)
     if "links" in term.facts:
         profile = plan.inputs.cluster.profile
         for tier in profile.node_groups[0].tiers:
@@ -89,6 +98,24 @@ def _facts(plan: Plan, model: CostModel, term: Term, technologies: list[str]) ->
                 found.append(_fact(f"{tier.name}, GB/s", tier.bandwidth_gb_per_s, profile.sources))
                 found.append(_fact(f"{tier.name} hop, us", tier.latency_us, profile.sources))
     return found
+
+
+def _host_facts(plan: Plan) -> list[dict[str, Any]]:
+    """Host memory of a node and its bandwidth as the profile states them; what was assumed is a note."""
+    profile = plan.inputs.cluster.profile
+    group = profile.node_groups[0]
+    stated = (
+        ("host memory, GiB a node", group.host_memory_gib),
+        ("host memory bandwidth, GB/s a node", group.host_memory_bandwidth_gb_per_s),
+    )
+    host = host_of(group, plan.inputs.cluster.device, group.devices_per_node)
+    assumed = (host.memory_bytes / GIB, host.bytes_per_s / GIGA)
+    return [
+        _fact(name, quantity, profile.sources)
+        if quantity is not None
+        else {"name": name, "value": value, "basis": "assumed", "origin": "; ".join(host.assumed)}
+        for (name, quantity), value in zip(stated, assumed, strict=True)
+    ]
 
 
 def _fact(name: str, quantity: Quantity, sources: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from planner.errors import InputError, UnsupportedFeature
 from planner.launchers.imported import Imported
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Problem
-from planner.strategy.decision import RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import (
+    GATHER_UNITS,
+    OFFLOADS,
+    RECOMPUTES,
+    SHARDING_GROUPS,
+    SHARDINGS,
+    Decision,
+    Degrees,
+)
 from planner.strategy.rules import require_valid
 
 # What a decision needs and no launcher's default gives: the flag that says it, with an example.
@@ -54,6 +62,8 @@ def build_imported_decision(found: Imported, problem: Problem, sharding_group: s
         chunks=chunks,
         recompute=_recompute(found, problem, chunks),
         layer_sharding=tuple(SHARDINGS.index(name) for name in found.layer_sharding),
+        layer_units=tuple(GATHER_UNITS.index(name) for name in found.layer_units),
+        offload=OFFLOADS.index(found.offload or "none"),
     )
     decision = _grouped(found, problem, decision, sharding_group)
     require_valid(decision_candidates(decision, [decision.sharding]), problem)
@@ -99,9 +109,11 @@ def _grouped(found: Imported, problem: Problem, decision: Decision, sharding_gro
     """Which ranks share: all of the data group, or those of one island. Nothing to shard over is none."""
     candidate = decision_candidates(decision, [decision.sharding])
     ranks, expert_ranks = int(candidate.data_ranks()[0]), int(candidate.expert_data_ranks()[0])
+    if decision.offload and not problem.model.is_moe:
+        expert_ranks = 1  # an offloaded optimizer asks for the flag of sharding without replicas too
     if decision.sharding and ranks == 1 and expert_ranks <= 1:
         found.assumptions.append(f"sharding {found.sharding} over one data rank is none")
-        return replace(decision, sharding=0, layer_sharding=())
+        return replace(decision, sharding=0, layer_sharding=(), layer_units=())
     if sharding_group is not None and sharding_group not in SHARDING_GROUPS:
         raise InputError(f"--sharding-group {sharding_group!r}", allowed=list(SHARDING_GROUPS))
     if found.shard_ranks is None or decision.sharding == 0:

@@ -41,6 +41,7 @@ FLAGS = {
     "recompute": "--recompute",
     "schedule": "--schedule",
     "sequence_parallel": "--sequence-parallel",
+    "offload": "--offload",
     "global_batch": "--global-batch",
     "sequence_length": "--seq-len",
     "precision": "--precision",
@@ -67,6 +68,7 @@ class Answers:
     recompute: str | None = None
     schedule: str | None = None
     sequence_parallel: bool | None = None
+    offload: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from planner.cost.step import CostModel, Prediction, decision_candidates, price
 from planner.errors import PlannerError
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Problem
-from planner.strategy.decision import RECOMPUTES, SCHEDULES, SHARDINGS, Decision
+from planner.strategy.decision import OFFLOAD_NONE, RECOMPUTES, SCHEDULES, SHARDINGS, Decision
 from planner.strategy.rules import broken_rules
 
 
@@ -58,7 +58,7 @@ def _changes(decision: Decision, problem: Problem) -> Iterator[tuple[str, Decisi
     for code, name in enumerate(SHARDINGS):
         if code != decision.sharding:
             group = decision.sharding_group if code else 0
-            other = replace(decision, sharding=code, sharding_group=group, layer_sharding=())
+            other = replace(decision, sharding=code, sharding_group=group, layer_sharding=(), layer_units=())
             yield f"sharding {SHARDINGS[decision.sharding]} -> {name}", other
     if decision.sharding:
         group = 1 - decision.sharding_group
@@ -68,6 +68,10 @@ def _changes(decision: Decision, problem: Problem) -> Iterator[tuple[str, Decisi
         staged = _staged(replace(decision, virtual_stages=count), decision)
         if staged is not None:
             yield f"virtual stages {decision.virtual_stages} -> {count}", staged
+    if decision.offload:
+        yield "optimizer on the host -> on the GPUs", replace(decision, offload=OFFLOAD_NONE)
+    if any(decision.layer_units):
+        yield "gathers by part or matrix -> by block", replace(decision, layer_units=())
     if decision.degrees.tp > 1:
         is_on = not decision.sequence_parallel
         yield f"sequence parallelism {'on' if is_on else 'off'}", replace(decision, sequence_parallel=is_on)
@@ -90,7 +94,7 @@ def _degree_changes(decision: Decision, problem: Problem) -> Iterator[tuple[str,
                 split = decision.sequence_parallel if d.tp > 1 else True
                 changed = replace(changed, sequence_parallel=split and value > 1)
             if degrees.dp * degrees.cp == 1:
-                changed = replace(changed, sharding=0, sharding_group=0, layer_sharding=())
+                changed = replace(changed, sharding=0, sharding_group=0, layer_sharding=(), layer_units=())
             staged = _staged(changed, decision)
             if staged is not None:
                 yield f"{name} {current} -> {value}", _rebatched(staged, problem)

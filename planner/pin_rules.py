@@ -8,6 +8,7 @@ from planner.errors import InputError
 from planner.request import Resolved
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
+from planner.strategy.decision import OFFLOADS
 from planner.strategy.limits import Limits
 from planner.strategy.rules import RULES, attention_heads
 
@@ -112,6 +113,7 @@ def check_names(pins: Pins, limits: Limits) -> None:
         ("--sharding", pins.sharding, limits.shardings),
         ("--schedule", pins.schedule, limits.schedules),
         ("--recompute", pins.recompute, limits.recomputes),
+        ("--offload", pins.offload, OFFLOADS if limits.offload_shardings else OFFLOADS[:1]),
     ):
         if value is not None and value not in allowed:
             where = "" if limits.target == "any" else f" for target {limits.target}"

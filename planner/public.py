@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from planner import catalog
@@ -9,6 +10,7 @@ from planner.api import Choice, make_estimate, make_plan
 from planner.cluster.spec import ClusterProfile
 from planner.comparison import Comparison, compare_requests
 from planner.errors import InputError
+from planner.idle import make_plan_allowing_idle
 from planner.model.spec import ModelSpec
 from planner.plan_file.schema import Plan
 from planner.request import Request
@@ -35,19 +37,24 @@ def plan(
     target: str = "any",
     top: int = 4,
     time_budget_seconds: float = float("inf"),
+    head_rooms: Sequence[float] = (),
+    allow_idle: bool = False,
     **answers: Any,
 ) -> Plan:
     """The best plan. ``answers``: the fields of Request (cluster, gpu, gpus, seq_len, ...) and of Pins.
 
+    ``head_rooms``: shares of the memory limit to leave free; ``front`` then holds the fastest plan of each.
+    ``allow_idle``: on fewer GPUs where that is faster.
     Raises InputError for bad input, InfeasibleError when nothing fits.
     """
     request, pins = _split(answers, REQUEST_FIELDS, PIN_FIELDS)
-    return make_plan(
+    return (make_plan_allowing_idle if allow_idle else make_plan)(
         Request(model, **request),
         Pins(**pins),
         target=target,
         top=top,
         time_budget_seconds=time_budget_seconds,
+        head_rooms=head_rooms,
     )
 
 

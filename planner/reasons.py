@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.calibration.error_bars import ErrorBars
-from planner.cost.step import CostModel
+from planner.cost.step import CostModel, price
 from planner.search.engine import Solution
-from planner.strategy.decision import GROUP_ISLAND, RECOMPUTES, SHARDING_NONE, SHARDINGS
+from planner.strategy.decision import GROUP_ISLAND, OFFLOAD_NONE, RECOMPUTES, SHARDING_NONE, SHARDINGS
 from planner.units import format_bytes, format_rate, format_seconds, format_share
 
 # Highest model-FLOP utilisation of any 16-bit run in tests/published/measurements.csv, by architecture,
@@ -50,6 +52,14 @@ def plan_reasons(model: CostModel, best: Solution, others: list[Solution], error
     if decision.sharding != SHARDING_NONE:
         where = " inside each island" if decision.sharding_group == GROUP_ISLAND else ""
         found.append(f"{SHARDINGS[decision.sharding]} sharded over dp {d.dp} x cp {d.cp}{where}")
+    if any(decision.layer_units):
+        finer = sum(1 for unit in decision.layer_units if unit)
+        found.append(
+            f"{finer} of {len(decision.layer_units)} layers gather less than a block at once: less memory of "
+            f"weights, one latency more a unit"
+        )
+    if decision.offload:
+        found.append(_host_words(model, best))
     counts = [decision.recompute.count(mode) for mode in range(len(RECOMPUTES))]
     if counts[1] or counts[2]:
         extra = prediction.breakdown_seconds["recompute"] / prediction.step_seconds
@@ -60,6 +70,20 @@ def plan_reasons(model: CostModel, best: Solution, others: list[Solution], error
     if others:
         found.append(f"next best {others[0].decision.label()}: {alternative_reason(best, others[0], errors)}")
     return found
+
+
+def _host_words(model: CostModel, best: Solution) -> str:
+    """What the optimizer on the host frees, holds and costs."""
+    prediction, gpu_model = best.prediction, model.placed(OFFLOAD_NONE)
+    on_gpu = price(gpu_model, replace(best.decision, offload=OFFLOAD_NONE))
+    fullest = max(stage.memory_bytes["optimizer"] for stage in on_gpu.stages)
+    spent = prediction.breakdown_seconds["optimizer"]
+    return (
+        f"the optimizer is on the host: {format_bytes(fullest)} leave the fullest GPU (it would need "
+        f"{format_bytes(on_gpu.peak_memory_bytes)}), a node's host holds "
+        f"{format_bytes(prediction.host_bytes)}; its update there takes {format_seconds(spent)}, "
+        f"{format_share(spent / prediction.step_seconds)} of the step"
+    )
 
 
 def _binding(model: CostModel, best: Solution) -> str:
@@ -105,6 +129,11 @@ def plan_warnings(model: CostModel, best: Solution) -> list[str]:
         found.append(
             f"predicted MFU {format_share(best.prediction.mfu)} is above the highest of the published "
             f"{device.generation} runs ({format_share(ceiling)}): expect less"
+        )
+    if best.decision.offload:
+        found.append(
+            "the optimizer is on the host, the last resort: its seconds rest on published figures of other "
+            "hosts, not on a fit; more GPUs, or ones with more memory, are faster"
         )
     if device.generation not in model.constants.basis:
         found.append(f"no measured run of {device.generation} stands behind the constants: literature priors")

@@ -31,7 +31,10 @@ class Remedy:
 def with_remedies(error: InfeasibleError, request: Request, pins: Pins, plan_of: Planner) -> InfeasibleError:
     """The same error with the cheapest changes that would fit, each tried by a search of its own."""
     found: list[Remedy] = []
-    for change, flags, changed, freed in _remedy_candidates(request, pins):
+    # Other changes are to fit on the GPUs alone: the host is the last resort of every one of them.
+    alone = pins if pins.offload else replace(pins, offload="none")
+    candidates = [*_host_remedy(error, request, pins), *_remedy_candidates(request, alone, pins)]
+    for change, flags, changed, freed in candidates:
         if len(found) == MAX_REMEDIES:
             break
         try:
@@ -50,10 +53,21 @@ def with_remedies(error: InfeasibleError, request: Request, pins: Pins, plan_of:
     return InfeasibleError(error.message, hint=hint, **details)
 
 
-def _remedy_candidates(request: Request, pins: Pins) -> list[tuple[str, str, Request, Pins]]:
+def _host_remedy(
+    error: InfeasibleError, request: Request, pins: Pins
+) -> list[tuple[str, str, Request, Pins]]:
+    """More host memory, where the optimizer on the host lacked just that."""
+    wanted = (error.details.get("on_host") or error.details).get("host_memory_gib")
+    if wanted is None:
+        return []
+    changed = request.changed(host_memory_gib=float(wanted))
+    return [(f"hosts with {wanted} GiB of memory", f"--host-memory-gib {wanted}", changed, pins)]
+
+
+def _remedy_candidates(request: Request, pins: Pins, given: Pins) -> list[tuple[str, str, Request, Pins]]:
     """Changes in the order of what they cost the user: free pins, lighter optimizer, machine, workload."""
     options: list[tuple[str, str, Request, Pins]] = []
-    for name, value in pins.items().items():
+    for name, value in given.items().items():
         flag = "micro-batch" if name == "microbatch_size" else name.replace("_", "-")
         options.append((f"free {name} {value}", f"without --{flag}", request, replace(pins, **{name: None})))
     if request.memory_limit_gib is not None:

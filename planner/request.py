@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import load_calibration, shipped
 from planner.catalog import load_device, load_model, load_profile
-from planner.cluster.default_profile import default_profile
-from planner.cluster.spec import ClusterProfile, DeviceSpec
+from planner.cluster.default_profile import default_profile, node_size
+from planner.cluster.spec import ClusterProfile, DeviceSpec, Quantity
 from planner.cluster.topology import Cluster, resolve_cluster
 from planner.cost.constants import Constants
 from planner.errors import InputError
@@ -37,9 +37,9 @@ class Request:
     """What to plan. ``model``, ``cluster`` and ``gpu`` are names or paths; None means a stated default.
 
     ``calibration`` is a file of fitted constants instead of the shipped ones.
-    ``network_gbit`` is per GPU; ``memory_limit_gib`` caps what a plan may use per GPU, ``oom_risk`` its
-    P(out of memory). ``device``, ``constants``, ``errors`` and ``origins`` bring a plan file's own instead of
-    the catalog's and the calibration's.
+    ``network_gbit`` is per GPU, ``host_memory_gib`` per node; ``memory_limit_gib`` caps what a plan may use
+    per GPU, ``oom_risk`` its P(out of memory). ``device``, ``constants``, ``errors`` and ``origins`` bring a
+    plan file's own instead of the catalog's and the calibration's.
     """
 
     model: str | ModelSpec
@@ -61,6 +61,7 @@ class Request:
     constants: Constants | None = None
     errors: ErrorBars | None = None
     origins: dict[str, str] | None = None
+    host_memory_gib: float | None = None
 
     def changed(self, **values: Any) -> Request:
         """A copy with some answers replaced."""
@@ -99,13 +100,14 @@ def resolve(request: Request) -> Resolved:
         model = request.model
     else:
         model, warnings = load_model(request.model)
-    choice = choose_cluster(request)
+    choice = _with_host(choose_cluster(request), request.host_memory_gib)
     notes = list(choice.assumptions)
     workload = _workload(request, model, choice, notes)
     _check_positions(model, workload, warnings)
     fitted = load_calibration(request.calibration) if request.calibration else shipped()
     generation = choice.device.generation
-    errors = request.errors or fitted.errors_of(generation, DEFAULT_STACK)
+    site = fitted.only_site(generation) if request.calibration else ""
+    errors = request.errors or fitted.errors_of(generation, DEFAULT_STACK, site)
     profile, cluster = choice.profile, choice.cluster
     if fitted.links and request.constants is None:
         profile = fitted.with_links(profile)
@@ -115,9 +117,11 @@ def resolve(request: Request) -> Resolved:
         problem=Problem(model, cluster, workload, limit),
         profile=profile,
         device=choice.device,
-        constants=request.constants or fitted.constants_for(choice.device, DEFAULT_STACK),
+        constants=request.constants or fitted.constants_for(choice.device, DEFAULT_STACK, site),
         errors=errors,
-        origins=fitted.origins(generation, DEFAULT_STACK) if request.origins is None else request.origins,
+        origins=fitted.origins(generation, DEFAULT_STACK, site)
+        if request.origins is None
+        else request.origins,
         oom_risk=risk,
         assumptions=notes,
         warnings=warnings,
@@ -144,6 +148,42 @@ def choose_cluster(request: Request) -> ClusterChoice:
     device = load_device(request.gpu)
     profile, notes = default_profile(device, request.gpus, request.gpus_per_node, request.network_gbit)
     return ClusterChoice(resolve_cluster(profile, device), profile, device, notes)
+
+
+def _with_host(choice: ClusterChoice, memory_gib: float | None) -> ClusterChoice:
+    """The machine with the host memory asked for, GiB a node. Raises InputError for one that is none."""
+    if memory_gib is None:
+        return choice
+    if not _is_positive(memory_gib):
+        raise InputError(
+            f"--host-memory-gib must be a positive number of GiB a node, not {memory_gib}",
+            hint="use --host-memory-gib 512",
+        )
+    stated = Quantity(value=memory_gib, basis="assumed", source="--host-memory-gib")
+    groups = [g.model_copy(update={"host_memory_gib": stated}) for g in choice.profile.node_groups]
+    profile = choice.profile.model_copy(update={"node_groups": groups})
+    cluster = resolve_cluster(profile, choice.device, choice.cluster.num_devices)
+    return replace(choice, profile=profile, cluster=cluster)
+
+
+def available_gpus(request: Request) -> tuple[int, int]:
+    """(GPUs of the machine, GPUs in one of its nodes), before any rule about whole nodes.
+
+    Raises InputError when the machine is not complete.
+    """
+    if request.cluster is None:
+        if request.gpu is None or request.gpus is None:
+            choose_cluster(request)
+        _positive_count("--gpus", request.gpus)
+        _positive_count("--gpus-per-node", request.gpus_per_node)
+        gpus = int(request.gpus or 0)
+        return gpus, node_size(load_device(str(request.gpu)), gpus, request.gpus_per_node)
+    profile = (
+        request.cluster if isinstance(request.cluster, ClusterProfile) else load_profile(request.cluster)
+    )
+    group = profile.node_groups[0]
+    _positive_count("--gpus", request.gpus)
+    return request.gpus or group.num_nodes * group.devices_per_node, group.devices_per_node
 
 
 def _from_profile(request: Request) -> ClusterChoice:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError, UnsupportedByTarget
 from planner.plan_file.build import build_decision
 from planner.plan_file.read import read_cost_model, read_decision
-from planner.plan_file.schema import Plan, RestrictionRecord
+from planner.plan_file.schema import Inputs, Plan, RestrictionRecord
 from planner.search.better import search_better
-from planner.search.engine import PROVED_GAP, Solution, search
+from planner.search.engine import PROVED_GAP, Solution
+from planner.search.last_resort import search_all
 from planner.search.tree import Pins
 from planner.strategy.decision import Decision
 from planner.strategy.limits import ANY, Limits
 from planner.units import format_seconds, format_share
+
+if TYPE_CHECKING:
+    from planner.launchers.base import Reason
 
 
 def limits_of(target: str) -> Limits:
@@ -35,7 +41,23 @@ def require_expressible(plan: Plan, target: str) -> None:
         return
     from planner.launchers.registry import launcher
 
-    reasons = launcher(target).reasons(plan)
+    _refuse(target, launcher(target).reasons(plan))
+
+
+def require_able(inputs: Inputs, target: str) -> None:
+    """Raises UnsupportedByTarget when the target's launcher refuses these inputs whatever the plan is.
+
+    Asked before a search, so that a model the launcher does not have is refused at once.
+    """
+    if target == "any":
+        return
+    from planner.launchers.base import undecided
+    from planner.launchers.registry import launcher
+
+    _refuse(target, launcher(target).reasons(undecided(inputs)))
+
+
+def _refuse(target: str, reasons: Sequence[Reason]) -> None:
     if reasons:
         raise UnsupportedByTarget(
             f"{target} cannot run this: "
@@ -99,15 +121,18 @@ def nearest_expressible(plan: Plan, target: str) -> list[tuple[str, Prediction, 
     Each with where it was looked for. The second is left out when the first is as fast; none when the
     launcher cannot run the model or the workload at all, or nothing fits.
     """
+    from planner.launchers.base import undecided
     from planner.launchers.registry import launcher
 
+    if launcher(target).reasons(undecided(plan.inputs)):
+        return []
     limits, d = limits_of(target), plan.decision.degrees
     model = _model_on(plan, limits)
     mesh = Pins(tp=d.tp, pp=d.pp, dp=d.dp, cp=d.cp, ep=d.ep)
     found: list[tuple[str, Prediction, Decision]] = []
     for where, pins in (("on this mesh", mesh), ("on any mesh", Pins())):
         try:
-            best = search(model, limits, pins, top=1).best
+            best = search_all(model, limits, pins, top=1).best
         except InfeasibleError:
             continue
         record = build_decision(best.decision)

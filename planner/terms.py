@@ -45,12 +45,16 @@ _KERNELS = (
 _KERNEL_CONSTANTS = (
     "matmul_efficiency",
     "matmul_overhead_seconds",
+    "matmul_depth",
+    "misaligned_slowdown",
     "flash_forward_efficiency",
     "flash_backward_efficiency",
     "bandwidth_efficiency",
     "pass_factor",
     "launch_seconds",
     "kernel_slowdown",
+    "attention_slowdown",
+    "site_slowdown",
     "expert_imbalance",
 )
 _KERNEL_FACTS = ("peak", "memory bandwidth")
@@ -63,6 +67,8 @@ _REDUCE = Formula(
 _EXPOSED = Formula("exposed part of a collective", f"{_COLLECTIVES}exposed_seconds")
 _COLLECTIVE_CONSTANTS = (
     "link_efficiency",
+    "fabric_efficiency",
+    "site_network",
     "in_network_efficiency",
     "collective_overhead_seconds",
     "overlap_theft",
@@ -91,7 +97,7 @@ SECONDS: tuple[Term, ...] = (
     Term(
         "pp",
         (Formula("pipeline send", f"{_COLLECTIVES}send_seconds"),),
-        ("link_efficiency",),
+        ("link_efficiency", "fabric_efficiency", "site_network"),
         ("links",),
         "pp",
     ),
@@ -107,6 +113,16 @@ SECONDS: tuple[Term, ...] = (
         (Formula("stragglers and host work", "planner.cost.step.CostModel.straggler_factor"),),
         ("straggler_per_doubling", "step_overhead_seconds"),
     ),
+)
+# The optimizer's cause where the plan puts it on the host.
+HOST_OPTIMIZER = Term(
+    "optimizer",
+    (
+        Formula("streaming norm and copies", f"{_STAGE}tail"),
+        Formula("link and Adam on the host", "planner.cost.offload.host_update_seconds", "Ren 2101.06840"),
+    ),
+    ("bandwidth_efficiency", "optimizer_bytes_factor", "host_adam_efficiency", "link_efficiency"),
+    ("memory bandwidth", "host"),
 )
 BYTES: tuple[Term, ...] = (
     Term("parameters", (_STATES,)),

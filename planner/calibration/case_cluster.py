@@ -11,6 +11,7 @@ from planner.cluster.default_profile import default_profile
 from planner.cluster.spec import DeviceSpec
 from planner.cluster.topology import Cluster, resolve_cluster
 from planner.errors import InputError
+from planner.units import BITS_PER_BYTE
 
 # (pattern on the printed GPU name, device). The first that matches wins; memory decides between sizes.
 DEVICES: tuple[tuple[str, str], ...] = (
@@ -74,11 +75,24 @@ def case_cluster(case: Case) -> Cluster:
     if gpus % per_node:
         raise Unsupported(f"{gpus} GPUs do not fill nodes of {per_node}")
     gbit = _network_gbit_per_node(case) if gpus > per_node else None
-    return _cluster(device.name, gpus, per_node, gbit, _technology(case))
+    return _cluster(device.name, gpus, per_node, gbit, _technology(case), _pcie_gbit(case))
+
+
+def _pcie_gbit(case: Case) -> float | None:
+    """Gb/s that a row prints for the PCIe links inside its nodes."""
+    printed = re.search(r"PCIe.*?(\d+(?:\.\d+)?) Gb/s", case.text("intra_node_link"))
+    return float(printed[1]) if printed else None
 
 
 @lru_cache(maxsize=1024)
-def _cluster(device: str, gpus: int, per_node: int, gbit_per_node: float | None, technology: str) -> Cluster:
+def _cluster(
+    device: str,
+    gpus: int,
+    per_node: int,
+    gbit_per_node: float | None,
+    technology: str,
+    pcie_gbit: float | None,
+) -> Cluster:
     spec = _device(device)
     per_gpu = None if gbit_per_node is None else gbit_per_node / per_node
     profile, _ = default_profile(spec, gpus, per_node, per_gpu)
@@ -87,6 +101,9 @@ def _cluster(device: str, gpus: int, per_node: int, gbit_per_node: float | None,
         tier.model_copy(update={"technology": technology}) if tier.devices is None else tier
         for tier in group.tiers
     ]
+    if pcie_gbit is not None and tiers[0].technology == "pcie":
+        rate = tiers[0].bandwidth_gb_per_s.model_copy(update={"value": pcie_gbit / BITS_PER_BYTE})
+        tiers[0] = tiers[0].model_copy(update={"bandwidth_gb_per_s": rate})
     changed = profile.model_copy(update={"node_groups": [group.model_copy(update={"tiers": tiers})]})
     return resolve_cluster(changed, spec)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from planner.calibration.case import Case, Unsupported
 from planner.cost.step import CostModel, Prediction, decision_candidates, price
@@ -162,12 +163,38 @@ def _chunks(case: Case, problem: Problem, stages: int) -> tuple[tuple[int, int],
         return ((0, 0), *((block, block + 1) for block in range(layers)), (layers, layers))[:stages]
     if stages > layers:
         raise Unsupported(f"{stages} virtual stages for {layers} layers")
-    named = re.search(r"uneven stages \[([\d, ]+)\]", case.text("notes"))
-    if named:
-        sizes = [int(size) for size in named[1].split(",")]
-        if len(sizes) == stages and sum(sizes) == layers and min(sizes) > 0:
-            ends = [sum(sizes[: i + 1]) for i in range(stages)]
-            return tuple(zip([0, *ends[:-1]], ends, strict=True))
+    sizes = _named_sizes(case, layers, stages)
+    if sizes:
+        ends = [sum(sizes[: i + 1]) for i in range(stages)]
+        return tuple(zip([0, *ends[:-1]], ends, strict=True))
     if stages > problem.model.num_layers - 2:
         return balanced_chunks(layers, stages)
     return balanced_chunks(layers, stages, ends_fewer, ends_fewer)
+
+
+def _named_sizes(case: Case, layers: int, stages: int) -> list[int]:
+    """Blocks of each stage where the notes name them, [] where they do not (or for another split).
+
+    Three forms: blocks themselves; slots of which the first and last hold embedding and head; boundaries
+    over DeepSpeed's pipeline slots, of which as many stand before the blocks as behind them.
+    """
+    notes = case.text("notes")
+    sizes: list[int] = []
+    if found := re.search(r"uneven stages \[([\d, ]+)\]", notes):
+        sizes = _numbers(found[1])
+    elif found := re.search(r"layers per stage incl\. embedding/head slots \[([\d, ]+)\]", notes):
+        sizes = _numbers(found[1])
+        sizes[0] -= 1
+        sizes[-1] -= 1
+    elif found := re.search(r"layer boundaries \[([\d, ]+)\] over (\d+) pipeline slots", notes):
+        before = (int(found[2]) - layers) // 2
+        cuts = [min(max(cut - before, 0), layers) for cut in _numbers(found[1])]
+        sizes = [end - first for first, end in pairwise(cuts)]
+    if len(sizes) != stages or sum(sizes) != layers or min(sizes) <= 0:
+        return []
+    case.assume(f"blocks per stage from the notes: {', '.join(map(str, sizes))}")
+    return sizes
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]

@@ -48,6 +48,7 @@ def case_model(case: Case, sequence_length: int) -> ModelSpec:
             "bias": not is_gated,
         },
         "norm": {"kind": "rmsnorm" if is_gated else "layernorm", "bias": not is_gated},
+        "parallel": "parallel transformer block" in case.text("notes"),
         "dropout": not is_gated and case.text("stack").startswith("megatron"),
     }
     document = {

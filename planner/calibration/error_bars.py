@@ -26,8 +26,8 @@ NORMAL_90 = NormalDist().inv_cdf(0.90)
 class ErrorBars:
     """Residual quantiles (10 %, 90 %) of time and memory, and the noise between plans of one search.
 
-    closeness: how near the case is to calibrated ground, "same", "part" or "datasheet". ranking_noise: None
-    when the table holds no two comparable runs.
+    closeness: how near the case is to calibrated ground, "site", "same", "part" or "datasheet".
+    ranking_noise: None when the table holds no two comparable runs.
     """
 
     closeness: str

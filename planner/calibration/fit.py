@@ -99,7 +99,7 @@ class Pricer:
     def log_error(self, index: int, fitted: Fitted) -> float:
         """log(predicted / measured) of row ``index`` under ``fitted``."""
         sample = self.rows[index]
-        constants = fitted.constants_for(sample.device, sample.stack)
+        constants = fitted.constants_for(sample.device, sample.stack, sample.key("site"))
         key = (index, constants)
         if key not in self.known:
             self.known[key] = sample.log_error(constants)
@@ -156,11 +156,14 @@ class Task:
         for row in self.rows:
             counts["generation", row.device.generation] += 1
             counts["stack", row.stack] += 1
+            counts["site", row.key("site")] += 1
         return {key: count for key, count in sorted(counts.items()) if count >= MIN_ROWS}
 
     def start(self, other: Fitted) -> Fitted:
         """A fit to begin with: the values of ``other`` for the groups of these rows."""
         fitted = Fitted()
+        sites = [row.key("site") for row in self.rows]
+        fitted.rows["site"] = {site: sites.count(site) for site in sorted(set(sites))}
         for (scope, key), count in self.groups().items():
             fitted.rows[scope][key] = count
             fitted.values[scope][key] = dict(other.values[scope].get(key, {}))

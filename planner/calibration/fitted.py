@@ -2,14 +2,19 @@
 
 ``values`` holds what was fitted, by (scope, key, constant); ``evidence`` says for each how many rows and
 which sources inform it, its standard error and whether it stands at a physical bound; ``errors_of`` gives
-each prediction its error bars by how close the case is to calibrated ground (same GPU generation and stack;
-one of the two; neither); ``links`` holds links measured with nccl-tests.
+each prediction its error bars by how close the case is to calibrated ground (a fitted installation; its GPU
+generation and stack; one of the two; neither); ``links`` holds links measured with nccl-tests.
+
+A site is one installation: the machines of one source of rows, of one GPU generation, with their software.
+Its constants multiply those of generation and stack, which are thereby the average over installations: what
+a machine without measured runs is priced with.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 from typing import Any
 
 from planner.calibration.error_bars import ErrorBars
@@ -18,12 +23,12 @@ from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.cost.constants import Constants, default_constants
 from planner.errors import InputError
 
-SCOPES = ("generation", "stack")
+SCOPES = ("generation", "stack", "site")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One fitted constant: its field, whether it belongs to a GPU generation or a stack, its bounds."""
+    """One fitted constant: its field, what it belongs to (one of SCOPES), its bounds."""
 
     name: str
     scope: str
@@ -37,13 +42,19 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("flash_backward_efficiency", "generation", 0.22, 0.75),
     Parameter("bandwidth_efficiency", "generation", 0.50, 0.95),
     Parameter("matmul_overhead_seconds", "generation", 1e-6, 4e-5),
-    Parameter("launch_seconds", "stack", 1e-6, 4e-5),
+    Parameter("matmul_depth", "generation", 0.0, 1200.0),
+    Parameter("misaligned_slowdown", "generation", 1.0, 1.6),
+    Parameter("fabric_efficiency", "generation", 0.5, 1.2),
+    Parameter("launch_seconds", "stack", 1e-6, 6e-5),
     Parameter("pass_factor", "stack", 0.7, 5.0),
     Parameter("collective_overhead_seconds", "stack", 1e-6, 3e-4),
     Parameter("overlap_theft", "stack", 0.0, 0.4),
     Parameter("kernel_slowdown", "stack", 0.8, 2.0),
     Parameter("straggler_per_doubling", "stack", 0.0, 0.06),
     Parameter("step_overhead_seconds", "stack", 0.0, 0.05),
+    Parameter("attention_slowdown", "stack", 0.7, 2.5),
+    Parameter("site_slowdown", "site", 0.6, 1.8),
+    Parameter("site_network", "site", 0.3, 1.15),
 )
 
 
@@ -70,7 +81,7 @@ def _by_scope() -> dict[str, dict[str, Any]]:
 class Fitted:
     """Values by (scope, key, constant), what stands behind each, what the fit left, and measured links.
 
-    rows: rows of a generation or stack. errors: weighted mean absolute log error by "scope:key".
+    rows: rows of a generation, stack or site. errors: weighted mean absolute log error by "scope:key".
     intervals: 10 % and 90 % quantiles of the residuals by kind and closeness. error_bars: risk and ranking
     figures beside them (``error_bars.py``). provenance: table, its digest, date, planner version.
     """
@@ -88,11 +99,16 @@ class Fitted:
         """Another with the same content; changing its parts leaves this one as it is."""
         return replace(self, links=dict(self.links), provenance=dict(self.provenance))
 
-    def constants_for(self, device: DeviceSpec, stack: str) -> Constants:
-        """The prior of the device's architecture with the fitted and measured values that apply to it."""
+    def constants_for(self, device: DeviceSpec, stack: str, site: str = "") -> Constants:
+        """The prior of the device's architecture with the fitted and measured values that apply to it.
+
+        site: the installation (``site_key``). One with too few rows for constants of its own has none; one
+        that no row is from, or "", has the median of those fitted.
+        """
         changes: dict[str, Any] = {
             **self.values["generation"].get(device.generation, {}),
             **self.values["stack"].get(stack, {}),
+            **self._site_values(site),
         }
         base = default_constants(device)
         if self.links:
@@ -100,23 +116,32 @@ class Fitted:
             switched = [link.in_network_efficiency for link in self.links.values()]
             changes.update(("in_network_efficiency", value) for value in switched if value)
             changes["link_efficiency"] = tuple({**dict(base.link_efficiency), **measured}.items())
-        return replace(base, **changes, basis=self.basis(device.generation, stack)) if changes else base
+        return replace(base, **changes, basis=self.basis(device.generation, stack, site)) if changes else base
 
-    def basis(self, generation: str, stack: str) -> str:
-        """What the constants of a device and stack rest on, in words."""
+    def _site_values(self, site: str) -> dict[str, float]:
+        sites = self.values["site"]
+        if site in sites or site in self.rows["site"]:
+            return sites.get(site, {})
+        names = sorted({name for values in sites.values() for name in values})
+        return {name: median(values[name] for values in sites.values() if name in values) for name in names}
+
+    def basis(self, generation: str, stack: str, site: str = "") -> str:
+        """What the constants of a device, stack and site rest on, in words."""
         parts = []
         if generation in self.values["generation"]:
             parts.append(f"{generation}: fitted on {self.rows['generation'].get(generation, 0)} rows")
         if stack in self.values["stack"]:
             parts.append(f"{stack}: fitted on {self.rows['stack'].get(stack, 0)} rows")
+        if site in self.values["site"]:
+            parts.append(f"installation {site}: fitted on {self.rows['site'].get(site, 0)} rows")
         if self.links:
             parts.append(f"{', '.join(self.links)}: measured with nccl-tests")
         return "; ".join(parts) or "prior"
 
-    def origins(self, generation: str, stack: str) -> dict[str, str]:
+    def origins(self, generation: str, stack: str, site: str = "") -> dict[str, str]:
         """For each constant that is not a literature prior: what it was fitted to or measured with."""
         found = {}
-        for scope, key in (("generation", generation), ("stack", stack)):
+        for scope, key in (("generation", generation), ("stack", stack), ("site", site)):
             evidence = self.evidence.get(scope, {}).get(key, {})
             for name in self.values[scope].get(key, {}):
                 found[name] = self._fitted_words(key, evidence.get(name), self.rows[scope].get(key, 0))
@@ -150,14 +175,21 @@ class Fitted:
             groups.append(group.model_copy(update={"tiers": tiers}))
         return profile.model_copy(update={"node_groups": groups})
 
-    def closeness(self, generation: str, stack: str) -> str:
-        """How near a case is to calibrated ground: both, one, or neither of generation and stack."""
+    def only_site(self, generation: str) -> str:
+        """The one installation of a generation this file is about, "" where it holds none or several."""
+        sites = [site for site in self.values["site"] if site.split()[-1] == generation]
+        return sites[0] if len(sites) == 1 else ""
+
+    def closeness(self, generation: str, stack: str, site: str = "") -> str:
+        """How near a case is to calibrated ground: its site, or both, one or none of generation and stack."""
+        if site in self.values["site"]:
+            return "site"
         known = (generation in self.values["generation"]) + (stack in self.values["stack"])
         return ("datasheet", "part", "same")[known]
 
-    def errors_of(self, generation: str, stack: str) -> ErrorBars:
-        """The error bars of a device and stack. Raises InputError for a file without intervals."""
-        closeness = self.closeness(generation, stack)
+    def errors_of(self, generation: str, stack: str, site: str = "") -> ErrorBars:
+        """The error bars of a device, stack and site. Raises InputError for a file without intervals."""
+        closeness = self.closeness(generation, stack, site)
         found = {kind: self.intervals.get(kind, {}).get(closeness) for kind in ("time", "memory")}
         time, memory = found["time"], found["memory"]
         if not time or not memory:

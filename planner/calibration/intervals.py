@@ -1,7 +1,8 @@
 """Error bars from residuals: what share of runs lands how far from a prediction, by closeness.
 
-Residuals are log(predicted / measured). "same" uses the fitted constants; "part" takes away the fitted
-values of the stack or of the GPU generation; "datasheet" takes away both, leaving the priors. The 10 % and
+Residuals are log(predicted / measured). "site" uses all fitted constants; "same" takes away those of the
+installations, as for a machine nobody measured; "part" those of the stack or of the GPU generation too;
+"datasheet" takes away all, leaving the priors. The 10 % and
 90 % quantiles of the rows the constants were fitted on give the 80 % interval; the rows judged say how
 often it holds. Pairs of rows of equal model, machine and batch give the noise between plans of one search.
 """
@@ -24,18 +25,19 @@ from planner.cost.constants import Constants, default_constants
 LOW_QUANTILE, HIGH_QUANTILE = 0.10, 0.90
 TIE_QUANTILE = 0.80
 
-ConstantsFor = Callable[[DeviceSpec, str], Constants]
+ConstantsFor = Callable[[DeviceSpec, str, str], Constants]
 
 
 def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
     """Fill the error bars of ``fitted`` from the residuals of ``cases``, the doubtful sources left out."""
     chosen = [case for case in cases if case.source not in LIGHT]
-    without_stack = Fitted({"generation": fitted.values["generation"], "stack": {}}, fitted.rows)
-    without_gpu = Fitted({"generation": {}, "stack": fitted.values["stack"]}, fitted.rows)
+    without_stack = Fitted({"generation": fitted.values["generation"], "stack": {}, "site": {}}, fitted.rows)
+    without_gpu = Fitted({"generation": {}, "stack": fitted.values["stack"], "site": {}}, fitted.rows)
     ways: dict[str, list[ConstantsFor]] = {
-        "same": [fitted.constants_for],
+        "site": [fitted.constants_for],
+        "same": [lambda device, stack, site: fitted.constants_for(device, stack)],
         "part": [without_stack.constants_for, without_gpu.constants_for],
-        "datasheet": [lambda device, stack: default_constants(device)],
+        "datasheet": [lambda device, stack, site: default_constants(device)],
     }
     fitted.intervals, fitted.ranking = {"time": {}, "memory": {}}, {}
     for name, constants in ways.items():
@@ -90,7 +92,7 @@ def coverage(fitted: Fitted, results: list[RowResult]) -> float | None:
         measured = row.measured_step_s
         if row.case.source in LIGHT or row.predicted_step_s is None or not measured:
             continue
-        low, high = fitted.errors_of(row.generation, row.stack).time_interval(row.predicted_step_s)
+        low, high = fitted.errors_of(row.generation, row.stack, row.site).time_interval(row.predicted_step_s)
         inside.append(low <= measured <= high)
     return sum(inside) / len(inside) if inside else None
 
@@ -99,7 +101,7 @@ def with_interval(row: RowResult, fitted: Fitted) -> dict[str, Any]:
     """The row's record with the 80 % interval of its step time, by how close it is to calibrated ground."""
     record = row.as_dict()
     if row.predicted_step_s is not None:
-        bars = fitted.errors_of(row.generation, row.stack)
+        bars = fitted.errors_of(row.generation, row.stack, row.site)
         record["predicted_step_s_interval"] = list(bars.time_interval(row.predicted_step_s))
         record["closeness"] = bars.closeness
     return record

@@ -4,9 +4,10 @@ Legend: t seconds of a size, x bytes over the bus, t = alpha + beta x. Fitted by
 relative error, alpha not negative (Hockney 1994; nccl-tests' own PERFORMANCE.md uses the same form).
 
 A tier's efficiency is beta at the printed rate over beta as measured, the printed rate being what the cost
-model gives the same group at efficiency 1; its latency is alpha over the hops the cost model counts, hops
-of the tiers inside taken away first. Several runs of one tier count by their median. Where the tier's
-switches add (NVLink SHARP), all-reduce does not run as a ring: it gives the in-network efficiency instead.
+model gives the same group at efficiency 1; its latency is alpha over the hops the cost model counts, the
+collective's own start and the hops of the tiers inside taken away first. Several runs of one tier count
+by their median. Where the tier's switches add (NVLink SHARP), all-reduce does not run as a ring: it gives
+the in-network efficiency instead.
 What a line cannot say: the change of protocol between small and large messages; ``residual`` shows it.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 from planner.calibration.links import LinkFit, MeasuredLink
 from planner.calibration.nccl_log import NcclRun
 from planner.cluster.topology import Cluster, Crossing
-from planner.cost.collectives import group_costs
+from planner.cost.collectives import BASE_LATENCY_SECONDS, group_costs
 from planner.cost.constants import Constants
 from planner.errors import InputError
 
@@ -127,7 +128,8 @@ def _hop_seconds(
 ) -> float | None:
     """One hop of ``technology``: alpha less the hops of the other tiers, over its own hops."""
     hops = _hops(fit.collective, crossings)
-    rest, own = fit.alpha_seconds, 0
+    base = {"sendrecv": 0.0, "all_reduce": 2.0}.get(fit.collective, 1.0) * BASE_LATENCY_SECONDS
+    rest, own = fit.alpha_seconds - base, 0
     for crossing, count in zip(crossings, hops, strict=True):
         if crossing.link.technology == technology:
             own += count

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_decision import price_case
-from planner.calibration.validation import case_cost_model
+from planner.calibration.validation import case_cost_model, is_doubtful, site_key
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants
 from planner.cost.step import CostModel, price
 from planner.errors import InputError
 from planner.strategy.decision import Decision
 
-SUSPECT = "SUSPECT"
 # Sources the measurements' own notes ask to weigh lightly (tiny models on slow Ethernet; doubtful rows).
-LIGHT = {"amp": 0.1, "slr": 0.2}
+LIGHT = {"amp": 0.3, "slr": 0.3}
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,9 @@ class Sample:
         return self.model.problem.cluster.device
 
     def key(self, scope: str) -> str:
-        """The generation or the stack of the row, whose constants price it."""
+        """The generation, stack or site of the row, whose constants price it."""
+        if scope == "site":
+            return site_key(self.case.source, self.device)
         return self.device.generation if scope == "generation" else self.stack
 
     def log_error(self, constants: Constants) -> float:
@@ -56,11 +57,11 @@ def split_rows(cases: list[Case]) -> tuple[list[Case], list[Case]]:
     return fitted, judged
 
 
-def samples(cases: list[Case], constants_for: Callable[[DeviceSpec, str], Constants]) -> list[Sample]:
+def samples(cases: list[Case], constants_for: Callable[[DeviceSpec, str, str], Constants]) -> list[Sample]:
     """The rows that can be priced and have a step time; suspect rows are left out."""
     found = []
     for case in cases:
-        if SUSPECT in case.text("notes"):
+        if is_doubtful(case):
             continue
         try:
             measured = case.number("measured_step_s")

@@ -30,14 +30,16 @@ from planner.workload import Workload
 # (BigScience read nvidia-smi, torchtitan prints the allocator's reservation). "GB" whose counter the source
 # does not name (zbp, slr, prm, inm) is scored as allocated, but apart.
 MEMORY_KINDS = ("allocated", "reserved", "device", "unnamed")
-MEMORY_KIND = {"bsc": "device", "ttn": "reserved", "zbp": "unnamed", "slr": "unnamed", "prm": "unnamed"}
+MEMORY_KIND = {"bsc": "device", "ttn": "reserved", "zbp": "unnamed", "slr": "device", "prm": "unnamed"}
 MEMORY_KIND["inm"] = "unnamed"
 RESERVED_TOO = re.compile(r"\(reserved (\d+(?:\.\d+)?) GiB\)")
 UNFUSED_STACKS = ("megatron-deepspeed", "mist")
 UNFUSED_GENERATIONS = ("volta", "turing")
+EAGER = re.compile(r"\beager\b")
+NEMO = re.compile(r"nemo|megatron-bridge|dgxc-benchmarking", re.IGNORECASE)
 STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
 
-ConstantsFor = Callable[[DeviceSpec, str], Constants]
+ConstantsFor = Callable[[DeviceSpec, str, str], Constants]
 
 
 @dataclass
@@ -52,6 +54,7 @@ class RowResult:
     device: str = ""
     generation: str = ""
     stack: str = ""
+    site: str = ""
     notes: list[str] = field(default_factory=list)
     peaks_gib: dict[str, float] = field(default_factory=dict)
 
@@ -62,14 +65,14 @@ class RowResult:
     def time_error(self) -> float | None:
         """(predicted - measured) / measured of the step time, None when either is missing."""
         measured = self.measured_step_s
-        if not measured or self.predicted_step_s is None:
+        if not measured or self.predicted_step_s is None or is_doubtful(self.case):
             return None
         return self.predicted_step_s / measured - 1.0
 
     def memory_error(self) -> float | None:
         """The same of peak memory, of the kind the row measured."""
         measured = self.case.number("measured_peak_mem_gb")
-        if not measured or self.predicted_peak_mem_gib is None:
+        if not measured or is_doubtful(self.case) or self.predicted_peak_mem_gib is None:
             return None
         return self.predicted_peak_mem_gib / measured - 1.0
 
@@ -100,6 +103,12 @@ class RowResult:
             "message": self.message,
             "assumed": self.notes,
         }
+
+
+def is_doubtful(case: Case) -> bool:
+    """Rows that are priced but neither fitted nor judged: marked suspect, or their layer count is a guess."""
+    notes = case.text("notes")
+    return "SUSPECT" in notes or "layer count not stated" in notes
 
 
 def _known(case: Case, name: str) -> float | None:
@@ -153,7 +162,7 @@ class Summary:
 
 def validate_cases(cases: list[Case], constants_for: ConstantsFor | None = None) -> list[RowResult]:
     """Every case priced, in order."""
-    chosen = constants_for or (lambda device, stack: default_constants(device))
+    chosen = constants_for or (lambda device, stack, site: default_constants(device))
     return [_validate(case, chosen) for case in cases]
 
 
@@ -178,6 +187,7 @@ def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
         device=model.problem.cluster.device.name,
         generation=model.problem.cluster.device.generation,
         stack=model.stack.fitted_as,
+        site=site_key(case.source, model.problem.cluster.device),
         notes=list(dict.fromkeys(case.notes)),
         peaks_gib=peaks,
     )
@@ -218,7 +228,13 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
     problem = Problem(case_model(case, sequence), cluster, workload, cluster.device.memory_bytes)
     stack = case_stack(case)
     fitted = STACKS[stack].fitted_as if stack in STACKS else stack
-    return CostModel.of(problem, constants_for(cluster.device, fitted), stack)
+    site = site_key(case.source, cluster.device)
+    return CostModel.of(problem, constants_for(cluster.device, fitted, site), stack)
+
+
+def site_key(source: str, device: DeviceSpec) -> str:
+    """The installation of a row: its source's machines of one GPU generation."""
+    return f"{source} {device.generation}"
 
 
 def case_stack(case: Case) -> str:
@@ -226,6 +242,14 @@ def case_stack(case: Case) -> str:
     stack = STACK_ALIASES.get(case.text("stack"), case.text("stack"))
     if stack == "megatron" and "comm overlap off" in case.text("notes"):
         return "megatron-serial"
+    if stack == "megatron" and NEMO.search(case.text("source") + case.text("notes")):
+        return "nemo"
+    if stack == "megatron" and case.text("notes").startswith("MegaScale"):
+        return "megascale"
+    if stack == "torchtitan" and EAGER.search(case.text("notes")):
+        return "torchtitan-eager"
+    if stack == "megatron-deepspeed" and case.text("model_name").lower().startswith("opt-"):
+        return "deepspeed-eager"
     return stack
 
 
@@ -234,6 +258,7 @@ def _default_attention(case: Case, cluster: Cluster) -> str:
     generation, stack = cluster.device.generation, case.text("stack")
     is_old = stack in UNFUSED_STACKS or generation in UNFUSED_GENERATIONS
     is_old = is_old or (stack == "megatron" and generation == "ampere")
+    is_old = is_old and not case.text("notes").startswith("MegaScale")
     chosen = "unfused" if is_old else "flash"
     case.assume(f"attention kernel not printed: {chosen}")
     return chosen

@@ -87,13 +87,15 @@ def run(argv: list[str]) -> int:
     except typer.TyperException as error:
         message = _usage_message(error)
         context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "planner"
+        named = f"planner {argv[0]}" if not argv[0].startswith("-") else "planner"
+        command = context.command_path if context is not None else named
         print_error(InputError(message, hint=f"see {command} --help"), as_json=as_json)
         return InputError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         note("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # The reader went away. Typer leaves with exit 1 then, which says here that a difference was found.
         _silence_stdout()
         return 0
     except Exception as error:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from planner.cli import options as o
+from planner.cli.question import Question, asked
 from planner.errors import InputError
-
-if TYPE_CHECKING:
-    from planner.plan_file.schema import Plan
-    from planner.request import Request
 
 HELP = """Price your own degrees or a launcher's file, no search.
 
@@ -22,24 +19,11 @@ A launcher's file: planner estimate --from megatron train.sh --cluster dgx-h100
 """
 
 
+@asked
 def estimate(
     model: Annotated[str | None, typer.Option("--model", help="As for plan.")] = None,
-    cluster: o.ClusterName = None,
-    gpu: o.Gpu = None,
-    gpus: o.Gpus = None,
-    gpus_per_node: o.GpusPerNode = None,
-    network: o.Network = None,
-    seq_len: o.SeqLen = None,
-    global_batch: o.GlobalBatch = None,
-    precision: o.PrecisionName = None,
-    optimizer: Annotated[
-        str | None, typer.Option("--optimizer", help="adamw (default), adam, adamw-8bit, sgd-momentum, ...")
-    ] = None,
-    attention: Annotated[str | None, typer.Option("--attention", help="flash (default) or unfused.")] = None,
-    memory_limit_gib: o.MemoryLimit = None,
-    oom_risk: o.OomRisk = None,
-    tokens: o.Tokens = None,
-    calibration: o.Calibration = None,
+    *,
+    question: Question,
     tp: Annotated[int | None, typer.Option("--tp", help="Tensor-parallel degree (default 1).")] = None,
     pp: Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel degree (default 1).")] = None,
     dp: o.Dp = None,
@@ -64,6 +48,9 @@ def estimate(
         str | None, typer.Option("--recompute", help="none (default), selective or full.")
     ] = None,
     schedule: o.ScheduleName = None,
+    offload: Annotated[
+        str | None, typer.Option("--offload", help="none (default) or optimizer: on the host.")
+    ] = None,
     sequence_parallel: Annotated[
         bool | None, typer.Option("--sequence-parallel/--no-sequence-parallel", help="Default: with tp.")
     ] = None,
@@ -84,27 +71,10 @@ def estimate(
     from planner.api import reprice
     from planner.catalog import check_writable, save_atomic
     from planner.cli.output import console, note
-    from planner.request import Request
 
     if output is not None:
         check_writable(output)
-    request = Request(
-        model=model or "",
-        cluster=cluster,
-        gpu=gpu,
-        gpus=gpus,
-        gpus_per_node=gpus_per_node,
-        network_gbit=network,
-        seq_len=seq_len,
-        global_batch=global_batch,
-        precision=precision,
-        optimizer=optimizer,
-        attention=attention,
-        memory_limit_gib=memory_limit_gib,
-        oom_risk=oom_risk,
-        tokens=tokens,
-        calibration=calibration,
-    )
+    request = question.request(model or "", has_defaults=False)
     given: dict[str, Any] = {
         "tp": tp,
         "pp": pp,
@@ -119,10 +89,11 @@ def estimate(
         "recompute": recompute,
         "schedule": schedule,
         "sequence_parallel": sequence_parallel,
+        "offload": offload,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if plan is not None:
-        _refuse_beside_plan(plan, model, cluster, gpu, source)
+        _refuse_beside_plan(plan, model, question, source)
         found = reprice(plan)
     elif source is not None:
         from planner.imported_estimate import estimate_file
@@ -135,7 +106,9 @@ def estimate(
             hint="use --model llama-3.1-8b, --plan plan.json, or --from megatron train.sh",
         )
     else:
-        found = _given(request, given)
+        from planner.api import Choice, make_estimate
+
+        found = make_estimate(question.request(model), Choice(**given))
     if output is not None:
         save_atomic(output, found.to_json())
         note(f"wrote {output}")
@@ -148,22 +121,18 @@ def estimate(
 
 
 def _refuse_beside_plan(
-    plan: str, model: str | None, cluster: str | None, gpu: str | None, source: tuple[str, str] | None
+    plan: str, model: str | None, question: Question, source: tuple[str, str] | None
 ) -> None:
     """--plan brings its own inputs."""
-    beside = (("--model", model), ("--cluster", cluster), ("--gpu", gpu), ("--from", source))
+    beside = (
+        ("--model", model),
+        ("--cluster", question.cluster),
+        ("--gpu", question.gpu),
+        ("--from", source),
+    )
     given = [flag for flag, value in beside if value is not None]
     if given:
         raise InputError(
             f"--plan brings its own inputs; {', '.join(given)} cannot be given with it",
             hint=f"planner estimate --plan {plan}",
         )
-
-
-def _given(request: Request, given: dict[str, Any]) -> Plan:
-    """The price of the flags; what is not given has the documented defaults."""
-    from planner.api import Choice, make_estimate
-
-    defaults = {"optimizer": "adamw", "attention": "flash"}
-    missing = {name: value for name, value in defaults.items() if getattr(request, name) is None}
-    return make_estimate(request.changed(**missing), Choice(**given))

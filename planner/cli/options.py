@@ -26,9 +26,10 @@ SeqLen = Annotated[int | None, typer.Option("--seq-len", help="Tokens per sequen
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", help="Sequences per step.")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="bf16, fp16 or fp8.")]
 Optimizer = Annotated[
-    str, typer.Option("--optimizer", help="adamw, adam, adamw-8bit, sgd-momentum or adafactor.")
+    str | None,
+    typer.Option("--optimizer", help="adamw (default), adam, adamw-8bit, sgd-momentum or adafactor."),
 ]
-AttentionKernel = Annotated[str, typer.Option("--attention", help="flash or unfused.")]
+AttentionKernel = Annotated[str | None, typer.Option("--attention", help="flash (default) or unfused.")]
 MemoryLimit = Annotated[
     float | None, typer.Option("--memory-limit-gib", help="Cap per GPU; default by --oom-risk.")
 ]
@@ -55,6 +56,13 @@ MicroBatch = Annotated[int | None, typer.Option("--micro-batch", help="Sequences
 ShardingName = Annotated[
     str | None, typer.Option("--sharding", help="none, optimizer, gradients or parameters.")
 ]
+HostMemory = Annotated[
+    float | None, typer.Option("--host-memory-gib", help="Host memory a node, for an optimizer on the host.")
+]
+OffloadName = Annotated[
+    str,
+    typer.Option("--offload", help="auto (optimizer on the host if nothing fits without), none, optimizer."),
+]
 RecomputeName = Annotated[str | None, typer.Option("--recompute", help="none, selective or full.")]
 ScheduleName = Annotated[
     str | None, typer.Option("--schedule", help="1f1b, interleaved, zb-h1, zb-v or gpipe.")
@@ -65,6 +73,18 @@ Exact = Annotated[
 ]
 Jobs = Annotated[
     int | None, typer.Option("--jobs", help="Processes; by default one a core where that pays.", min=1)
+]
+AllowIdle = Annotated[
+    bool,
+    typer.Option("--allow-idle", help="Plan on fewer GPUs, whole nodes, where that is faster."),
+]
+HeadRoom = Annotated[
+    str | None,
+    typer.Option(
+        "--head-room",
+        metavar="PERCENTS",
+        help="Also the fastest plans that leave so much of the memory limit free: 5,10,20.",
+    ),
 ]
 TimeBudget = Annotated[
     float | None, typer.Option("--time-budget", help="CPU seconds after which the best so far is taken.")

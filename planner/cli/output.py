@@ -25,6 +25,12 @@ def console(*, stderr: bool = False) -> Console:
     """A console of at most 80 columns; plain text when piped, no colour under NO_COLOR."""
     from rich.console import Console
 
+    class Piped(Console):
+        """Rich would exit 1, which says that a difference was found, when the reader went away."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     width = MAX_WIDTH
     if stream.isatty():
@@ -32,7 +38,7 @@ def console(*, stderr: bool = False) -> Console:
             width = min(MAX_WIDTH, os.get_terminal_size(stream.fileno()).columns)
         except OSError:
             width = MAX_WIDTH
-    return Console(file=stream, width=max(40, width), highlight=False, soft_wrap=False, markup=False)
+    return Piped(file=stream, width=max(40, width), highlight=False, soft_wrap=False, markup=False)
 
 
 def print_json(data: Any) -> None:

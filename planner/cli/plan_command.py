@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from planner.cli import options as o
+from planner.cli.question import Question, asked
 from planner.errors import EXIT_INTERRUPTED, InputError
 
 if TYPE_CHECKING:
@@ -20,22 +21,11 @@ Example: planner plan --model llama-3.1-70b --gpu h100-sxm --gpus 64 --seq-len 8
 """
 
 
+@asked
 def plan(
     model: o.PlannedModel = None,
-    cluster: o.ClusterName = None,
-    gpu: o.Gpu = None,
-    gpus: o.Gpus = None,
-    gpus_per_node: o.GpusPerNode = None,
-    network: o.Network = None,
-    seq_len: o.SeqLen = None,
-    global_batch: o.GlobalBatch = None,
-    precision: o.PrecisionName = None,
-    optimizer: o.Optimizer = "adamw",
-    attention: o.AttentionKernel = "flash",
-    memory_limit_gib: o.MemoryLimit = None,
-    oom_risk: o.OomRisk = None,
-    tokens: o.Tokens = None,
-    calibration: o.Calibration = None,
+    *,
+    question: Question,
     target: o.Target = "any",
     tp: o.Tp = None,
     pp: o.Pp = None,
@@ -47,7 +37,10 @@ def plan(
     sharding: o.ShardingName = None,
     recompute: o.RecomputeName = None,
     schedule: o.ScheduleName = None,
+    offload: o.OffloadName = "auto",
     top: o.Top = 4,
+    head_room: o.HeadRoom = None,
+    allow_idle: o.AllowIdle = False,
     time_budget: o.TimeBudget = None,
     exact: o.Exact = False,
     profile: o.Profile = None,
@@ -58,7 +51,8 @@ def plan(
     from planner.api import make_plan
     from planner.catalog import check_writable, save_atomic
     from planner.cli.output import ProgressLine, note
-    from planner.request import Request
+    from planner.fronts import parse_head_rooms
+    from planner.idle import make_plan_allowing_idle
     from planner.search.tree import Pins
 
     if output is not None:
@@ -71,41 +65,30 @@ def plan(
         from planner.cli.plan_profile import plan_on_profile
         from planner.profile_request import ProfileRequest
 
+        q = question
         refused = {
-            "--cluster": cluster, "--gpus-per-node": gpus_per_node, "--network": network, "--tp": tp,
-            "--dp": dp,
-            "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages, "--micro-batch": micro_batch,
-            "--sharding": sharding, "--recompute": recompute, "--schedule": schedule, "--calibration":
-            calibration,
+            "--cluster": q.cluster, "--gpus-per-node": q.gpus_per_node, "--network": q.network, "--tp": tp,
+            "--dp": dp, "--cp": cp, "--ep": ep, "--virtual-stages": virtual_stages,
+            "--micro-batch": micro_batch, "--sharding": sharding, "--recompute": recompute,
+            "--schedule": schedule, "--calibration": q.calibration, "--head-room": head_room,
+            "--allow-idle": allow_idle or None, "--offload": None if offload == "auto" else offload,
+            "--host-memory-gib": q.host_memory_gib,
         }  # fmt: skip
         measured = ProfileRequest(
-            tuple(profile), global_batch, gpus, memory_limit_gib, model, gpu, seq_len, precision, tokens, pp
-        )
+            tuple(profile), q.global_batch, q.gpus, q.memory_limit_gib, model, q.gpu, q.seq_len, q.precision,
+            q.tokens, pp,
+        )  # fmt: skip
         return plan_on_profile(measured, refused, target, time_budget, output, as_json)
     if model is None:
         raise InputError(
             "Missing option '--model'.", hint="use --model llama-3.1-70b, or --profile with measured files"
         )
-    request = Request(
-        model=model,
-        cluster=cluster,
-        gpu=gpu,
-        gpus=gpus,
-        gpus_per_node=gpus_per_node,
-        network_gbit=network,
-        seq_len=seq_len,
-        global_batch=global_batch,
-        precision=precision,
-        optimizer=optimizer,
-        attention=attention,
-        memory_limit_gib=memory_limit_gib,
-        oom_risk=oom_risk,
-        tokens=tokens,
-        calibration=calibration,
-    )
-    pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule)
+    request = question.request(model)
+    head_rooms = parse_head_rooms(head_room) if head_room is not None else ()
+    pinned = None if offload == "auto" else offload
+    pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule, pinned)
     started = time.process_time()
-    found = make_plan(
+    found = (make_plan_allowing_idle if allow_idle else make_plan)(
         request,
         pins,
         target=target,
@@ -113,6 +96,7 @@ def plan(
         time_budget_seconds=time_budget or math.inf,
         reporter=ProgressLine(),
         exact=exact,
+        head_rooms=head_rooms,
     )
     spent = time.process_time() - started
     if output is not None:
@@ -125,28 +109,44 @@ def plan(
         from planner.report.terminal import print_plan
 
         print_plan(console(), found, cpu_seconds=spent, next_commands=next_commands(found, output))
-    return EXIT_INTERRUPTED if found.search.status == "interrupted" and time_budget is None else 0
+    is_stopped = found.search.status == "interrupted" or (found.front and not found.front.is_complete)
+    return EXIT_INTERRUPTED if is_stopped and time_budget is None else 0
 
 
 def next_commands(found: Plan, output: str | None) -> list[str]:
     """What to type next: export when a launcher can run the plan, else plan again for that launcher."""
     from planner.launchers.registry import launcher
+    from planner.reasons import BINDING_SHARE
 
     file = output or "plan.json"
+    p = found.prediction
+    is_full = p.peak_memory_bytes >= BINDING_SHARE * p.memory_limit_bytes
+    more = [f"{_repeat('--head-room', '5,10,20')}   # what leaving memory free costs"]
+    room = more if is_full and found.front is None else []
+    odd, batch = _odd_part(found.inputs.cluster.gpus), found.inputs.workload.global_batch
+    if batch % odd and found.search.idle is None:
+        again = _repeat("--allow-idle")
+        room.append(f"{again}   # {odd} does not divide the batch: fewer GPUs may be faster")
     if launcher("megatron").reasons(found):
         again = _repeat("--target", "megatron", "-o", "megatron.json")
         return [f"planner explain {shlex.quote(file)}"] * bool(output) + [
-            f"{again}   # Megatron-LM cannot express this plan; this finds the best it can"
+            f"{again}   # Megatron-LM cannot express this plan; this finds the best it can",
+            *room,
         ]
     save = [] if output else [_repeat("-o", file)]
-    return [*save, f"planner export {shlex.quote(file)} --to megatron -o launch"]
+    return [*save, f"planner export {shlex.quote(file)} --to megatron -o launch", *room]
+
+
+def _odd_part(count: int) -> int:
+    """The largest odd divisor of a count."""
+    return count // (count & -count)
 
 
 def _repeat(*more: str) -> str:
     """The command as typed, with its output options replaced."""
     from planner.cli.output import invocation
 
-    dropped = {"-o", "--output", "--target"}
+    dropped = {"-o", "--output", "--head-room"} | {word for word in more if word.startswith("--")}
     kept: list[str] = []
     skip = False
     for word in invocation:
@@ -154,6 +154,6 @@ def _repeat(*more: str) -> str:
             skip = False
         elif word in dropped:
             skip = True
-        elif word != "--json" and not word.startswith(("--output=", "--target=")):
+        elif word != "--json" and not word.startswith(tuple(f"{flag}=" for flag in dropped)):
             kept.append(word)
     return shlex.join(["planner", *kept, *more])

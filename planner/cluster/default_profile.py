@@ -30,6 +30,11 @@ SWITCHED_LINK_GB_PER_S = 100.0
 LATENCY_US = {"nvswitch": 3.4, "nvlink-bridge": 3.4, "xgmi": 5.0, "pcie": 5.7, "infiniband": 14.0}
 
 
+def node_size(device: DeviceSpec, gpus: int, gpus_per_node: int | None = None) -> int:
+    """GPUs in a node of the default machine: as asked for, else the usual number, at most all."""
+    return gpus_per_node or min(RACK_SCALE.get(device.name, (None, 8))[1], gpus)
+
+
 def default_profile(
     device: DeviceSpec, gpus: int, gpus_per_node: int | None, network_gbit: float | None
 ) -> tuple[ClusterProfile, list[str]]:
@@ -39,8 +44,8 @@ def default_profile(
     reference system's. Raises InputError when the devices do not fill whole nodes.
     """
     notes: list[str] = []
-    island, node = RACK_SCALE.get(device.name, (None, 8))
-    per_node = gpus_per_node or min(node, gpus)
+    island, _ = RACK_SCALE.get(device.name, (None, 8))
+    per_node = node_size(device, gpus, gpus_per_node)
     if gpus_per_node is None:
         notes.append(f"{per_node} GPUs per node (set --gpus-per-node)")
     if gpus > per_node and gpus % per_node:
@@ -48,7 +53,8 @@ def default_profile(
         raise InputError(
             f"{gpus} GPUs do not fill nodes of {per_node}: {gpus} % {per_node} = {gpus % per_node}",
             allowed=[low, low + per_node],
-            hint=f"use --gpus {low} or --gpus {low + per_node}, or another --gpus-per-node",
+            hint=f"use --gpus {low} or --gpus {low + per_node}, or another --gpus-per-node; "
+            f"plan --allow-idle leaves some idle",
         )
     nodes = -(-gpus // per_node)
     gbit = network_gbit if network_gbit is not None else NETWORK_GBIT.get(device.generation, 100.0)

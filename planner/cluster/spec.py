@@ -8,6 +8,7 @@ seconds and FLOP/s happens here, once, in the properties.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -51,6 +52,9 @@ class DeviceSpec(_Facts):
     peak_tflop_per_s: dict[Literal["fp32", "tf32", "fp16", "bf16", "fp8"], Quantity] = Field(
         description="dense matrix peaks by precision; a missing precision is not supported"
     )
+    sustained_tflop_per_s: Quantity | None = Field(
+        None, description="16-bit matrix products a power-limited board holds; absent where no limit binds"
+    )
     num_multiprocessors: Quantity
     link_gb_per_s: Quantity | None = Field(
         None, description="device-to-device fabric (NVLink, xGMI), all links of one device, one direction"
@@ -75,6 +79,11 @@ class DeviceSpec(_Facts):
         """Dense peak in FLOP/s for ``precision``, None when the device does not support it."""
         quantity = {str(key): value for key, value in self.peak_tflop_per_s.items()}.get(precision)
         return None if quantity is None else quantity.value * TERA
+
+    @property
+    def sustained_flop_per_s(self) -> float:
+        """What large 16-bit products reach under the board's power limit, infinite where none binds."""
+        return math.inf if self.sustained_tflop_per_s is None else self.sustained_tflop_per_s.value * TERA
 
 
 class Tier(_Facts):
@@ -117,7 +126,10 @@ class NodeGroup(_Facts):
     devices_per_node: Count
     num_nodes: Count
     tiers: list[Tier] = Field(min_length=1, description="innermost first")
-    host_memory_gib: Quantity | None = None
+    host_memory_gib: Quantity | None = Field(None, description="memory of one node's host, all sockets")
+    host_memory_bandwidth_gb_per_s: Quantity | None = Field(
+        None, description="host memory of one node, all channels of all sockets together"
+    )
     price_dollars_per_device_hour: Quantity | None = None
 
 

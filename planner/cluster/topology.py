@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from planner.cluster.host import Host, host_of
 from planner.cluster.spec import ClusterProfile, DeviceSpec, NodeGroup
 from planner.errors import InputError, UnsupportedFeature
 
@@ -70,6 +71,7 @@ class Cluster:
     num_devices: int
     devices_per_node: int
     links: tuple[Link, ...]
+    host: Host
     price_dollars_per_device_hour: float | None = None
 
     @property
@@ -149,7 +151,8 @@ def resolve_cluster(profile: ClusterProfile, device: DeviceSpec, num_devices: in
             f"--gpus {count} does not fill nodes of {group.devices_per_node}: {count} % "
             f"{group.devices_per_node} = {count % group.devices_per_node}",
             allowed=[low, low + group.devices_per_node],
-            hint=f"use --gpus {low} or --gpus {low + group.devices_per_node}",
+            hint=f"use --gpus {low} or --gpus {low + group.devices_per_node}; plan --allow-idle leaves some "
+            f"idle",
         )
     price = group.price_dollars_per_device_hour
     return Cluster(
@@ -158,6 +161,7 @@ def resolve_cluster(profile: ClusterProfile, device: DeviceSpec, num_devices: in
         num_devices=count,
         devices_per_node=group.devices_per_node,
         links=_links(group, count),
+        host=host_of(group, device, min(count, group.devices_per_node)),
         price_dollars_per_device_hour=price.value if price else None,
     )
 

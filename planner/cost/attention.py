@@ -23,11 +23,8 @@ from planner.model.spec import Attention, LatentAttention
 FLASH_BACKWARD_FLOP_FACTOR = 2.5
 NUM_PRODUCTS = 4  # query, key, value and output projection
 VALUE_PRODUCT = 3
-# Passes over the score matrix of unfused attention: forward writes scores, reads and writes softmax, reads
-# it for the value product; backward mirrors that with two gradients.
-UNFUSED_FORWARD_PASSES = 5.0
-UNFUSED_BACKWARD_PASSES = 7.0
-DROPOUT_PASSES = 2.0
+# Bytes a score that dropout moves beside its stack's own: read and write.
+DROPOUT_BYTES = 4.0
 
 
 def local_kv_heads(num_kv_heads: int, tp: Number) -> Number:
@@ -42,14 +39,20 @@ def attention_part(
     *,
     dropout: bool,
     keys: float | None = None,
+    leaves: bool = True,
 ) -> Part:
-    """Self-attention (or, with ``keys`` the other sequence's length, cross-attention) of one block."""
+    """Self-attention (or, with ``keys`` the other sequence's length, cross-attention) of one block.
+
+    leaves: its output is summed over tp by itself; in a parallel block that is the feed-forward's part.
+    """
     if isinstance(attention, LatentAttention):
-        return _latent(attention, hidden_size, setting, dropout=dropout)
-    return _grouped(attention, hidden_size, setting, dropout=dropout, keys=keys)
+        return _latent(attention, hidden_size, setting, dropout=dropout, leaves=leaves)
+    return _grouped(attention, hidden_size, setting, dropout=dropout, keys=keys, leaves=leaves)
 
 
-def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: Number | None) -> Part:
+def _grouped(
+    attention: Attention, h: int, s: Setting, *, dropout: bool, keys: Number | None, leaves: bool
+) -> Part:
     device, tokens = s.device, s.tokens
     heads = attention.num_heads / s.tp
     q = heads * attention.head_dim
@@ -65,8 +68,8 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
     for m, n, k in into:
         forward = forward + device.matmul_seconds(m, n, k)
         input_gradient = input_gradient + device.matmul_seconds(m, k, n)
-        weight_gradient = weight_gradient + device.matmul_seconds(n, k, m)
-    output_weights = device.matmul_seconds(q, h, tokens)
+        weight_gradient = weight_gradient + device.weight_gradient_seconds(n, k, m)
+    output_weights = device.weight_gradient_seconds(q, h, tokens)
     backward = input_gradient + weight_gradient + device.matmul_seconds(tokens, q, h) + output_weights
 
     positions = ELEMENT_BYTES * (tokens * q + key_tokens * kv) * 2.0  # rotary embedding or bias, in and out
@@ -80,7 +83,7 @@ def _grouped(attention: Attention, h: int, s: Setting, *, dropout: bool, keys: N
     if attention.qk_norm:
         saved = saved + ELEMENT_BYTES * (tokens * q + key_tokens * kv)
     gathered = ELEMENT_BYTES * tokens * h
-    parallel = tensor_parallel_part(s, gathered, input_gradient, weight_gradient)
+    parallel = tensor_parallel_part(s, gathered, input_gradient, weight_gradient, leaves=leaves)
     ring = _ring_part(s, kv, core.forward_compute, core.backward_compute)
     return (
         core
@@ -162,15 +165,14 @@ def _core(
     keys = s.sequence if key_tokens is tokens else key_tokens * s.cp / s.batch
     products = s.batch * heads
     rows = s.sequence / s.cp
-    forward = device.matmul_seconds(rows, keys, qk_dim, products) + device.matmul_seconds(
-        rows, v_dim, keys, products
-    )
+    forward = device.matmul_seconds(rows, keys, qk_dim, products, is_half=True)
+    forward = forward + device.matmul_seconds(rows, v_dim, keys, products, is_half=True)
     scores = products * rows * keys
-    extra = DROPOUT_PASSES if dropout else 0.0
-    softmax = device.pass_seconds(scores * ELEMENT_BYTES * (UNFUSED_FORWARD_PASSES + extra))
-    backward = 2.0 * forward + device.pass_seconds(scores * ELEMENT_BYTES * (UNFUSED_BACKWARD_PASSES + extra))
+    extra = DROPOUT_BYTES if dropout else 0.0
+    softmax = device.pass_seconds(scores * (s.stack.score_forward_bytes + extra))
+    backward = 2.0 * forward + device.pass_seconds(scores * (s.stack.score_backward_bytes + extra))
     output = ELEMENT_BYTES * tokens * out
-    probabilities = scores * (ELEMENT_BYTES + (1.0 + ELEMENT_BYTES if dropout else 0.0))
+    probabilities = scores * (s.stack.score_saved_bytes + (1.0 + ELEMENT_BYTES if dropout else 0.0))
     return Part(
         forward_compute=forward + softmax,
         backward_compute=backward,
@@ -206,7 +208,7 @@ def _ring_part(s: Setting, kv: Number, core_forward: Number, core_backward: Numb
     )
 
 
-def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) -> Part:
+def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool, leaves: bool) -> Part:
     """Multi-head latent attention: down projections on every tp rank, up projections split by heads."""
     device, tokens = s.device, s.tokens
     heads = attention.num_heads / s.tp
@@ -232,8 +234,8 @@ def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) ->
     for m, n, k in into + up:
         forward = forward + device.matmul_seconds(m, n, k)
         input_gradient = input_gradient + device.matmul_seconds(m, k, n)
-        weight_gradient = weight_gradient + device.matmul_seconds(n, k, m)
-    output_weights = device.matmul_seconds(heads * attention.v_head_dim, h, tokens)
+        weight_gradient = weight_gradient + device.weight_gradient_seconds(n, k, m)
+    output_weights = device.weight_gradient_seconds(heads * attention.v_head_dim, h, tokens)
     backward = input_gradient + weight_gradient + output_weights
     backward = backward + device.matmul_seconds(tokens, heads * attention.v_head_dim, h)
     context = mean_context(attention, s.sequence)
@@ -254,7 +256,7 @@ def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool) ->
     kv_width = heads * (qk + attention.v_head_dim) / 2.0
     return (
         core
-        + tensor_parallel_part(s, gathered, input_gradient, weight_gradient)
+        + tensor_parallel_part(s, gathered, input_gradient, weight_gradient, leaves=leaves)
         + _ring_part(s, kv_width, core.forward_compute, core.backward_compute)
         + Part(
             forward_compute=forward,

@@ -21,6 +21,9 @@ from planner.cluster.topology import Cluster, Crossing
 from planner.cost.arrays import Array, IntArray, Number
 from planner.cost.constants import Constants
 
+# What any collective takes before its first hop: NCCL's own tuning constant (graph/tuning.cc, ring, Simple).
+BASE_LATENCY_SECONDS = 8.4e-6
+
 
 @dataclass(frozen=True)
 class GroupCosts:
@@ -56,7 +59,10 @@ def group_costs(cluster: Cluster, constants: Constants, stride: int, size: int) 
         c.link.latency_seconds * (c.units - 1) * math.prod(o.units for o in crossings[index + 1 :])
         for index, c in enumerate(crossings)
     )
-    log_latency = sum(c.link.latency_seconds * math.ceil(math.log2(c.units)) for c in crossings)
+    ring_latency += BASE_LATENCY_SECONDS
+    log_latency = BASE_LATENCY_SECONDS + sum(
+        c.link.latency_seconds * math.ceil(math.log2(c.units)) for c in crossings
+    )
     beta = 1.0 / min(rates)
     has_switch = all(c.link.in_network_reduction for c in crossings)
     switch = beta / constants.in_network_efficiency if has_switch else math.inf

@@ -3,16 +3,19 @@
 F FLOP of the kernel, p dense peak, e_max achieved share of the peak when large, F0 = p x overhead: the
 FLOP at which half of e_max is reached (e = e_max F / (F + F0)). A matrix product also loses to tile and
 wave quantisation: its (m, n) output is cut in 128 x 128 tiles and the last wave of tiles over the
-multiprocessors is partly empty. Williams, Waterman and Patterson 2009 (roofline); NVIDIA's matrix
-multiplication performance guide (tile and wave quantisation).
+multiprocessors is partly empty. Its inner length k pays for starting and storing each tile: k + depth.
+Dimensions that are no multiple of 32 elements miss the widest loads. Williams, Waterman and Patterson 2009
+(roofline); NVIDIA's matrix multiplication performance guide (tile and wave quantisation).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cluster.host import Host
 from planner.cluster.spec import DeviceSpec
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.constants import Constants
@@ -20,16 +23,19 @@ from planner.errors import UnsupportedFeature
 from planner.workload import Workload
 
 TILE = 128
+ALIGNED = 32.0  # elements
 ELEMENT_BYTES = 2.0
 FP8_BYTES = 1.0
+CAST_BYTES = 4.0
 
 
 @dataclass(frozen=True)
 class Device:
     """One device with its constants, ready for pricing kernels.
 
-    matmul_flop_per_s: dense peak for matrix products in the workload's precision;
-    half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM.
+    matmul_flop_per_s: dense peak for matrix products in the workload's precision; sustained_flop_per_s: what
+    the power limit lets 16-bit products reach; pass_scale: element-wise bytes of the stack over the fused;
+    half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM; host: of its node.
     """
 
     matmul_flop_per_s: float
@@ -38,10 +44,18 @@ class Device:
     multiprocessors: int
     is_fp8: bool
     constants: Constants
+    host: Host
+    sustained_flop_per_s: float = math.inf
+    pass_scale: float = 1.0
 
     @staticmethod
-    def of(spec: DeviceSpec, workload: Workload, constants: Constants) -> Device:
-        """Raises UnsupportedFeature when the device has no peak for the workload's precision."""
+    def of(
+        spec: DeviceSpec, workload: Workload, constants: Constants, host: Host, pass_scale: float = 1.0
+    ) -> Device:
+        """``pass_scale``: the stack's element-wise bytes over the fused ones.
+
+        Raises UnsupportedFeature when the device has no peak for the workload's precision.
+        """
         precision = workload.precision
         half = "bf16" if precision == "fp8" else precision
         peak, half_peak = spec.peak_flop_per_s(precision), spec.peak_flop_per_s(half)
@@ -53,8 +67,22 @@ class Device:
                 hint=f"use --precision {able[0]}" if able else "",
             )
         return Device(
-            peak, half_peak, spec.memory_bytes_per_s, spec.multiprocessors, precision == "fp8", constants
+            peak,
+            half_peak,
+            spec.memory_bytes_per_s,
+            spec.multiprocessors,
+            precision == "fp8",
+            constants,
+            host,
+            spec.sustained_flop_per_s,
+            pass_scale,
         )
+
+    @property
+    def product_flop_per_s(self) -> float:
+        """What large matrix products reach: a share of the peak, or what the power limit leaves."""
+        limit = self.sustained_flop_per_s * self.matmul_flop_per_s / self.half_flop_per_s
+        return min(self.matmul_flop_per_s * self.constants.matmul_efficiency, limit)
 
     def stream_seconds(self, num_bytes: Number) -> Number:
         """A kernel that only moves ``num_bytes`` through HBM."""
@@ -62,27 +90,49 @@ class Device:
 
     def pass_seconds(self, num_bytes: Number) -> Number:
         """Element-wise kernels whose fused minimum moves ``num_bytes``: a stack moves more."""
-        return self.stream_seconds(num_bytes) * self.constants.pass_factor
+        return self.stream_seconds(num_bytes) * self.constants.pass_factor * self.pass_scale
 
-    def matmul_seconds(self, m: Number, n: Number, k: Number, batch: Number = 1.0) -> Number:
+    def matmul_seconds(
+        self,
+        m: Number,
+        n: Number,
+        k: Number,
+        batch: Number = 1.0,
+        *,
+        is_half: bool = False,
+        casts: bool = True,
+    ) -> Number:
         """``batch`` products of (m, k) by (k, n): max of compute and HBM traffic.
 
-        fp8 adds the casts of both inputs (read 2, write 1 byte an element, and the transposed copy).
+        fp8 adds the cast of the first factor (read 2, write 1 byte an element, and the transposed copy);
+        ``casts`` False where both factors were cast before. is_half: in 16 bits under fp8 too, as the
+        vocabulary's and the router's products are.
         """
         flop = 2.0 * m * n * k * batch
         c = self.constants
+        is_fp8 = self.is_fp8 and not is_half
+        rate = self.product_flop_per_s * (self.half_flop_per_s / self.matmul_flop_per_s if is_half else 1.0)
+        peak = self.half_flop_per_s if is_half else self.matmul_flop_per_s
         tiles = ceil_div(m, TILE) * ceil_div(n, TILE) * batch
         waves = np.ceil(tiles / self.multiprocessors)
         used = (m * n * batch) / (waves * self.multiprocessors * TILE * TILE)
         # A partly filled wave still overlaps with its neighbours' tails: count the square root of the loss.
-        quantised = flop / np.sqrt(np.maximum(used, 1e-3))
-        saturation = self.matmul_flop_per_s * c.matmul_overhead_seconds
-        compute = (quantised + saturation) / (self.matmul_flop_per_s * c.matmul_efficiency)
-        elements = (m * k + k * n) * batch
-        width = FP8_BYTES if self.is_fp8 else ELEMENT_BYTES
-        memory = self.stream_seconds(elements * width + m * n * batch * ELEMENT_BYTES)
-        cast = self.stream_seconds(elements * 4.0) if self.is_fp8 else 0.0
+        quantised = flop * (1.0 + c.matmul_depth / k) / np.sqrt(np.maximum(used, 1e-3))
+        saturation = peak * c.matmul_overhead_seconds
+        misaligned = (batch == 1.0) & ((n % ALIGNED > 0) | (k % ALIGNED > 0))
+        compute = (quantised * np.where(misaligned, c.misaligned_slowdown, 1.0) + saturation) / rate
+        width = FP8_BYTES if is_fp8 else ELEMENT_BYTES
+        memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * ELEMENT_BYTES)
+        cast = self.stream_seconds(m * k * batch * CAST_BYTES) if is_fp8 and casts else 0.0
         return np.maximum(compute, memory) + cast
+
+    def start_seconds(self) -> float:
+        """What one product costs beside its FLOP: its start and its last, partly filled wave."""
+        return self.constants.matmul_overhead_seconds / self.constants.matmul_efficiency
+
+    def weight_gradient_seconds(self, m: Number, n: Number, tokens: Number) -> Number:
+        """A weight gradient: its factors were cast by the products before it."""
+        return self.matmul_seconds(m, n, tokens, casts=False)
 
     def flash_seconds(self, flop: Number, num_bytes: Number, pieces: Number, *, backward: bool) -> Number:
         """Fused attention of ``flop`` 16-bit FLOP touching ``num_bytes`` of Q, K, V and output.
@@ -92,5 +142,6 @@ class Device:
         c = self.constants
         efficiency = c.flash_backward_efficiency if backward else c.flash_forward_efficiency
         saturation = self.half_flop_per_s * c.matmul_overhead_seconds
-        compute = (flop + pieces * saturation) / (self.half_flop_per_s * efficiency)
+        rate = min(self.half_flop_per_s * efficiency, self.sustained_flop_per_s)
+        compute = (flop + pieces * saturation) / rate * c.attention_slowdown
         return np.maximum(compute, self.stream_seconds(num_bytes))

@@ -26,14 +26,14 @@ MATMUL_EFFICIENCY: dict[str, float] = {
     "cdna4": 0.55,
 }
 # Flash attention forward and backward, share of the dense peak at head dimension 128: FlashAttention-2
-# (arXiv 2307.08691, figures 4 to 6) on A100; FlashAttention-3 (arXiv 2407.08608) on H100.
+# (arXiv 2307.08691, figures 4 to 6) on A100; FlashAttention-3 (arXiv 2407.08608) on H100; cuDNN 9 on B200.
 FLASH_EFFICIENCY: dict[str, tuple[float, float]] = {
     "volta": (0.35, 0.25),
     "turing": (0.35, 0.25),
     "ampere": (0.60, 0.50),
     "ada": (0.60, 0.50),
     "hopper": (0.55, 0.45),
-    "blackwell": (0.50, 0.40),
+    "blackwell": (0.65, 0.50),
     "cdna2": (0.35, 0.25),
     "cdna3": (0.35, 0.25),
     "cdna4": (0.35, 0.25),
@@ -51,6 +51,10 @@ LINK_EFFICIENCY: dict[str, float] = {
     "slingshot": 0.75,
     "omni-path": 0.75,
 }
+
+
+# Links of the accelerators themselves; all others are the installation's own.
+ACCELERATOR_LINKS = ("nvswitch", "nvlink", "nvlink-mesh", "nvlink-bridge", "xgmi")
 
 
 def _constant(default: float, meaning: str, source: str) -> Any:
@@ -71,9 +75,14 @@ class Constants:
     flash_backward_efficiency: float = _constant(
         0.45, "share of dense peak, flash attention backward", "arXiv 2307.08691, 2407.08608"
     )
-    launch_seconds: float = _constant(6e-6, "host seconds to launch one kernel", "CUDA launch, 5-8 us")
+    launch_seconds: float = _constant(
+        2e-5, "host seconds to launch one kernel", "PyTorch dispatch with autograd, 10-30 us"
+    )
     matmul_overhead_seconds: float = _constant(
         6e-6, "time constant of matmul saturation: half of emax at peak x this FLOP", "F0 = peak x launch"
+    )
+    matmul_depth: float = _constant(
+        64.0, "inner length of a product that costs as much as starting and storing a tile", "CUTLASS tiles"
     )
     bandwidth_efficiency: float = _constant(
         0.80, "share of HBM bandwidth of streaming kernels", "STREAM-like kernels on HBM"
@@ -83,6 +92,21 @@ class Constants:
     )
     kernel_slowdown: float = _constant(
         1.0, "all kernels of a stack over the architecture's own", "clocks, power caps, kernel choice"
+    )
+    misaligned_slowdown: float = _constant(
+        1.15, "products with a dimension that is no multiple of 32", "NVIDIA's matrix multiplication guide"
+    )
+    attention_slowdown: float = _constant(
+        1.0, "a stack's fused attention over the architecture's own", "FlashAttention-2 and 3, cuDNN"
+    )
+    fabric_efficiency: float = _constant(
+        1.0, "a generation's own links over their technology's usual share", "nccl-tests at tens of MB"
+    )
+    site_slowdown: float = _constant(
+        1.0, "all kernels of one installation over its stack's usual", "clocks, cooling, drivers, libraries"
+    )
+    site_network: float = _constant(
+        1.0, "an installation's network and PCIe over their technology's usual", "fabric, routing, drivers"
     )
     collective_overhead_seconds: float = _constant(
         2e-5, "host seconds to launch one collective and its stream waits", "torch.distributed on NCCL"
@@ -103,6 +127,11 @@ class Constants:
     optimizer_bytes_factor: float = _constant(
         1.0, "multiplier of optimizer traffic", "multi-tensor Adam is a streaming kernel"
     )
+    host_adam_efficiency: float = _constant(
+        0.30,
+        "share of host memory bandwidth that Adam on the host reaches",
+        "0.46 on a DGX-2 in arXiv 2101.06840, table 4; about 0.15 in reports (DeepSpeed 735, slime 1139)",
+    )
     context_bytes: float = _constant(
         1.0 * 1024**3, "driver context and workspaces of one rank", "nvidia-smi of an idle PyTorch process"
     )
@@ -118,7 +147,8 @@ class Constants:
 
     def efficiency_of(self, technology: str) -> float:
         """Achieved share of a link's printed bandwidth, by technology; 0.75 for one not in the table."""
-        return dict(self.link_efficiency).get(technology, 0.75)
+        scale = self.fabric_efficiency if technology in ACCELERATOR_LINKS else self.site_network
+        return dict(self.link_efficiency).get(technology, 0.75) * scale
 
     def rows(self) -> list[tuple[str, float, str, str]]:
         """(name, value, meaning, source) of every scalar constant, for explain and the README."""

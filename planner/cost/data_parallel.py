@@ -91,7 +91,8 @@ def step_moves(
     if sharding == SHARDING_NONE:
         return (Move(axis, "all_reduce", 1.0, reduce_bytes), across), ()
     if sharding == SHARDING_OPTIMIZER:
-        return (scatter, across), (gather,)
+        whole = replace(scatter, operation="all_reduce") if stack.reduces_whole_gradients else scatter
+        return (whole, across), (gather,)
     is_held = np.where(has_pipeline, 1.0, 0.0)
     held = replace(scatter, count=is_held)
     reductions = (held, across) if stack.holds_pipeline_gradients and np.any(is_held) else (across,)

@@ -18,13 +18,24 @@ from planner.cost.part import Move, Part, Setting
 from planner.cost.tensor_parallel import tensor_parallel_part
 from planner.model.spec import FeedForward, MixtureOfExperts
 
+# Grouped products launch one kernel an expert and product, under fp8 two casts more (Transformer Engine's
+# GroupedLinear over cuBLAS on several streams).
+EXPERT_PRODUCTS = 2.0
+EXPERT_STREAMS = 4.0
+
 
 def feed_forward_part(
-    ff: FeedForward | MixtureOfExperts, hidden_size: int, setting: Setting, products_before: int = 0
+    ff: FeedForward | MixtureOfExperts,
+    hidden_size: int,
+    setting: Setting,
+    products_before: int = 0,
+    *,
+    enters: bool = True,
 ) -> Part:
     """Seconds and bytes of one feed-forward sub-layer for one microbatch on one rank.
 
     products_before: the matrix products of the block ahead of it, for stacks that repeat every n-th.
+    enters: it gathers its own input; False in a dense parallel block, where attention gathered it.
     """
     if isinstance(ff, FeedForward):
         width = ff.ffn_size / setting.tp
@@ -32,7 +43,9 @@ def feed_forward_part(
             setting, setting.tokens, hidden_size, width, ff.gated, products_before
         )
         gathered = ELEMENT_BYTES * setting.tokens * hidden_size
-        parallel = tensor_parallel_part(setting, gathered, input_gradient, weight_gradient, is_last=True)
+        parallel = tensor_parallel_part(
+            setting, gathered, input_gradient, weight_gradient, enters=enters, is_last=True
+        )
         backward = _backward_bytes(setting, hidden_size, width, ff.gated)
         return part + parallel + Part(transient_bytes=gathered, backward_bytes=backward)
     return _experts(ff, hidden_size, setting)
@@ -62,9 +75,9 @@ def _dense(
     device, stack = s.device, s.stack
     inner = (2.0 if gated else 1.0) * width
     input_gradient = device.matmul_seconds(tokens, h, inner)
-    weight_gradient = device.matmul_seconds(inner, h, tokens)
+    weight_gradient = device.weight_gradient_seconds(inner, h, tokens)
     into, out = device.matmul_seconds(tokens, inner, h), device.matmul_seconds(tokens, h, width)
-    output_weights = device.matmul_seconds(width, h, tokens)
+    output_weights = device.weight_gradient_seconds(width, h, tokens)
     backward = input_gradient + weight_gradient + device.matmul_seconds(tokens, width, h) + output_weights
     activation = ELEMENT_BYTES * tokens * (inner + width)
     passes = device.pass_seconds(activation)
@@ -111,7 +124,7 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
     """Router, dispatch, grouped products, combine, and the shared experts every token passes."""
     device = s.device
     routed = s.tokens / s.norm_split
-    router = device.matmul_seconds(routed, moe.num_experts, h)
+    router = device.matmul_seconds(routed, moe.num_experts, h, is_half=True)
     rows = routed * moe.experts_per_token * s.expert_tp * device.constants.expert_imbalance
     local_experts = moe.num_experts / s.ep
     width = moe.expert_ffn_size / s.expert_tp
@@ -137,7 +150,7 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
         saved_bytes=dispatched,
         selective_bytes=dispatched,
         transient_bytes=2.0 * dispatched,
-        kernels=12.0,
+        kernels=12.0 + EXPERT_PRODUCTS * local_experts * (3.0 if device.is_fp8 else 1.0),
         collectives=exchanges + 2.0 * gathers,
         moved=tuple(moved),
     )
@@ -161,14 +174,16 @@ def _grouped_products(
     # One kernel covers a few tiles of several experts: pad by half the distance to the next tile.
     effective = local_experts * (per_expert + padded) / 2.0
     part, _, _ = _dense(s, effective, h, width, gated)
+    # Each expert's product starts and ends by itself, on one of a few streams.
+    starts = (local_experts - 1.0) / EXPERT_STREAMS * device.start_seconds()
     weights = ELEMENT_BYTES * (local_experts - 1.0) * h * width * (3.0 if gated else 2.0)
     reread = device.stream_seconds(weights)
     inner = (2.0 if gated else 1.0) * width
     product = ELEMENT_BYTES * rows * width
     saved = ELEMENT_BYTES * rows * inner + product
     return Part(
-        forward_compute=np.maximum(part.forward_compute, reread),
-        backward_compute=np.maximum(part.backward_compute, 2.0 * reread),
+        forward_compute=np.maximum(part.forward_compute + EXPERT_PRODUCTS * starts, reread),
+        backward_compute=np.maximum(part.backward_compute + 2.0 * EXPERT_PRODUCTS * starts, 2.0 * reread),
         selective_recompute=device.pass_seconds(ELEMENT_BYTES * rows * (inner + width)),
         saved_bytes=saved,
         selective_bytes=saved - product,

@@ -13,12 +13,12 @@ import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.attention import NUM_PRODUCTS, attention_part
-from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import ELEMENT_BYTES, Device
 from planner.cost.data_parallel import layer_moves, moves_seconds, norm_move
 from planner.cost.feed_forward import feed_forward_part
 from planner.cost.groups import Groups, rank_groups
 from planner.cost.part import Move, Part, Setting
+from planner.cost.sharded import sharded_seconds
 from planner.cost.stack import Stack
 from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
 from planner.model.chain import LayerChain, LayerKind, kind_parameters
@@ -28,7 +28,7 @@ from planner.model.parameters import (
     final_norm_parameters,
     norm_parameters,
 )
-from planner.model.spec import MixtureOfExperts
+from planner.model.spec import FeedForward, MixtureOfExperts
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import SHARDING_PARAMETERS
 
@@ -143,11 +143,13 @@ class LayerPricer:
         block, h = kind.block, self.problem.model.hidden_size
         if block is None:
             raise ValueError(f"layer kind {kind.name} has no block")
-        part = attention_part(block.attention, h, s, dropout=block.dropout)
+        # A parallel block gathers one input and sums one output (PaLM, arXiv 2204.02311).
+        is_joint = block.parallel and isinstance(block.feed_forward, FeedForward)
+        part = attention_part(block.attention, h, s, dropout=block.dropout, leaves=not is_joint)
         if block.cross_attention is not None:
             keys = self._cross_keys(kind)
             part = part + attention_part(block.cross_attention, h, s, dropout=block.dropout, keys=keys)
-        part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS)
+        part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS, enters=not is_joint)
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
         norms = float(1 if block.parallel else block.num_norms)
         norm_seconds = self.device.pass_seconds(3.0 * hidden * norms)
@@ -181,7 +183,7 @@ class LayerPricer:
         hidden = ELEMENT_BYTES * s.tokens * h
         compute = self.device.pass_seconds(2.0 * hidden)
         if e.kind == "patches":
-            compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features)
+            compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features, is_half=True)
         saved = s.tokens * 8.0 + (hidden / s.norm_split / ELEMENT_BYTES if self._has_dropout() else 0.0)
         return tensor_parallel_part(s, hidden, enters=False) + Part(
             forward_compute=compute,
@@ -220,12 +222,13 @@ class LayerPricer:
         if kind.role == "norm" or head.kind == "classifier":
             return part
         width = head.projection_size or h
-        outputs = model.vocab_size / s.tp
-        logits = s.tokens * outputs
-        product = device.matmul_seconds(s.tokens, outputs, width)
-        extra = device.matmul_seconds(s.tokens, h / s.tp, h) if head.transform else 0.0
-        input_gradient = device.matmul_seconds(s.tokens, width, outputs)
-        weight_gradient = device.matmul_seconds(outputs, width, s.tokens)
+        multiple = self.stack.vocabulary_multiple * s.tp
+        outputs = ceil_div(model.vocab_size, multiple) * multiple / s.tp
+        logits = s.tokens * model.vocab_size / s.tp
+        product = device.matmul_seconds(s.tokens, outputs, width, is_half=True)
+        extra = device.matmul_seconds(s.tokens, h / s.tp, h, is_half=True) if head.transform else 0.0
+        input_gradient = device.matmul_seconds(s.tokens, width, outputs, is_half=True)
+        weight_gradient = device.matmul_seconds(outputs, width, s.tokens, is_half=True)
         # Cross entropy in fp32: cast, maximum, exponent and sum, then the gradient in place.
         loss = device.pass_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
         gathered = ELEMENT_BYTES * s.tokens * h
@@ -249,14 +252,20 @@ class LayerPricer:
 
     def _finish(self, kind: LayerKind, part: Part, s: Setting, dense: Number, expert: Number) -> LayerCost:
         launch = self.device.constants.launch_seconds
-        slowdown = self.device.constants.kernel_slowdown
-        forward_kernels, backward_kernels = part.forward_compute * slowdown, part.backward_compute * slowdown
-        theft = self.device.constants.overlap_theft
-        moves = self.data_moves(kind, dense, expert)
-        # Gathers and reductions of a layer hide under its neighbour's compute: the same, where layers are.
-        dp_forward = exposed_seconds(moves_seconds(self.groups, moves[0]), forward_kernels, theft)
-        dp_backward = exposed_seconds(moves_seconds(self.groups, moves[1]), backward_kernels, theft)
-        gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, 1.0, 0.0)
+        slowdown = self.device.constants.kernel_slowdown * self.device.constants.site_slowdown
+        accumulation = self.device.stream_seconds(self.stack.accumulation_bytes * (dense + expert))
+        forward_kernels = part.forward_compute * slowdown
+        backward_kernels = (part.backward_compute + accumulation) * slowdown
+        sharded = sharded_seconds(
+            self.groups,
+            self.device.constants.overlap_theft,
+            (kind.block, self.problem.model.hidden_size, self.candidates.gather_unit),
+            lambda share: self.data_moves(kind, dense * share, expert * share),
+            forward_kernels,
+            backward_kernels,
+        )
+        dp_forward, dp_backward = sharded.forward, sharded.backward
+        gathers = np.where(self.candidates.sharding == SHARDING_PARAMETERS, sharded.units, 0.0)
         each = self.device.constants.collective_overhead_seconds
         norms = 0.0
         if self.stack.reduces_norms_in_backward:
@@ -298,9 +307,10 @@ class LayerPricer:
         needed = (saved[0], saved[1] - part.selective_extra_bytes, saved[2])
         backward_bytes = part.backward_bytes + zero
         if is_block:
-            # By its end a block's backward holds all its weight gradients, and a few hidden states.
+            # By its end a unit's backward holds all its weight gradients, and a few hidden states.
             hidden = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size
-            ending = (dense + expert) * self.stack.parameter_bytes + 3.0 * hidden + 2.0 * boundary
+            ending = (dense + expert) * sharded.largest * self.stack.parameter_bytes
+            ending = ending + 3.0 * hidden + 2.0 * boundary
             backward_bytes = np.maximum(backward_bytes, ending - saved[0])
         return LayerCost(
             forward=forward,

@@ -14,8 +14,14 @@ from itertools import zip_longest
 from planner.cost.constants import Constants
 from planner.cost.row import CandidateRow, KindCost, reserve_bytes
 from planner.cost.stack import Stack
+from planner.strategy.decision import SHARDINGS, UNIT_BLOCK
 
 MEMORY_CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buffers", "reserve")
+
+
+def row_key(sharding: int, unit: int) -> int:
+    """The key of the candidate row of a sharding with a gather unit: the sharding's code for whole blocks."""
+    return sharding + len(SHARDINGS) * unit
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Item:
     """``count`` layers of one kind: recompute ``mode``, ``sharding`` code, microbatches ``alive``.
 
     ``alive`` has one entry per moment that may be the rank's fullest (``schedule.orders.alive_states``).
+    ``unit``: what of sharded weights is gathered at once, a code of ``GATHER_UNITS``.
     """
 
     kind: int
@@ -30,6 +37,12 @@ class Item:
     mode: int
     sharding: int
     alive: tuple[int, ...]
+    unit: int = UNIT_BLOCK
+
+    @property
+    def key(self) -> int:
+        """Which of a rank's candidate rows prices it."""
+        return row_key(self.sharding, self.unit)
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class RankMemory:
         return next(iter(self.rows.values()))
 
     def kind(self, item: Item) -> KindCost:
-        return self.rows[item.sharding].kinds[item.kind]
+        return self.rows[item.key].kinds[item.kind]
 
     def moment(
         self,
@@ -106,7 +119,7 @@ class RankMemory:
             kind = self.kind(item)
             working = max(working, kind.working_bytes[item.mode])
             transient = max(transient, kind.transient_bytes)
-            gathered = max(gathered, kind.gathered_bytes)
+            gathered = max(gathered, kind.gathered_bytes[item.mode])
         boundary = 2.0 * self.row.boundary_bytes if self.row.degrees.pp > 1 else 0.0
         buffers = transient + gathered + boundary
         return self.moment("all", self.static(), self.saved() + working, buffers)

@@ -84,13 +84,14 @@ class _Walk:
 
     def window(self, item: Item) -> float:
         """The weights of a layer that is gathered for itself alone."""
-        return self.weights(item) if item.sharding == SHARDING_PARAMETERS else 0.0
+        whole = self.weights(item) if item.sharding == SHARDING_PARAMETERS else 0.0
+        return whole * self.kind(item).held_shares[item.mode]
 
     def reduction(self, item: Item) -> float:
         """The input of a layer's reduction, where every backward reduces."""
         if self.holds_gradients or item.sharding < SHARDING_GRADIENTS:
             return 0.0
-        return self.elements(item) * self.rank.stack.gradient_reduce_bytes
+        return self.elements(item) * self.rank.stack.gradient_reduce_bytes * self.kind(item).held_shares[0]
 
     # ---- the rank
 

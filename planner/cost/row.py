@@ -14,6 +14,7 @@ import numpy as np
 from planner.cost.arrays import Number
 from planner.cost.collectives import GroupCosts
 from planner.cost.constants import Constants
+from planner.cost.gather_units import held_shares
 from planner.cost.groups import Groups
 from planner.cost.layer import RECOMPUTE_MODES, CostTable
 from planner.cost.stack import Stack
@@ -30,7 +31,10 @@ from planner.strategy.decision import (
 
 @dataclass(frozen=True)
 class KindCost:
-    """One layer kind on one rank, floats; role as in LayerKind, the other fields as in LayerCost."""
+    """One layer kind on one rank, floats; role as in LayerKind, the other fields as in LayerCost.
+
+    gathered_bytes are by recompute mode, as are held_shares (``gather_units.held_shares``).
+    """
 
     role: str
     forward: dict[str, float]
@@ -46,8 +50,9 @@ class KindCost:
     expert_parameters: float
     norm_parameters: float
     state_bytes: tuple[float, float, float]
-    gathered_bytes: float
+    gathered_bytes: tuple[float, float, float]
     weight_seconds: float
+    held_shares: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def static_bytes(self) -> float:
@@ -87,7 +92,7 @@ def state_bytes_per_parameter(
     ZeRO (Rajbhandari et al., arXiv 1910.02054): optimizer divides the states by the group, gradients also
     the gradients, parameters also the weights. fp8 keeps a cast copy of the weights and its transpose. A
     stack without weights beside its fp32 ones keeps those, sharded in every mode; one that holds whole
-    gradients under a pipeline divides none of them there.
+    gradients under a pipeline divides none of them there. An optimizer on the host leaves none of its states.
     """
     states_group = shard_size if sharding >= SHARDING_OPTIMIZER else 1.0
     moments = problem.workload.moment_bytes_per_parameter
@@ -100,6 +105,8 @@ def state_bytes_per_parameter(
     if problem.workload.precision == "fp8":
         weights += stack.fp8_weight_bytes
     parameters = weights / (shard_size if sharding >= SHARDING_PARAMETERS else 1.0)
+    if stack.has_host_optimizer:
+        return parameters, gradients, 0.0
     return parameters, gradients, (stack.master_bytes + moments) / states_group
 
 
@@ -130,6 +137,7 @@ def candidate_row(
         recompute = tuple({name: float(v[index]) for name, v in mode.items()} for mode in row.recompute)
         dense, expert = float(row.dense_parameters[index]), float(row.expert_parameters[index])
         base = sum(backward.values())
+        held = held_shares(kind.block, problem.model.hidden_size, int(c.gather_unit[index]))
         kept = [dense * one + expert * two for one, two in zip(*states, strict=True)]
         if kind.role == "embedding" and has_pipeline and stack.has_whole_table_gradient:
             kept[1] *= degrees.tp
@@ -149,8 +157,9 @@ def candidate_row(
                 expert_parameters=expert,
                 norm_parameters=float(row.norm_parameters[index]),
                 state_bytes=(kept[0], kept[1], kept[2]),
-                gathered_bytes=_gathered_bytes(stack, sharding, dense + expert),
+                gathered_bytes=_gathered_bytes(stack, sharding, dense + expert, held),
                 weight_seconds=float(row.weight_seconds[index]),
+                held_shares=held,
             )
         )
     return CandidateRow(
@@ -171,13 +180,22 @@ def candidate_row(
     )
 
 
-def _gathered_bytes(stack: Stack, sharding: int, parameters: float) -> float:
-    """Short-lived whole copies of one layer: gathered weights (prefetched) and unreduced gradients."""
+def _gathered_bytes(
+    stack: Stack, sharding: int, parameters: float, held: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """Short-lived whole copies of a layer, by recompute mode: gathered weights and unreduced gradients.
+
+    held: the share whole at once; prefetched and reduced is one gather unit at a time, the first of them.
+    """
     if sharding == SHARDING_PARAMETERS:
-        return parameters * (stack.prefetch_layers * stack.parameter_bytes + stack.gradient_reduce_bytes)
-    if sharding == SHARDING_GRADIENTS:
-        return parameters * stack.gradient_reduce_bytes
-    return 0.0
+        ahead = (stack.prefetch_layers - 1.0) * held[0]
+        reduced = held[0] * stack.gradient_reduce_bytes
+        first, second, third = (
+            parameters * ((share + ahead) * stack.parameter_bytes + reduced) for share in held
+        )
+        return first, second, third
+    gradients = parameters * stack.gradient_reduce_bytes if sharding == SHARDING_GRADIENTS else 0.0
+    return gradients, gradients, gradients
 
 
 def boundary_bytes(problem: Problem, c: Candidates, index: int) -> float:

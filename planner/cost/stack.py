@@ -11,7 +11,7 @@ and allocated memory of published runs; ``torchtitan`` on PyTorch 2.13 itself, d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class Stack:
     MixedPrecisionPolicy). vocabulary_multiple: the vocabulary is padded to a multiple of this times tp.
 
     Overlap. hides_gradient_reduction and hides_parameter_gather: with the last backward and the next forward.
-    hides_tensor_collectives: tp's in backward under the products beside them.
+    hides_tensor_collectives: tp's in backward under the products beside them; hides_forward_collectives:
+    those in forward too, piece by piece (Transformer Engine's user buffers).
     bucket_parameters: elements per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers:
-    sharded layers gathered at once.
+    sharded layers gathered at once. scatters_sends: a tensor that every tp rank holds crosses a stage
+    boundary in tp shares. reduces_whole_gradients: sharded optimizer states still all-reduce (DeepSpeed's
+    stage 1).
 
     Gathers and reductions. gathers_input_again: under a split sequence a layer keeps its own part of the
     norm's output and gathers it again in backward (Megatron-LM's asynchronous linear layer, Korthikanti et
@@ -44,6 +47,11 @@ class Stack:
     the last tensor backward needs is there, so neither the block's last product nor its reduce-scatter is
     repeated (torch.utils.checkpoint, use_reentrant=False).
 
+    Kernels. accumulation_bytes: HBM bytes a weight that adding a microbatch's gradient to the buffer moves:
+    fp32 read and written inside the product (8), or a kernel of its own (6 for 16-bit buffers, 10 for 16
+    into 32 bits). score_*_bytes: what unfused attention moves, and keeps, of each score. pass_scale:
+    element-wise bytes over those of fused kernels.
+
     Tensors. fuses_gate: activation and product with the gate are one kernel that keeps its two inputs alone
     (Megatron-Core's fused SwiGLU). norm_saved_bytes: per token and norm, beside input and output (the fp32
     statistic of PyTorch's fused kernel). logit_saved_bytes and logit_transient_bytes: per logit, kept and
@@ -53,6 +61,8 @@ class Stack:
     loss and softmax, loss_parallel one more); pipeline_logit_bytes, outputs a last stage keeps through the
     loss; has_whole_table_gradient, the embedding's gradient has the whole vocabulary on every tp rank
     (DTensor: a row-wise embedding's backward replicates, then slices).
+
+    has_host_optimizer: states, fp32 weights and update are the host's (``offload.on_host``).
     """
 
     name: str
@@ -65,11 +75,19 @@ class Stack:
     hides_gradient_reduction: bool = True
     hides_parameter_gather: bool = True
     hides_tensor_collectives: bool = True
+    hides_forward_collectives: bool = False
+    scatters_sends: bool = False
+    reduces_whole_gradients: bool = False
     family: str = ""
     bucket_parameters: float = 40e6
     bucket_parameters_per_rank: float = 1e6
     prefetch_layers: float = 2.0
     fp8_weight_bytes: float = 2.0
+    accumulation_bytes: float = 0.0
+    score_forward_bytes: float = 10.0
+    score_backward_bytes: float = 14.0
+    score_saved_bytes: float = 2.0
+    pass_scale: float = 1.0
     gathers_input_again: bool = True
     recomputed_product_period: int = 0
     stops_recompute_early: bool = False
@@ -86,6 +104,7 @@ class Stack:
     logit_backward_bytes: float = 4.0
     split_logit_backward_bytes: float = 4.0
     pipeline_logit_bytes: float = 0.0
+    has_host_optimizer: bool = False
 
     @property
     def fitted_as(self) -> str:
@@ -97,48 +116,92 @@ class Stack:
         return self.recomputed_product_period > 0 and ordinal % self.recomputed_product_period != 0
 
 
+# FSDP2 over fp32 weights, DTensor tensor parallelism, torch.utils.checkpoint: PyTorch 2.13's own code.
+TORCHTITAN = Stack(
+    "torchtitan",
+    hides_tensor_collectives=False,
+    gathers_input_again=False,
+    recomputed_product_period=2,
+    stops_recompute_early=True,
+    gathers_each_microbatch=True,
+    regathers_head=False,
+    reduces_norms_in_backward=True,
+    vocabulary_multiple=1,
+    fuses_gate=False,
+    holds_pipeline_gradients=True,
+    makes_buffers_when_needed=True,
+    keeps_master_apart=False,
+    has_whole_table_gradient=True,
+    norm_saved_bytes=4.0,
+    logit_saved_bytes=4.0,
+    logit_backward_bytes=8.0,
+    split_logit_backward_bytes=12.0,
+    pipeline_logit_bytes=2.0,
+)
+
 STACKS: dict[str, Stack] = {
-    "megatron": Stack("megatron"),
+    "megatron": Stack("megatron", accumulation_bytes=8.0, scatters_sends=True),
     # Megatron-LM with every overlap of communication switched off.
     "megatron-serial": Stack(
         "megatron-serial",
+        scatters_sends=True,
         hides_gradient_reduction=False,
         hides_parameter_gather=False,
         hides_tensor_collectives=False,
+        accumulation_bytes=8.0,
         family="megatron",
+    ),
+    # Megatron-Core under NVIDIA's NeMo and Megatron-Bridge performance recipes: gradients reduced and kept in
+    # bf16 (grad_reduce_in_fp32=False); under fp8 the kept weights are the fp8 ones and their transposes.
+    "nemo": Stack(
+        "nemo",
+        scatters_sends=True,
+        gradient_bytes=2.0,
+        gradient_reduce_bytes=2.0,
+        fp8_weight_bytes=0.0,
+        accumulation_bytes=6.0,
+        hides_forward_collectives=True,
+        family="megatron",
+    ),
+    # Megatron-LM as MegaScale changed it (Jiang et al., arXiv 2402.15627): tp's collectives run in pieces
+    # beside the products.
+    "megascale": Stack(
+        "megascale",
+        accumulation_bytes=8.0,
+        scatters_sends=True,
+        hides_forward_collectives=True,
+        family="megatron",
+    ),
+    # Hugging Face's eager attention in DeepSpeed's pipeline: mask, clamp, softmax in fp32 and the cast back
+    # are kernels of their own (24 bytes a score forward, 40 backward).
+    "deepspeed-eager": Stack(
+        "deepspeed-eager",
+        scatters_sends=True,
+        reduces_whole_gradients=True,
+        gradient_reduce_bytes=2.0,
+        accumulation_bytes=10.0,
+        hides_gradient_reduction=False,
+        hides_parameter_gather=False,
+        score_forward_bytes=24.0,
+        score_backward_bytes=40.0,
     ),
     # Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
     "megatron-deepspeed": Stack(
         "megatron-deepspeed",
+        scatters_sends=True,
+        reduces_whole_gradients=True,
         gradient_bytes=4.0,
         gradient_reduce_bytes=2.0,
+        accumulation_bytes=10.0,
         hides_gradient_reduction=False,
         hides_parameter_gather=False,
     ),
     # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
     "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),
-    # FSDP2 over fp32 weights, DTensor tensor parallelism, torch.utils.checkpoint: PyTorch 2.13's own code.
-    "torchtitan": Stack(
-        "torchtitan",
-        hides_tensor_collectives=False,
-        gathers_input_again=False,
-        recomputed_product_period=2,
-        stops_recompute_early=True,
-        gathers_each_microbatch=True,
-        regathers_head=False,
-        reduces_norms_in_backward=True,
-        vocabulary_multiple=1,
-        fuses_gate=False,
-        holds_pipeline_gradients=True,
-        makes_buffers_when_needed=True,
-        keeps_master_apart=False,
-        has_whole_table_gradient=True,
-        norm_saved_bytes=4.0,
-        logit_saved_bytes=4.0,
-        logit_backward_bytes=8.0,
-        split_logit_backward_bytes=12.0,
-        pipeline_logit_bytes=2.0,
-    ),
+    "torchtitan": TORCHTITAN,
+    # The same without torch.compile: norms, rotary embedding and activation are chains of small kernels that
+    # read and write fp32 copies, about three times the fused bytes.
+    "torchtitan-eager": replace(TORCHTITAN, name="torchtitan-eager", pass_scale=3.0, family="torchtitan"),
     # The exported PyTorch script: FSDP2 and DTensor, with gathered weights kept until the update and every
     # group of weights gathered again in backward.
     "pytorch": Stack(
@@ -161,7 +224,7 @@ STACKS: dict[str, Stack] = {
         fuses_gate=False,
     ),
     # Hetu-Galvatron: Megatron-LM's layers under FSDP1 (SHARD_GRAD_OP frees weights behind every backward).
-    "galvatron": Stack("galvatron", gathers_each_microbatch=True),
-    "internevo": Stack("internevo", gradient_reduce_bytes=2.0),
-    "mist": Stack("mist", gradient_bytes=2.0, gradient_reduce_bytes=2.0),
+    "galvatron": Stack("galvatron", accumulation_bytes=6.0, gathers_each_microbatch=True),
+    "internevo": Stack("internevo", accumulation_bytes=6.0, gradient_reduce_bytes=2.0),
+    "mist": Stack("mist", accumulation_bytes=6.0, gradient_bytes=2.0, gradient_reduce_bytes=2.0),
 }

@@ -26,7 +26,7 @@ CAUSES = ("compute", "recompute", "tp", "cp", "ep", "dp")
 
 @dataclass(frozen=True)
 class StageModel:
-    """Prices ranks of one mesh. ``rows`` holds one candidate row per sharding code in use."""
+    """Prices ranks of one mesh. ``rows``: a candidate row per sharding and gather unit in use, by row_key."""
 
     rows: Mapping[int, CandidateRow]
     device: Device
@@ -39,7 +39,7 @@ class StageModel:
         return next(iter(self.rows.values()))
 
     def kind(self, item: Item) -> KindCost:
-        return self.rows[item.sharding].kinds[item.kind]
+        return self.rows[item.key].kinds[item.kind]
 
     def seconds(self, items: Iterable[Item]) -> tuple[float, float]:
         """(forward, backward) seconds of one microbatch, exposed communication and recompute included."""
@@ -84,20 +84,19 @@ class StageModel:
     def synchronised(self, items: Iterable[Item]) -> Sync:
         """What the rank's layers synchronise once per step, before hiding."""
         total = Sync()
-        for sharding in self.rows:
+        for key, row in self.rows.items():
             dense = expert = 0.0
             for item in items:
-                if item.sharding == sharding:
+                if item.key == key:
                     kind = self.kind(item)
                     dense += item.count * kind.dense_parameters
                     expert += item.count * kind.expert_parameters
-            total += self._sync(sharding, dense, expert)
+            total += self._sync(row, dense, expert)
         norms = self._norm_seconds(items)
         return Sync(*(float(value) for value in vars(total + Sync(reduce=norms)).values()))
 
-    def _sync(self, sharding: int, dense: Number, expert: Number) -> Sync:
-        row = self.rows[sharding]
-        args = (self.stack, sharding, row.degrees.pp > 1, row.groups, self.moment_bytes)
+    def _sync(self, row: CandidateRow, dense: Number, expert: Number) -> Sync:
+        args = (self.stack, row.sharding, row.degrees.pp > 1, row.groups, self.moment_bytes)
         total = Sync()
         for axis, elements in (("dp", dense), ("expert_dp", expert)):
             if np.any(elements):
@@ -111,7 +110,7 @@ class StageModel:
         bytes_moved = move.count * move.whole_bytes
         one = replace(move, count=1.0, whole_bytes=bytes_moved)
         norms = moves_seconds(row.groups, (one,)) if np.any(bytes_moved) else 0.0
-        return self._sync(row.sharding, dense, expert) + Sync(reduce=norms)
+        return self._sync(row, dense, expert) + Sync(reduce=norms)
 
     def exposed(self, total: Sync, forward: float, backward: float) -> Tail:
         """The tail of a rank that synchronises ``total`` and hides it behind one microbatch's seconds."""

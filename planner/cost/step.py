@@ -7,13 +7,14 @@ all call it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from planner.cost.collectives import all_reduce_seconds, group_costs, send_seconds
 from planner.cost.compute import Device
 from planner.cost.constants import Constants
 from planner.cost.layer import cost_table
-from planner.cost.memory import Item
+from planner.cost.memory import Item, row_key
+from planner.cost.offload import fullest_node_bytes, on_host
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.stack import STACKS, Stack
 from planner.cost.stage import CAUSES, StageModel
@@ -24,7 +25,7 @@ from planner.model.flop import model_step_flop
 from planner.schedule.orders import alive_states, operation_order, virtual_stage
 from planner.schedule.timeline import Timeline, replay
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import SCHEDULES, Decision, rank_of_stage
+from planner.strategy.decision import OFFLOAD_OPTIMIZER, SCHEDULES, UNIT_BLOCK, Decision, rank_of_stage
 
 ROUNDING = 1e-12
 BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
@@ -32,7 +33,7 @@ BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "op
 
 @dataclass(frozen=True)
 class StagePrediction:
-    """One pipeline rank: seconds of one microbatch (sends excluded) and bytes by category."""
+    """One pipeline rank: seconds of one microbatch (sends excluded), bytes by category, bytes on its host."""
 
     index: int
     forward_seconds: float
@@ -40,11 +41,15 @@ class StagePrediction:
     tail: Tail
     memory_bytes: dict[str, float]
     causes: dict[str, float]
+    host_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a decision costs. ``breakdown_seconds`` sums to ``step_seconds``."""
+    """What a decision costs. ``breakdown_seconds`` sums to ``step_seconds``.
+
+    host_bytes: what the fullest node's host holds.
+    """
 
     step_seconds: float
     breakdown_seconds: dict[str, float]
@@ -56,6 +61,7 @@ class Prediction:
     mfu: float
     hfu: float
     timeline: Timeline = field(repr=False)
+    host_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,25 @@ class CostModel:
         """
         if stack not in STACKS:
             raise UnknownName("training stack", stack, STACKS)
-        device = Device.of(problem.cluster.device, problem.workload, constants)
+        cluster = problem.cluster
+        scale = STACKS[stack].pass_scale
+        device = Device.of(cluster.device, problem.workload, constants, cluster.host, scale)
         return CostModel(problem, constants, STACKS[stack], device, chain or layer_chain(problem.model))
 
     def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
         """Prices ranks from candidate rows, one per sharding code; the plan's own sharding first."""
         return StageModel(rows, self.device, self.stack, self.problem.workload.moment_bytes_per_parameter)
+
+    def placed(self, offload: int) -> CostModel:
+        """The model that prices plans with this ``offload`` code; itself where it does already.
+
+        Raises UnsupportedFeature for a stack whose optimizer cannot leave the GPU.
+        """
+        if self.stack.has_host_optimizer == (offload == OFFLOAD_OPTIMIZER):
+            return self
+        if offload == OFFLOAD_OPTIMIZER:
+            return replace(self, stack=on_host(self.stack))
+        return replace(self, stack=replace(self.stack, has_host_optimizer=False))
 
     @property
     def straggler_factor(self) -> float:
@@ -93,8 +112,10 @@ class CostModel:
         return 1.0 + self.constants.straggler_per_doubling * math.log2(max(1, nodes))
 
 
-def decision_candidates(decision: Decision, shardings: list[int]) -> Candidates:
-    """The decision's mesh as candidates, one per sharding code."""
+def decision_candidates(
+    decision: Decision, shardings: list[int], units: list[int] | None = None
+) -> Candidates:
+    """The decision's mesh as candidates, one per sharding code; ``units`` None: whole blocks gathered."""
     d = decision.degrees
     one = Candidates.single(
         tp=d.tp,
@@ -108,18 +129,35 @@ def decision_candidates(decision: Decision, shardings: list[int]) -> Candidates:
         schedule=SCHEDULES.index(decision.schedule),
         sharding_group=decision.sharding_group,
         sequence_parallel=int(decision.sequence_parallel),
+        offload=decision.offload,
     )
-    return Candidates.concatenate([one.replace(sharding=one.sharding * 0 + code) for code in shardings])
+    pairs = zip(shardings, units or [UNIT_BLOCK] * len(shardings), strict=True)
+    zero = one.sharding * 0
+    return Candidates.concatenate(
+        [one.replace(sharding=zero + code, gather_unit=zero + unit) for code, unit in pairs]
+    )
+
+
+def used_candidates(decision: Decision) -> Candidates:
+    """The decision's mesh as candidates, one per (sharding, gather unit) in use."""
+    codes, units = zip(*decision.strategies(), strict=True)
+    return decision_candidates(decision, list(codes), list(units))
 
 
 def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRow]:
-    """Candidate rows of a decision, by sharding code, the plan's own first."""
-    others = sorted(set(decision.layer_sharding) - {decision.sharding})
-    codes = [decision.sharding, *others]
-    candidates = decision_candidates(decision, codes)
+    """Candidate rows of a decision, by row_key, the plan's own first."""
+    return strategy_rows(model, decision, decision.strategies())
+
+
+def strategy_rows(
+    model: CostModel, decision: Decision, strategies: list[tuple[int, int]]
+) -> dict[int, CandidateRow]:
+    """Candidate rows of (sharding, gather unit) codes on a decision's mesh and schedule, by row_key."""
+    codes, units = zip(*strategies, strict=True)
+    candidates = decision_candidates(decision, list(codes), list(units))
     table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
     return {
-        code: candidate_row(
+        row_key(*pair): candidate_row(
             model.problem,
             table,
             model.stack,
@@ -127,7 +165,7 @@ def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRo
             SCHEDULES.index(decision.schedule),
             decision.virtual_stages,
         )
-        for index, code in enumerate(codes)
+        for index, pair in enumerate(strategies)
     }
 
 
@@ -139,7 +177,7 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
     last = len(decision.chunks) - 1
     found = []
     for chunk, (first, end) in decision.blocks_of_rank(rank):
-        counts: dict[tuple[int, int, int], int] = {}
+        counts: dict[tuple[int, int, int, int], int] = {}
         stage = virtual_stage(decision.schedule, rank, chunk, d.pp)
         low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
         if high > low:
@@ -147,12 +185,23 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
                 block = position.get(layer)
                 mode = decision.recompute[block] if block is not None else 0
                 sharding = decision.sharding_of(block) if block is not None else decision.sharding
-                key = (chain.layers[layer], mode, sharding)
+                unit = decision.unit_of(block) if block is not None else UNIT_BLOCK
+                key = (chain.layers[layer], mode, sharding, unit)
                 counts[key] = counts.get(key, 0) + 1
         alive = tuple(state[chunk] for state in states)
-        items = [Item(kind, n, mode, code, alive) for (kind, mode, code), n in counts.items()]
+        items = [Item(kind, n, mode, code, alive, unit) for (kind, mode, code, unit), n in counts.items()]
         found.append((stage, items))
     return found
+
+
+def sent_bytes(model: CostModel, row: CandidateRow) -> float:
+    """Bytes of one microbatch that one rank sends over a stage boundary.
+
+    Where every tp rank holds the same tensor, some stacks send a share from each and gather it again over the
+    fast link (PTD-P, arXiv 2104.04473, section 4.1; DeepSpeed's partitioned activations).
+    """
+    is_whole = model.stack.scatters_sends and not row.sequence_parallel
+    return row.boundary_bytes / row.degrees.tp if is_whole else row.boundary_bytes
 
 
 def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int], ...]) -> list[float]:
@@ -179,7 +228,7 @@ def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int
 
 def boundary_send_seconds(model: CostModel, row: CandidateRow, rank: int, scale: float) -> float:
     """Seconds to send one microbatch from a pipeline rank to the next; ``scale`` as in ``cut_scale``."""
-    stride, num_bytes = row.degrees.stage_stride, row.boundary_bytes * scale
+    stride, num_bytes = row.degrees.stage_stride, sent_bytes(model, row) * scale
     return send_seconds(model.problem.cluster, model.constants, rank * stride, stride, num_bytes)
 
 
@@ -209,6 +258,7 @@ def price(
 
     ``rows``: ``decision_rows`` where the caller has them.
     """
+    model = model.placed(decision.offload)
     rows = rows or decision_rows(model, decision)
     stages = model.stage_model(rows)
     row, pp = stages.row, decision.degrees.pp
@@ -224,8 +274,10 @@ def price(
             forward[stage], backward[stage] = stages.seconds(chunk)
             weight[stage] = stages.weight_seconds(chunk)
         f, b = stages.seconds(items)
+        total = stages.synchronised(items)
+        tail, held = stages.exposed(total, f, b), float(total.held_bytes)
         predictions.append(
-            StagePrediction(rank, f, b, stages.tail(items, f, b), stages.memory(items), stages.causes(items))
+            StagePrediction(rank, f, b, tail, stages.memory(items), stages.causes(items), held)
         )
     timeline = _replay(decision, forward, backward, weight, sends, blocking, keep_events)
     return _assemble(model, decision, row, tuple(predictions), timeline, sends, blocking)
@@ -316,4 +368,11 @@ def _assemble(
         mfu=mfu,
         hfu=mfu * (1.0 + recomputed / computed) if computed else mfu,
         timeline=timeline,
+        host_bytes=fullest_node_bytes(
+            [s.host_bytes for s in stages],
+            decision.degrees.stage_stride,
+            min(problem.cluster.devices_per_node, problem.world_size),
+        )
+        if decision.offload
+        else 0.0,
     )

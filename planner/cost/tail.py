@@ -15,6 +15,7 @@ from planner.cost.collectives import exposed_seconds
 from planner.cost.compute import Device
 from planner.cost.data_parallel import moves_seconds, step_moves
 from planner.cost.groups import Groups
+from planner.cost.offload import host_bytes, host_update_seconds
 from planner.cost.stack import Stack
 from planner.strategy.decision import SHARDING_OPTIMIZER
 
@@ -37,12 +38,19 @@ class Tail:
 
 @dataclass(frozen=True)
 class Sync:
-    """Seconds of reduction and gather before hiding, HBM bytes of the update, elements; sums with ``+``."""
+    """Seconds of reduction and gather before hiding, HBM bytes of the update, elements; sums with ``+``.
+
+    link_bytes, host_bytes, held_bytes: what an update on the host moves over its link, through its memory,
+    and keeps there (see ``offload``).
+    """
 
     reduce: Number = 0.0
     gather: Number = 0.0
     traffic: Number = 0.0
     elements: Number = 0.0
+    link_bytes: Number = 0.0
+    host_bytes: Number = 0.0
+    held_bytes: Number = 0.0
 
     def __add__(self, other: Sync) -> Sync:
         return Sync(
@@ -50,6 +58,9 @@ class Sync:
             self.gather + other.gather,
             self.traffic + other.traffic,
             self.elements + other.elements,
+            self.link_bytes + other.link_bytes,
+            self.host_bytes + other.host_bytes,
+            self.held_bytes + other.held_bytes,
         )
 
 
@@ -71,11 +82,17 @@ def sync(
         moves_seconds(groups, gathers),
         kept * update_bytes(stack, moment_bytes),
         elements,
+        *(kept * one for one in host_bytes(stack, moment_bytes)),
     )
 
 
 def update_bytes(stack: Stack, moment_bytes: float) -> float:
-    """HBM traffic of one update per element: gradient for the norm and the step, states both ways."""
+    """HBM traffic of one update per element: gradient for the norm and the step, states both ways.
+
+    On the host: the gradient read twice (norm, copy) and the new weights written.
+    """
+    if stack.has_host_optimizer:
+        return 2.0 * stack.gradient_bytes + stack.parameter_bytes
     update = 2.0 * stack.gradient_bytes + 2.0 * (stack.master_bytes + moment_bytes)
     return update + (stack.parameter_bytes if stack.keeps_master_apart else 0.0)
 
@@ -98,4 +115,5 @@ def exposed_tail(
     if stack.hides_parameter_gather:
         gather = np.maximum(gather / buckets, exposed_seconds(gather, forward, theft))
     optimizer = device.stream_seconds(total.traffic) * device.constants.optimizer_bytes_factor
+    optimizer = optimizer + host_update_seconds(device, total.link_bytes, total.host_bytes)
     return Tail(reduce, optimizer, gather)

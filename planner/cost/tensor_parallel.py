@@ -50,7 +50,11 @@ def tensor_parallel_part(
     stops = is_last and stack.stops_recompute_early
 
     gathered = is_sequence * one_pass
-    summed = is_sequence * one_pass + is_whole * both
+    if stack.hides_forward_collectives:
+        # User buffers cut gather, product and scatter in tp pieces: the first piece has no product beside it.
+        piece = np.maximum(one_pass / s.tp, exposed_seconds(one_pass, hide_gather, theft))
+        gathered = is_sequence * piece
+    summed = gathered + is_whole * both
     forward = (gathered if enters else 0.0) + (summed if leaves else 0.0)
     backward = gathered if leaves else 0.0 * gathered
     moved = []

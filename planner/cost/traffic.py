@@ -14,12 +14,14 @@ from typing import Any
 from planner.cost.arrays import Number
 from planner.cost.compute import Device
 from planner.cost.data_parallel import step_moves
+from planner.cost.gather_units import unit_shares
 from planner.cost.groups import rank_groups
 from planner.cost.layer import LayerPricer
 from planner.cost.memory import Item
 from planner.cost.part import Move
 from planner.cost.row import CandidateRow
-from planner.cost.step import CostModel, decision_candidates, decision_rows, rank_items
+from planner.cost.step import CostModel, decision_candidates, decision_rows, rank_items, sent_bytes
+from planner.model.chain import LayerKind
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision, rank_of_stage
 
 
@@ -71,7 +73,19 @@ class CountingDevice(Device):
     def stream_seconds(self, num_bytes: Number) -> Number:
         return 0.0 * num_bytes
 
-    def matmul_seconds(self, m: Number, n: Number, k: Number, batch: Number = 1.0) -> Number:
+    def start_seconds(self) -> float:
+        return 0.0
+
+    def matmul_seconds(
+        self,
+        m: Number,
+        n: Number,
+        k: Number,
+        batch: Number = 1.0,
+        *,
+        is_half: bool = False,
+        casts: bool = True,
+    ) -> Number:
         return (0.0 if self.counts_attention else 2.0) * m * n * k * batch
 
     def flash_seconds(self, flop: Number, num_bytes: Number, pieces: Number, *, backward: bool) -> Number:
@@ -87,8 +101,8 @@ def rank_traffic(model: CostModel, decision: Decision, rank: int) -> RankTraffic
         *_step_collectives(model, rows, items),
         *_sends(model, decision, next(iter(rows.values())), rank),
     ]
-    matmul, again = _flop(model, decision, list(rows), items, counts_attention=False)
-    attention, attention_again = _flop(model, decision, list(rows), items, counts_attention=True)
+    matmul, again = _flop(model, decision, _codes(decision), items, counts_attention=False)
+    attention, attention_again = _flop(model, decision, _codes(decision), items, counts_attention=True)
     ranks = _group_sizes(next(iter(rows.values())))
     found = [one for one in found if ranks[one.axis] > 1]
     return RankTraffic(_merged(found), matmul, attention, again, attention_again)
@@ -106,6 +120,7 @@ def _group_sizes(row: CandidateRow) -> dict[str, float]:
 def _pricers(
     model: CostModel, decision: Decision, codes: list[int], device: Device
 ) -> dict[int, LayerPricer]:
+    """Pricers of sharding codes, whole blocks gathered."""
     pricers = {}
     for code in codes:
         candidates = decision_candidates(decision, [code])
@@ -118,7 +133,7 @@ def _layer_collectives(
     model: CostModel, decision: Decision, rows: dict[int, CandidateRow], items: list[Item]
 ) -> Iterable[Collective]:
     """Collectives of every microbatch: inside the layers, and of their sharded weights."""
-    pricers = _pricers(model, decision, list(rows), model.device)
+    pricers = _pricers(model, decision, _codes(decision), model.device)
     for item in items:
         pricer, kind = pricers[item.sharding], model.chain.kinds[item.kind]
         moves: tuple[Move, ...] = pricer.part(kind, pricer.setting(kind)).moved
@@ -127,9 +142,24 @@ def _layer_collectives(
             if item.mode and kind.role == "block":
                 times += move.is_repeated[item.mode - RECOMPUTE_SELECTIVE]
             yield _collective(move, item.count * decision.microbatches * times)
-        forward, backward = pricer.data_moves(kind, *pricer.parameters(kind))
-        for move in (*forward, *backward, pricer.norm_move(kind, is_step=False)):
-            yield _collective(move, item.count * decision.microbatches)
+        yield from _weight_collectives(model, pricer, kind, item, decision.microbatches)
+        yield _collective(pricer.norm_move(kind, is_step=False), item.count * decision.microbatches)
+
+
+def _weight_collectives(
+    model: CostModel, pricer: LayerPricer, kind: LayerKind, item: Item, microbatches: int
+) -> Iterable[Collective]:
+    """Gathers and reductions of a layer's sharded weights, unit by unit. Recompute repeats none of them."""
+    dense, expert = pricer.parameters(kind)
+    for share in unit_shares(kind.block, model.problem.model.hidden_size, item.unit):
+        forward, backward = pricer.data_moves(kind, dense * share, expert * share)
+        for move in (*forward, *backward):
+            yield _collective(move, item.count * microbatches)
+
+
+def _codes(decision: Decision) -> list[int]:
+    """Sharding codes in use, the plan's own first."""
+    return list(dict.fromkeys(code for code, _ in decision.strategies()))
 
 
 def _step_collectives(
@@ -137,7 +167,7 @@ def _step_collectives(
 ) -> Iterable[Collective]:
     """Reductions and gathers once per step, layer by layer (stacks fuse them into buckets)."""
     for item in items:
-        row = rows[item.sharding]
+        row = rows[item.key]
         kind, groups = row.kinds[item.kind], row.groups
         size_of = {
             "dp": groups.data.size,
@@ -165,7 +195,7 @@ def _sends(model: CostModel, decision: Decision, row: CandidateRow, rank: int) -
         for boundary in (stage, stage - 1) if ranks[stage] == rank else ():
             if 0 <= boundary < len(chunks) - 1 and ranks[boundary] != ranks[boundary + 1]:
                 scale = model.chain.cut_scale(model.problem.model, chunks[boundary][1])
-                total = decision.microbatches * row.boundary_bytes * scale
+                total = decision.microbatches * sent_bytes(model, row) * scale
                 yield Collective("pp", "send", decision.microbatches, total)
 
 
@@ -201,7 +231,8 @@ def _flop(
         d.multiprocessors,
         d.is_fp8,
         d.constants,
-        counts_attention,
+        d.host,
+        counts_attention=counts_attention,
     )
     pricers = _pricers(model, decision, codes[:1], device)
     pricer = pricers[codes[0]]

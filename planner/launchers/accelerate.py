@@ -24,7 +24,7 @@ from planner.launchers.accelerate_rules import (
 from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.config_rules import CAUSAL_SPLIT_SEARCH, NO_SEQUENCE_PARALLEL_SEARCH
 from planner.launchers.megatron_groups import nodes
-from planner.launchers.run_scripts import header, run_job, run_script
+from planner.launchers.run_scripts import header, run_job, run_script, stamp
 from planner.launchers.scripts import comment
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
@@ -74,16 +74,9 @@ class Accelerate:
         Raises UnsupportedByTarget with every reason.
         """
         require_expressible(self.name, self.reasons(plan))
-        num_nodes, per_node = nodes(plan)
         lines = header(plan, WRITTEN_FOR, self.verified_by, notes(plan))
         summary = {
-            "launcher": self.name,
-            "written_for": WRITTEN_FOR,
-            "planner_version": plan.planner_version,
-            "plan_digest": plan.inputs.digest,
-            "verified_by": self.verified_by,
-            "nodes": num_nodes,
-            "gpus_per_node": per_node,
+            **stamp(plan, self.name, WRITTEN_FOR, self.verified_by),
             "training_script": script_settings(plan),
             "notes": notes(plan),
         }

@@ -23,7 +23,7 @@ from planner.launchers.config_rules import (
     WHOLE_MODEL_RECOMPUTE,
 )
 from planner.launchers.megatron_groups import data_ranks, islands
-from planner.launchers.torch_rules import HEADS, RANKS, shared
+from planner.launchers.torch_rules import HEADS, NO_OFFLOAD, RANKS, shared
 from planner.plan_file.schema import Plan
 from planner.strategy.candidates import BoolArray, Candidates, Problem
 from planner.strategy.decision import GROUP_ISLAND, SHARDING_NONE
@@ -123,6 +123,8 @@ ACCELERATE_RULES: tuple[PlanRule, ...] = (
     HYBRID,
     ADAM,
     HALF_PRECISION,
+    NO_OFFLOAD,
+    *shared("gather-units"),
     *shared("kernels"),
 )
 SHARDED_SPLIT_SEARCH = Rule(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from planner.errors import UnsupportedByTarget
-from planner.plan_file.schema import Plan
+from planner.plan_file.schema import Inputs, Plan
 from planner.strategy.limits import Limits
 
 
@@ -72,11 +72,38 @@ class Launcher(Protocol):
         ...
 
 
+class NotChosenYet(Exception):
+    """A rule asked an undecided plan for more than its inputs."""
+
+
+class _Undecided:
+    """A plan of which only the inputs are known."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotChosenYet(name)
+
+
+def undecided(inputs: Inputs) -> Plan:
+    """What a launcher's ``reasons`` can be asked before a search: rules that read the inputs alone answer.
+
+    Such a rule breaks for every plan of these inputs, so that there is nothing to search for.
+    """
+    return cast(Plan, _Undecided(inputs))
+
+
 def broken(rules: Iterable[Rule], plan: Plan) -> list[Reason]:
-    """The reasons of every rule the plan breaks, in the rules' order."""
+    """The reasons of every rule the plan breaks, in the rules' order; rules an undecided plan cannot tell
+    are left out.
+    """
     found = []
     for rule in rules:
-        particulars = rule.check(plan)
+        try:
+            particulars = rule.check(plan)
+        except NotChosenYet:
+            continue
         if particulars is not None:
             found.append(Reason(rule.name, rule.statement, particulars.numbers, particulars.nearest))
     return found

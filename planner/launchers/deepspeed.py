@@ -8,6 +8,7 @@ Written for DeepSpeed 0.18 to 0.19. Choices of this exporter:
 - Sharding inside an island is ZeRO-3 with a secondary partition (hpZ): weights
   are gathered across islands in the forward pass, optimizer state is sharded over all ranks. Memory is not
   above the plan's, time may be; the search does not offer it. MiCS, the exact form, was removed in 0.19.
+- The optimizer on the host is offload_optimizer, with ZeRO 1 where there is one data rank.
 - The learning rate is "auto": transformers fills it in, run.sh puts $LEARNING_RATE there otherwise.
 """
 
@@ -30,8 +31,8 @@ from planner.launchers.config_rules import (
     ONE_CHUNK,
     WHOLE_MODEL_RECOMPUTE,
 )
-from planner.launchers.megatron_groups import data_ranks, islands, nodes
-from planner.launchers.run_scripts import header, run_job, run_script
+from planner.launchers.megatron_groups import data_ranks, islands
+from planner.launchers.run_scripts import header, run_job, run_script, stamp
 from planner.launchers.torch_rules import HEADS, RANKS, shared
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
@@ -49,6 +50,7 @@ DEEPSPEED_LIMITS = Limits(
     kv_heads_by_tp=True,
     recomputes=("none", "full"),
     rules=(NO_SEQUENCE_PARALLEL_SEARCH,),
+    offload_shardings=("none", "optimizer", "gradients", "parameters"),
 )
 WRITTEN_FOR = "DeepSpeed 0.18 to 0.19"
 STAGES = {"none": 0, "optimizer": 1, "gradients": 2, "parameters": 3}
@@ -98,6 +100,7 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
     WHOLE_MODEL_RECOMPUTE,
     *shared("layer-choices"),
     Rule("island-sharding", "inside an island only parameters, and only with tp 1 (hpZ)", _island),
+    *shared("gather-units"),
     ADAM,
     HALF_PRECISION,
     *shared("kernels"),
@@ -121,15 +124,8 @@ class DeepSpeed:
     def export(self, plan: Plan) -> dict[str, str]:
         """ds_config.json, run.sh, run.sbatch and summary.json. Raises UnsupportedByTarget."""
         require_expressible(self.name, self.reasons(plan))
-        num_nodes, per_node = nodes(plan)
         summary = {
-            "launcher": self.name,
-            "written_for": WRITTEN_FOR,
-            "planner_version": plan.planner_version,
-            "plan_digest": plan.inputs.digest,
-            "verified_by": self.verified_by,
-            "nodes": num_nodes,
-            "gpus_per_node": per_node,
+            **stamp(plan, self.name, WRITTEN_FOR, self.verified_by),
             "training_script": script_settings(plan),
             "notes": notes(plan),
         }
@@ -154,7 +150,7 @@ def ds_config(plan: Plan) -> dict[str, Any]:
     config["train_micro_batch_size_per_gpu"] = q.microbatch_size
     config["gradient_accumulation_steps"] = q.microbatches
     config[workload.precision] = {"enabled": True}
-    if q.sharding != "none":
+    if q.sharding != "none" or q.offload != "none":
         config["data_types"] = {"grad_accum_dtype": "fp32"}  # as the memory model counts gradients
     config["zero_optimization"] = zero_section(plan)
     decoupled = {"adam_w_mode": workload.optimizer == "adamw"}  # DeepSpeed's Adam decouples unless told
@@ -176,6 +172,9 @@ def zero_section(plan: Plan) -> dict[str, Any]:
     """zero_optimization: the stage by what is sharded, and the secondary partition of an island."""
     q = plan.decision
     section: dict[str, Any] = {"stage": STAGES[q.sharding]}
+    if q.offload != "none":
+        section["stage"] = max(1, section["stage"])  # without ZeRO the key is passed over
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if q.sharding == "none":
         return section
     section |= {"overlap_comm": True, "contiguous_gradients": True, "reduce_scatter": True}
@@ -206,7 +205,12 @@ def notes(plan: Plan) -> list[str]:
             f"tp {q.degrees.tp}: DeepSpeed reports a train_batch_size {q.degrees.tp} times the real "
             f"{q.global_batch}; the model needs a tp_plan (Hugging Face) or a partition_config."
         )
-    if q.sharding == "none":
+    if q.offload != "none":
+        found.append(
+            "DeepSpeed moves gradients to the host beside every backward, not once a step: less memory than "
+            "predicted, more traffic than predicted with accumulation. Launch with cores bound to ranks."
+        )
+    elif q.sharding == "none":
         found.append("Without ZeRO gradients are kept in half precision: less memory than predicted.")
     if q.sharding != "none" and q.sharding_group == "island":
         found.append(

@@ -166,10 +166,7 @@ def _keys(config: Mapping[str, Any], found: Imported) -> dict[str, Any]:
 def _unpriced(config: Mapping[str, Any], found: Imported) -> None:
     """Settings that change the decision and have no counterpart."""
     zero = _section(config, "zero_optimization")
-    for key in ("offload_optimizer", "offload_param"):
-        device = _section(zero, key).get("device", "none")
-        if device != "none":
-            found.unpriced.append(f"zero_optimization.{key} to {device}")
+    _offload(zero, found)
     for key in ("zero_quantized_weights", "zero_quantized_gradients"):
         if zero.get(key):
             found.unpriced.append(f"zero_optimization.{key}")
@@ -182,6 +179,22 @@ def _unpriced(config: Mapping[str, Any], found: Imported) -> None:
         found.unpriced.append("expert_parallel")
     if _section(config, "fp16").get("enabled") and _section(config, "bf16").get("enabled"):
         found.fault("precision", "bf16 and fp16 are both enabled", "one of them")
+
+
+def _offload(zero: Mapping[str, Any], found: Imported) -> None:
+    """offload_optimizer to the host is a choice; a part of it, other places and the weights are unpriced."""
+    section = _section(zero, "offload_optimizer")
+    device, ratio = section.get("device", "none"), section.get("ratio", 1.0)
+    words = f"zero_optimization.offload_optimizer to {device}"
+    if device == "cpu" and not zero.get("stage", 0):
+        found.fault("offload", f"{words} with stage 0 does nothing", "stage 1")
+    elif device == "cpu" and ratio == 1.0 and not section.get("super_offload"):
+        found.states("offload", "optimizer", words)
+    elif device != "none":
+        found.unpriced.append(words + (f", ratio {ratio}" if ratio != 1.0 else ""))
+    device = _section(zero, "offload_param").get("device", "none")
+    if device != "none":
+        found.unpriced.append(f"zero_optimization.offload_param to {device}")
 
 
 def _zero(config: Mapping[str, Any], found: Imported) -> None:

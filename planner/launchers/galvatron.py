@@ -28,7 +28,7 @@ from planner.launchers.galvatron_rules import GALVATRON_RULES, POWER_OF_TWO_SEAR
 from planner.launchers.megatron_groups import nodes
 from planner.launchers.megatron_model import has_rotary_positions
 from planner.launchers.megatron_stages import stage_sizes
-from planner.launchers.run_scripts import header, run_job, run_script
+from planner.launchers.run_scripts import header, run_job, run_script, stamp
 from planner.launchers.scripts import comment
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
@@ -70,17 +70,10 @@ class Galvatron:
         Raises UnsupportedByTarget with every reason.
         """
         require_expressible(self.name, self.reasons(plan))
-        num_nodes, per_node = nodes(plan)
         lines = header(plan, WRITTEN_FOR, self.verified_by, notes(plan))
         name = config_name(plan)
         summary = {
-            "launcher": self.name,
-            "written_for": WRITTEN_FOR,
-            "planner_version": plan.planner_version,
-            "plan_digest": plan.inputs.digest,
-            "verified_by": self.verified_by,
-            "nodes": num_nodes,
-            "gpus_per_node": per_node,
+            **stamp(plan, self.name, WRITTEN_FOR, self.verified_by),
             "config": name,
             "runtime": runtime_sections(plan),
             "notes": notes(plan),

@@ -21,7 +21,7 @@ from planner.launchers.config_rules import (
 )
 from planner.launchers.megatron_model import blocks_in_order
 from planner.launchers.megatron_model_rules import MODEL_RULES
-from planner.launchers.torch_rules import HEADS, RANKS, shared
+from planner.launchers.torch_rules import HEADS, NO_OFFLOAD, RANKS, shared
 from planner.model.spec import Attention, MixtureOfExperts
 from planner.plan_file.schema import Plan
 from planner.strategy.rules import Rule
@@ -162,5 +162,7 @@ GALVATRON_RULES: tuple[PlanRule, ...] = (
     PlanRule("island-sharding", "sharding spans the whole data group", _island),
     HALF_PRECISION,
     ADAM,
+    NO_OFFLOAD,
+    *shared("gather-units"),
     *shared("kernels"),
 )

@@ -72,6 +72,7 @@ class Imported:
     sequence_parallel: bool | None = None
     sharding: str | None = None
     layer_sharding: tuple[str, ...] = ()
+    layer_units: tuple[str, ...] = ()
     shard_ranks: int | None = None
     schedule: str | None = None
     virtual_stages: int | None = None
@@ -85,6 +86,7 @@ class Imported:
     precision: str | None = None
     optimizer: str | None = None
     attention: str | None = None
+    offload: str | None = None
     model: ModelSpec | None = None
     model_hint: Any = None
     shape: dict[str, int] = field(default_factory=dict)

@@ -14,7 +14,6 @@ out. Choices of this exporter:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.megatron_groups import data_ranks, expert_data_ranks, islands, nodes
@@ -22,10 +21,10 @@ from planner.launchers.megatron_model import has_rotary_positions, model_flags
 from planner.launchers.megatron_model_rules import MODEL_RULES, RING_SEARCH
 from planner.launchers.megatron_rules import PARALLEL_RULES
 from planner.launchers.megatron_stages import Flags, pipeline_flags, recompute_flags
+from planner.launchers.run_scripts import header, stamp
 from planner.launchers.scripts import Job, sbatch_script, train_script
 from planner.plan_file.schema import Plan
 from planner.strategy.limits import Limits
-from planner.units import format_bytes, format_seconds
 
 MEGATRON_LIMITS = Limits(
     target="megatron",
@@ -36,6 +35,7 @@ MEGATRON_LIMITS = Limits(
     has_layer_sharding=False,
     parameter_sharding_with_pipeline=False,
     rules=(RING_SEARCH,),
+    offload_shardings=("none", "optimizer"),
 )
 WRITTEN_FOR = "Megatron-LM core 0.16 / 0.20 dev"
 FSDP_STRATEGIES = {"gradients": "optim_grads", "parameters": "optim_grads_params"}
@@ -61,20 +61,14 @@ class Megatron:
         require_expressible(self.name, self.reasons(plan))
         flags, environment, (num_nodes, per_node) = all_flags(plan), environment_of(plan), nodes(plan)
         machine = {
-            "launcher": self.name,
-            "written_for": WRITTEN_FOR,
-            "planner_version": plan.planner_version,
-            "plan_digest": plan.inputs.digest,
-            "verified_by": self.verified_by,
-            "nodes": num_nodes,
-            "gpus_per_node": per_node,
+            **stamp(plan, self.name, WRITTEN_FOR, self.verified_by),
             "environment": environment,
             "flags": flags,
             "notes": notes(plan),
         }
         job = Job(
             name=plan.inputs.model.name,
-            header=_header(plan, self.verified_by),
+            header=header(plan, WRITTEN_FOR, self.verified_by, notes(plan), what="Flags written"),
             num_nodes=num_nodes,
             ranks_per_node=per_node,
             environment=environment,
@@ -99,6 +93,7 @@ def all_flags(plan: Plan) -> Flags:
         | pipeline_flags(plan)
         | recompute_flags(plan)
         | sharding_flags(plan)
+        | offload_flags(plan)
         | model_flags(plan)
         | precision_flags(plan)
     )
@@ -142,6 +137,18 @@ def sharding_flags(plan: Plan) -> Flags:
     if q.sharding_group == "island" and instances > 1:
         flags["--num-distributed-optimizer-instances"] = [str(instances)]
     return flags
+
+
+def offload_flags(plan: Plan) -> Flags:
+    """The optimizer on the host. megatron-core's own default for the fraction is 0: all stays on the GPU."""
+    if plan.decision.offload == "none":
+        return {}
+    return {
+        "--use-distributed-optimizer": [],  # the precision-aware optimizer asks for it, one data rank or more
+        "--use-precision-aware-optimizer": [],
+        "--optimizer-cpu-offload": [],
+        "--optimizer-offload-fraction": ["1.0"],
+    }
 
 
 def precision_flags(plan: Plan) -> Flags:
@@ -190,6 +197,11 @@ def notes(plan: Plan) -> list[str]:
         found.append("Megatron-LM's adam decouples weight decay (AdamW); equal to Adam at --weight-decay 0.")
     if plan.decision.sharding in FSDP_STRATEGIES and plan.decision.degrees.tp > 1:
         found.append("Tensor parallelism with Megatron-FSDP: communication may overlap less than predicted.")
+    if plan.decision.offload != "none":
+        found.append(
+            "The update on the host is priced after the backward, nothing hidden; "
+            "--overlap-cpu-optimizer-d2h-h2d may hide part of it. Bind every rank to its own CPU cores."
+        )
     vendor = plan.inputs.cluster.device.vendor
     if vendor.lower() != "nvidia":
         found.append(f"{vendor} GPUs need a Megatron-LM build for them; the flags are upstream's.")
@@ -202,20 +214,3 @@ def _train_iters(plan: Plan) -> int | None:
     if workload.tokens is None:
         return None
     return max(1, -int(-workload.tokens // workload.tokens_per_step))
-
-
-def _header(plan: Plan, verified_by: str) -> list[str]:
-    q, p = plan.decision, plan.prediction
-    degrees: Mapping[str, int] = q.degrees.model_dump()
-    shown = " ".join(f"{name}={size}" for name, size in degrees.items())
-    cluster = plan.inputs.cluster
-    return [
-        f"{plan.inputs.model.name} on {cluster.gpus} x {cluster.device.name} ({cluster.profile.name})",
-        f"Plan: {shown}, {q.schedule}, {q.virtual_stages} virtual stages a rank, "
-        f"{q.microbatches} microbatches of {q.microbatch_size}",
-        f"Predicted step {format_seconds(p.step_seconds)}, peak memory {format_bytes(p.peak_memory_bytes)}",
-        f"Plan digest {plan.inputs.digest}, planner {plan.planner_version}",
-        f"Flags written for {WRITTEN_FOR}",
-        f"Verified by: {verified_by}",
-        *notes(plan),
-    ]

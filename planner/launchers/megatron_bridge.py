@@ -14,7 +14,6 @@ from dataclasses import replace
 
 from planner.launchers.base import Reason, broken, require_expressible
 from planner.launchers.megatron import MEGATRON_LIMITS, all_flags, environment_of, notes
-from planner.launchers.megatron_groups import nodes
 from planner.launchers.megatron_model import (
     blocks_in_order,
     first_moe,
@@ -24,7 +23,7 @@ from planner.launchers.megatron_model import (
 )
 from planner.launchers.megatron_model_rules import MODEL_RULES
 from planner.launchers.megatron_rules import PARALLEL_RULES
-from planner.launchers.run_scripts import header, run_job, run_script
+from planner.launchers.run_scripts import header, run_job, run_script, stamp
 from planner.model.spec import LatentAttention, MixtureOfExperts
 from planner.plan_file.schema import Plan
 
@@ -49,6 +48,7 @@ VALUES = {
     "--num-distributed-optimizer-instances": "ddp.num_distributed_optimizer_instances",
     "--ckpt-format": "checkpoint.ckpt_format",
     "--optimizer": "optimizer.optimizer",
+    "--optimizer-offload-fraction": "optimizer.optimizer_offload_fraction",
     "--num-layers": "model.num_layers",
     "--hidden-size": "model.hidden_size",
     "--ffn-hidden-size": "model.ffn_hidden_size",
@@ -75,6 +75,8 @@ VALUES = {
 SWITCHES = {
     "--sequence-parallel": (("model.sequence_parallel", "true"),),
     "--use-distributed-optimizer": (("ddp.use_distributed_optimizer", "true"),),
+    "--use-precision-aware-optimizer": (("optimizer.use_precision_aware_optimizer", "true"),),
+    "--optimizer-cpu-offload": (("optimizer.optimizer_cpu_offload", "true"),),
     "--overlap-grad-reduce": (("ddp.overlap_grad_reduce", "true"),),
     "--overlap-param-gather": (("ddp.overlap_param_gather", "true"),),
     "--use-megatron-fsdp": (("dist.use_megatron_fsdp", "true"), ("ddp.use_megatron_fsdp", "true")),
@@ -129,17 +131,11 @@ class MegatronBridge:
     def export(self, plan: Plan) -> dict[str, str]:
         """run.sh, run.sbatch and overrides.json. Raises UnsupportedByTarget with all reasons."""
         require_expressible(self.name, self.reasons(plan))
-        found, environment, (num_nodes, per_node) = overrides(plan), environment_of(plan), nodes(plan)
+        found, environment = overrides(plan), environment_of(plan)
         said = [note.replace("train.sh", "run.sh") for note in notes(plan)]
         lines = header(plan, WRITTEN_FOR, self.verified_by, said)
         machine = {
-            "launcher": self.name,
-            "written_for": WRITTEN_FOR,
-            "planner_version": plan.planner_version,
-            "plan_digest": plan.inputs.digest,
-            "verified_by": self.verified_by,
-            "nodes": num_nodes,
-            "gpus_per_node": per_node,
+            **stamp(plan, self.name, WRITTEN_FOR, self.verified_by),
             "environment": environment,
             "recipe": None if needs_own_recipe(plan) else VANILLA,
             "overrides": found,

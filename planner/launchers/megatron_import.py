@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from planner.launchers.imported import Facts, Files, Imported
 from planner.launchers.megatron_model_import import MODEL_FLAGS, read_model, stated_shape
+from planner.launchers.megatron_offload_import import OFFLOAD_FLAGS, read_offload
 from planner.launchers.megatron_recompute_import import RECOMPUTE_FLAGS, read_recompute
 from planner.launchers.megatron_sharding_import import SHARDING_FLAGS, read_sharding
 from planner.launchers.megatron_stages_import import STAGE_FLAGS, read_stages
@@ -26,13 +27,13 @@ _PARALLEL_FLAGS_TEXT = (
     "--transformer-impl"
 )
 PARALLEL_FLAGS = tuple(_PARALLEL_FLAGS_TEXT.split())
-READ = frozenset((*PARALLEL_FLAGS, *STAGE_FLAGS, *RECOMPUTE_FLAGS, *SHARDING_FLAGS, *MODEL_FLAGS))
+READ = frozenset(
+    (*PARALLEL_FLAGS, *STAGE_FLAGS, *RECOMPUTE_FLAGS, *SHARDING_FLAGS, *OFFLOAD_FLAGS, *MODEL_FLAGS)
+)
 # Settings that change what is trained where and have no counterpart in a decision.
 UNPRICED = {
     "--tensor-parallel-num-weight-shards": "weight shards inside tp",
     "--expert-tensor-parallel-num-weight-shards": "weight shards inside expert tp",
-    "--optimizer-cpu-offload": "optimizer state in host memory",
-    "--use-precision-aware-optimizer": "optimizer state in other number formats",
     "--cpu-offloading-num-layers": "activations in host memory",
     "--fine-grained-activation-offloading": "activations in host memory",
     "--hybrid-override-pattern": "state-space layers",
@@ -80,6 +81,7 @@ def read_megatron(files: Files, facts: Facts) -> Imported:
     read_stages(line, found, layers)
     read_recompute(line, found)
     read_sharding(line, found, facts)
+    read_offload(line, found)
     _context(line, found)
     _environment(line, found, facts)
     _others(line, found)

@@ -229,6 +229,26 @@ def _optimizer(plan: Plan) -> Break | None:
     return None if name in OPTIMIZERS else Break(f"optimizer {name}", "adamw")
 
 
+def _gather_units(plan: Plan) -> Break | None:
+    for stage in plan.decision.stages:
+        for run in stage.layer_strategies:
+            if run.gather_unit != "block":
+                first, last = run.layers
+                return Break(f"layers {first} to {last} gather by {run.gather_unit}", "gathers by block")
+    return None
+
+
+def _offload(plan: Plan) -> Break | None:
+    q, workload = plan.decision, plan.inputs.workload
+    if q.offload == "none":
+        return None
+    if q.sharding not in ("none", "optimizer"):
+        return Break(f"sharding {q.sharding} (Megatron-FSDP)", "sharding optimizer")
+    if workload.precision != "bf16" or workload.optimizer not in ("adamw", "adam"):
+        return Break(f"{workload.precision} with {workload.optimizer}", "bf16 with adamw")
+    return None
+
+
 def _kernels(plan: Plan) -> Break | None:
     generation, workload = plan.inputs.cluster.device.generation, plan.inputs.workload
     if generation not in OLD_GENERATIONS:
@@ -275,5 +295,7 @@ PARALLEL_RULES: tuple[Rule, ...] = (
         _instances,
     ),
     Rule("optimizer", "optimizers with the plan's state: " + ", ".join(OPTIMIZERS), _optimizer),
+    Rule("gather-units", "sharded weights are gathered a block at a time", _gather_units),
+    Rule("offload", "an optimizer on the host is bf16 Adam under the distributed optimizer", _offload),
     Rule("kernels", "fused attention and grouped products need compute capability 8.0", _kernels),
 )

@@ -36,6 +36,7 @@ PYTORCH_LIMITS = Limits(
     max_ep=1,
     kv_heads_by_tp=True,
     stack="pytorch",
+    gather_units=("block", "part", "matrix"),
     rules=(TIED_SEARCH, FILLED_SEARCH),
 )
 WRITTEN_FOR = "PyTorch 2.13"
@@ -90,6 +91,12 @@ def constants(plan: Plan) -> dict[str, Any]:
         "STAGES": [list(stage.layers) for stage in q.stages],
         "RECOMPUTE": [
             run.recompute
+            for stage in q.stages
+            for run in stage.layer_strategies
+            for _ in range(run.layers[0], run.layers[1] + 1)
+        ],
+        "GATHER_UNITS": [
+            run.gather_unit
             for stage in q.stages
             for run in stage.layer_strategies
             for _ in range(run.layers[0], run.layers[1] + 1)

@@ -22,11 +22,12 @@ from planner.model.spec import (
     Norm,
     Stack,
 )
+from planner.strategy.decision import GATHER_UNITS
 
 NOT_CARRIED: tuple[str, ...] = ()
 _NAMES_TEXT = (
-    "MODEL MESH STAGES RECOMPUTE SHARDING SEQUENCE_PARALLEL SCHEDULE VIRTUAL_STAGES MICROBATCH_SIZE "
-    "MICROBATCHES GLOBAL_BATCH SEQUENCE_LENGTH OPTIMIZER PRECISION"
+    "MODEL MESH STAGES RECOMPUTE GATHER_UNITS SHARDING SEQUENCE_PARALLEL SCHEDULE VIRTUAL_STAGES "
+    "MICROBATCH_SIZE MICROBATCHES GLOBAL_BATCH SEQUENCE_LENGTH OPTIMIZER PRECISION"
 )
 NAMES = tuple(_NAMES_TEXT.split())
 LONGEST = 1 << 20
@@ -52,6 +53,7 @@ def read_pytorch(files: Files, facts: Facts) -> Imported:
     found.states("world_size", world, f"a MESH of {world} ranks")
     _stages(values, found)
     _sharding(values, sizes, found)
+    _units(values, found)
     found.sequence_parallel = bool(values["SEQUENCE_PARALLEL"]) and sizes["tp"] > 1
     found.schedule = SCHEDULE_OF.get(values["SCHEDULE"])
     if found.schedule is None:
@@ -78,7 +80,7 @@ def read_pytorch(files: Files, facts: Facts) -> Imported:
 
 def _shapes(values: dict[str, Any], name: str) -> None:
     """Raises InputError unless tables are tables and lists are lists of what they hold."""
-    spans, modes = values["STAGES"], values["RECOMPUTE"]
+    spans, modes, units = values["STAGES"], values["RECOMPUTE"], values["GATHER_UNITS"]
     wrong = [
         constant
         for constant, is_good in (
@@ -86,6 +88,7 @@ def _shapes(values: dict[str, Any], name: str) -> None:
             ("MESH", isinstance(values["MESH"], dict)),
             ("STAGES", isinstance(spans, list) and bool(spans) and all(map(_is_span, spans))),
             ("RECOMPUTE", isinstance(modes, list) and bool(modes) and all(isinstance(m, str) for m in modes)),
+            ("GATHER_UNITS", isinstance(units, list) and all(isinstance(unit, str) for unit in units)),
         )
         if not is_good
     ]
@@ -130,6 +133,24 @@ def _stages(values: dict[str, Any], found: Imported) -> None:
         found.fault("recompute", f"RECOMPUTE has {bad}", "none, selective or full")
         return
     found.states("recompute", modes[0] if len(set(modes)) == 1 else tuple(modes), "RECOMPUTE")
+
+
+def _units(values: dict[str, Any], found: Imported) -> None:
+    units, layers = values["GATHER_UNITS"], len(values["RECOMPUTE"])
+    bad = sorted(set(units) - set(GATHER_UNITS))
+    if bad or len(units) != layers:
+        numbers = f"GATHER_UNITS has {bad}" if bad else f"{len(units)} GATHER_UNITS for {layers} layers"
+        found.fault("gather-units", numbers, f"{', '.join(GATHER_UNITS)} for every layer")
+        return
+    if set(units) - {"block"} and found.sharding != "parameters":
+        found.fault(
+            "gather-units",
+            f"GATHER_UNITS {', '.join(sorted(set(units)))} with SHARDING {found.sharding}",
+            "block, or SHARDING parameters",
+        )
+        return
+    if set(units) - {"block"}:
+        found.layer_units = tuple(units)
 
 
 def _sharding(values: dict[str, Any], sizes: dict[str, int], found: Imported) -> None:

@@ -13,6 +13,7 @@ _NAMES = [
     "MESH",
     "STAGES",
     "RECOMPUTE",
+    "GATHER_UNITS",
     "SHARDING",
     "SEQUENCE_PARALLEL",
     "SCHEDULE",
@@ -41,6 +42,7 @@ class Derived(TypedDict):
     virtual_stages: int
     stage_layers: list[int]
     recompute: list[str]
+    gather_units: list[str]
     sharding: str
     microbatch_size: int
     microbatches: int
@@ -81,6 +83,7 @@ def read_script(text: str) -> Derived:
         virtual_stages=found["VIRTUAL_STAGES"],
         stage_layers=sizes,
         recompute=found["RECOMPUTE"],
+        gather_units=found["GATHER_UNITS"],
         sharding=found["SHARDING"],
         microbatch_size=found["MICROBATCH_SIZE"],
         microbatches=found["MICROBATCHES"],

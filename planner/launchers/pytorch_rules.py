@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planner.launchers.base import Break, Rule
-from planner.launchers.torch_rules import HEADS, PRECISION, RANKS, SCHEDULES, TIED, shared
+from planner.launchers.torch_rules import HEADS, NO_OFFLOAD, PRECISION, RANKS, SCHEDULES, TIED, shared
 from planner.model.spec import Attention, Block, FeedForward
 from planner.plan_file.schema import Plan
 
@@ -143,6 +143,7 @@ PYTORCH_RULES: tuple[Rule, ...] = (
     SCHEDULES,
     TIED,
     PRECISION,
+    NO_OFFLOAD,
     Rule("context-parallel", "the script has no context parallelism", _one("cp")),
     Rule("expert-parallel", "the script has no experts", _one("ep")),
     Rule("sequence-by-tp", "with sequence parallelism tp divides the sequence", _sequence),

@@ -12,8 +12,27 @@ from planner.plan_file.schema import Plan
 from planner.units import format_bytes, format_seconds
 
 
-def header(plan: Plan, written_for: str, verified_by: str, notes: Sequence[str]) -> list[str]:
-    """What a written file says of itself: model, machine, plan, prediction, digest, checks, notes."""
+def stamp(plan: Plan, launcher: str, written_for: str, verified_by: str) -> dict[str, str | int]:
+    """First fields of a launcher's JSON summary: who wrote it, for what, of which plan, for which machine."""
+    num_nodes, per_node = nodes(plan)
+    return {
+        "launcher": launcher,
+        "written_for": written_for,
+        "planner_version": plan.planner_version,
+        "plan_digest": plan.inputs.digest,
+        "verified_by": verified_by,
+        "nodes": num_nodes,
+        "gpus_per_node": per_node,
+    }
+
+
+def header(
+    plan: Plan, written_for: str, verified_by: str, notes: Sequence[str], *, what: str = "Written"
+) -> list[str]:
+    """What a written file says of itself: model, machine, plan, prediction, digest, checks, notes.
+
+    ``what`` was written for the launcher's version: the file, or its flags.
+    """
     q, p, cluster = plan.decision, plan.prediction, plan.inputs.cluster
     degrees: Mapping[str, int] = q.degrees.model_dump()
     shown = " ".join(f"{name}={size}" for name, size in degrees.items())
@@ -23,7 +42,7 @@ def header(plan: Plan, written_for: str, verified_by: str, notes: Sequence[str])
         f"{q.microbatches} microbatches of {q.microbatch_size}",
         f"Predicted step {format_seconds(p.step_seconds)}, peak memory {format_bytes(p.peak_memory_bytes)}",
         f"Plan digest {plan.inputs.digest}, planner {plan.planner_version}",
-        f"Written for {written_for}",
+        f"{what} for {written_for}",
         f"Verified by: {verified_by}",
         *notes,
     ]

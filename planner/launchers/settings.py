@@ -70,7 +70,8 @@ def _pytorch(plan: Plan) -> Settings:
     from planner.launchers.pytorch import constants
 
     values = {name: value for name, value in constants(plan).items() if name != "MODEL"}
-    values["RECOMPUTE"] = _runs(",".join(values["RECOMPUTE"]))
+    for name in ("RECOMPUTE", "GATHER_UNITS"):
+        values[name] = _runs(",".join(values[name]))
     values["STAGES"] = f"{len(values['STAGES'])} stages"
     return _flat(values)
 

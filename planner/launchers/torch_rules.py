@@ -46,6 +46,16 @@ def _rank_order(plan: Plan) -> Break | None:
     return None if order == RANK_ORDER else Break(f"rank order {order}", RANK_ORDER)
 
 
+def _offload(plan: Plan) -> Break | None:
+    placed = plan.decision.offload
+    return None if placed == "none" else Break(f"{placed} on the host", "offload none, on more GPUs")
+
+
+NO_OFFLOAD = PlanRule(
+    "offload",
+    "the optimizer stays on the GPUs: no option of this launcher puts it alone on the host",
+    _offload,
+)
 # PyTorch's names of the schedules (torch.distributed.pipelining). Zero bubble in a V has two stages a rank;
 # its other form takes one or more, which torchtitan refuses below two.
 SCHEDULE_NAMES = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from planner.launchers.base import Break, Rule, nearest_divisor
 from planner.launchers.megatron_groups import data_ranks, islands
-from planner.launchers.torch_rules import HEADS, PRECISION, RANKS, SCHEDULES, TIED, shared
+from planner.launchers.torch_rules import HEADS, NO_OFFLOAD, PRECISION, RANKS, SCHEDULES, TIED, shared
 from planner.launchers.torchtitan_models import FLAVORS, LONGEST, flavor_of, shape_of
 from planner.plan_file.schema import Plan
 from planner.strategy.candidates import BoolArray, Candidates, Problem
@@ -147,6 +147,8 @@ TORCHTITAN_RULES: tuple[Rule, ...] = (
     SCHEDULES,
     TIED,
     PRECISION,
+    NO_OFFLOAD,
+    *shared("gather-units"),
     Rule("sequence-by-mesh", "tp (with sequence parallelism) x 2 cp divides the sequence", _sequence),
     Rule(
         "sharding-mode",

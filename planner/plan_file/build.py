@@ -10,6 +10,7 @@ from itertools import groupby
 from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import shipped
 from planner.cluster.spec import ClusterProfile, DeviceSpec
+from planner.cost.offload import usable_bytes
 from planner.cost.step import CostModel, Prediction
 from planner.plan_file.schema import (
     ClusterInput,
@@ -24,6 +25,8 @@ from planner.plan_file.schema import (
     StageRecord,
 )
 from planner.strategy.decision import (
+    GATHER_UNITS,
+    OFFLOADS,
     RANK_ORDER,
     RECOMPUTES,
     SHARDING_GROUPS,
@@ -114,6 +117,7 @@ def build_decision(decision: Decision) -> DecisionRecord:
             global_batch=decision.global_batch,
             stages=stages,
             rank_order=RANK_ORDER,
+            offload=OFFLOADS[decision.offload],
         )
     )
 
@@ -121,9 +125,11 @@ def build_decision(decision: Decision) -> DecisionRecord:
 def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyRecord]:
     d = decision.degrees
     found = []
-    choices = [(decision.recompute[b], decision.sharding_of(b)) for b in range(first, end)]
+    choices = [
+        (decision.recompute[b], decision.sharding_of(b), decision.unit_of(b)) for b in range(first, end)
+    ]
     at = first
-    for (mode, sharding), run in groupby(choices):
+    for (mode, sharding, unit), run in groupby(choices):
         count = len(list(run))
         found.append(
             LayerStrategyRecord.model_validate(
@@ -135,6 +141,7 @@ def _strategies(decision: Decision, first: int, end: int) -> list[LayerStrategyR
                     dp=d.dp,
                     sharding=SHARDINGS[sharding],
                     recompute=RECOMPUTES[mode],
+                    gather_unit=GATHER_UNITS[unit],
                     sequence_parallel=decision.sequence_parallel,
                 )
             )
@@ -180,4 +187,6 @@ def build_prediction(
         fullest_stage=prediction.fullest_stage,
         slowest_stage=prediction.slowest_stage,
         stages=stages,
+        host_memory_bytes=prediction.host_bytes or None,
+        host_memory_usable_bytes=usable_bytes(problem.cluster.host) if prediction.host_bytes else None,
     )

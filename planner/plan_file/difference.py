@@ -48,6 +48,8 @@ def diff_plans(before: Plan, after: Plan) -> Difference:
     """Field by field; stage lists are compared whole and reported by their layer ranges."""
     one, other = before.model_dump(mode="json"), after.model_dump(mode="json")
     inputs = _changes(one["inputs"], other["inputs"], "")
+    for data in (one, other):
+        data["decision"].setdefault("offload", "none")  # left out of files of plans without it
     return Difference(
         decision=_changes(one["decision"], other["decision"], ""),
         inputs=[change for change in inputs if change.field != "digest"],

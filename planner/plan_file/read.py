@@ -15,7 +15,15 @@ from planner.documents import read_document, validate
 from planner.errors import InputError, UnsupportedFeature
 from planner.plan_file.schema import DecisionRecord, Inputs, Plan
 from planner.strategy.candidates import Problem
-from planner.strategy.decision import RECOMPUTES, SHARDING_GROUPS, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import (
+    GATHER_UNITS,
+    OFFLOADS,
+    RECOMPUTES,
+    SHARDING_GROUPS,
+    SHARDINGS,
+    Decision,
+    Degrees,
+)
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -28,11 +36,13 @@ def read_decision(record: DecisionRecord) -> Decision:
     d = record.degrees
     blocks = _blocks(record)
     recompute, sharding = [0] * blocks, [SHARDINGS.index(record.sharding)] * blocks
+    units = [0] * blocks
     for stage in record.stages:
         for run in stage.layer_strategies:
             for block in range(run.layers[0], run.layers[1] + 1):
                 recompute[block] = RECOMPUTES.index(run.recompute)
                 sharding[block] = SHARDINGS.index(run.sharding)
+                units[block] = GATHER_UNITS.index(run.gather_unit)
     own = SHARDINGS.index(record.sharding)
     return Decision(
         degrees=Degrees(d.dp, d.tp, d.pp, d.cp, d.ep, d.expert_tp),
@@ -46,6 +56,8 @@ def read_decision(record: DecisionRecord) -> Decision:
         chunks=tuple((stage.layers[0], stage.layers[1] + 1) for stage in record.stages),
         recompute=tuple(recompute),
         layer_sharding=() if all(code == own for code in sharding) else tuple(sharding),
+        offload=OFFLOADS.index(record.offload),
+        layer_units=tuple(units) if any(units) else (),
     )
 
 

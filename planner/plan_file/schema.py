@@ -16,6 +16,8 @@ from planner.workload import Workload
 Sharding = Literal["none", "optimizer", "gradients", "parameters"]
 ShardingGroup = Literal["global", "island"]
 Recompute = Literal["none", "selective", "full"]
+GatherUnit = Literal["block", "part", "matrix"]
+Offload = Literal["none", "optimizer"]
 Schedule = Literal["1f1b", "interleaved", "gpipe", "zb-h1", "zb-v", "zb-h2"]
 
 
@@ -108,7 +110,10 @@ class DegreesRecord(_Record):
 
 
 class LayerStrategyRecord(_Record):
-    """The strategy of a run of blocks, first and last included."""
+    """The strategy of a run of blocks, first and last included.
+
+    ``gather_unit``: what of sharded weights is gathered at once; left out where it is the block.
+    """
 
     layers: tuple[int, int]
     tp: int
@@ -118,6 +123,14 @@ class LayerStrategyRecord(_Record):
     sharding: Sharding
     recompute: Recompute
     sequence_parallel: bool
+    gather_unit: GatherUnit = "block"
+
+    @model_serializer(mode="wrap")
+    def _without_whole_block(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.gather_unit == "block":
+            data.pop("gather_unit", None)
+        return data
 
 
 class StageRecord(_Record):
@@ -145,7 +158,8 @@ class DecisionRecord(_Record):
     """All choices of the plan.
 
     ``degrees``, ``microbatch_size``, ``sharding`` and ``sequence_parallel`` are those of most layers when
-    layers differ. ``ends`` is left out when embedding and head follow them.
+    layers differ. ``ends`` is left out when embedding and head follow them, ``offload`` when it is none:
+    optimizer puts optimizer states, fp32 weights and the update on the host.
     """
 
     degrees: DegreesRecord
@@ -161,10 +175,14 @@ class DecisionRecord(_Record):
     stages: list[StageRecord]
     rank_order: str
     ends: EndsRecord | None = None
+    offload: Offload = "none"
 
     @model_serializer(mode="wrap")
-    def _without_absent_ends(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_absent(handler(self), "ends")
+    def _without_absent_choices(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = _without_absent(handler(self), "ends")
+        if self.offload == "none":
+            data.pop("offload", None)
+        return data
 
 
 class StagePredictionRecord(_Record):
@@ -180,7 +198,8 @@ class PredictionRecord(_Record):
     """What the decision is predicted to cost. ``breakdown_seconds`` sums to ``step_seconds``.
 
     ``out_of_memory_probability``: that the true peak passes the device's capacity; null in files of versions
-    that did not state it.
+    that did not state it. ``host_memory_bytes`` of the fullest node and how many of them plans may use are
+    left out of plans that put nothing on the host.
     """
 
     step_seconds: float
@@ -198,6 +217,13 @@ class PredictionRecord(_Record):
     fullest_stage: int
     slowest_stage: int
     stages: list[StagePredictionRecord]
+    host_memory_bytes: float | None = None
+    host_memory_usable_bytes: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_host(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = _without_absent(handler(self), "host_memory_bytes")
+        return _without_absent(data, "host_memory_usable_bytes")
 
 
 class RestrictionRecord(_Record):
@@ -217,9 +243,24 @@ class RestrictionRecord(_Record):
     is_complete: bool = True
 
 
+class IdleRecord(_Record):
+    """A plan that may leave GPUs idle: how many there are, and what using as many as possible would take.
+
+    ``most_gpus``: the largest number that fills whole nodes; ``most_gpus_seconds``: the best step on all of
+    those, null when no plan uses them. ``counts``: the numbers of GPUs planned for or cut by their bound.
+    """
+
+    gpus_available: int = Field(gt=0)
+    idle_gpus: int = Field(ge=0)
+    most_gpus: int = Field(gt=0)
+    most_gpus_seconds: float | None = None
+    counts: list[int] = []
+
+
 class SearchRecord(_Record):
     """How the plan was found and what is known about better ones.
 
+    ``idle`` is left out unless idle GPUs were allowed.
     ``restriction`` is null for plans without a target.
     ``cpu_seconds`` is null in files: the same input gives the same bytes; the terminal shows the time.
     """
@@ -232,22 +273,72 @@ class SearchRecord(_Record):
     funnel: list[dict[str, Any]]
     solver: dict[str, Any] = {}
     restriction: RestrictionRecord | None = None
+    idle: IdleRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(handler(self), "idle")
 
 
 class Alternative(_Record):
     """A runner-up: its decision, its prediction, and what sets it apart.
 
     ``tied``: its predicted step time differs from the plan's by less than the noise between plans.
+    ``differs``: what it does instead, in words, such as "pp 8 for 4".
     """
 
     decision: DecisionRecord
     prediction: PredictionRecord
     why: str
     tied: bool = False
+    differs: list[str] = []
+
+
+class FrontPointRecord(_Record):
+    """The fastest plan found under one memory limit.
+
+    ``head_room``: the share of the plan file's own limit that is left free; null for the end of the front,
+    the plan of the smallest fullest rank. ``prediction.memory_limit_bytes`` is this point's limit;
+    ``status``, ``lower_bound_seconds`` and ``gap`` are its certificate, as in ``search``.
+    """
+
+    head_room: float | None
+    decision: DecisionRecord
+    prediction: PredictionRecord
+    status: Literal["proved", "gap", "heuristic", "interrupted"]
+    lower_bound_seconds: float
+    gap: float
+    why: str = ""
+    tied: bool = False
+
+
+class SplitRecord(_Record):
+    """One stage split of the plan's mesh: balanced in time, in memory, or between; bound of that mesh."""
+
+    balance: Literal["time", "between", "memory"]
+    decision: DecisionRecord
+    prediction: PredictionRecord
+    lower_bound_seconds: float
+
+
+class FrontRecord(_Record):
+    """The front between speed and memory.
+
+    ``points`` by growing head-room, the plan itself first. ``unfit``: head-rooms asked for at which nothing
+    fits. ``least_memory_bound_bytes``: no plan of the space holds less on its fullest rank; null when not
+    looked for. ``splits``: the balance of the plan's own mesh, from time to memory; empty without a pipeline.
+    ``is_complete``: false when stopped early.
+    """
+
+    points: list[FrontPointRecord]
+    unfit: list[float] = []
+    least_memory_bound_bytes: float | None = None
+    splits: list[SplitRecord] = []
+    is_complete: bool = True
 
 
 class Plan(_Record):
-    """A plan file."""
+    """A plan file. ``front`` is left out where none was asked for."""
 
     schema_version: Literal[1] = 1
     planner_version: str
@@ -257,7 +348,12 @@ class Plan(_Record):
     search: SearchRecord
     why: list[str] = []
     alternatives: list[Alternative] = []
+    front: FrontRecord | None = None
     warnings: list[str] = []
+
+    @model_serializer(mode="wrap")
+    def _without_absent_front(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(handler(self), "front")
 
     def to_json(self) -> str:
         """The file's text: indented JSON, one trailing newline, same bytes for the same plan."""

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from planner.explanation import Explanation, Forced, RankCollectives
 from planner.plan_file.schema import Plan
+from planner.report.front_text import print_front
 from planner.report.terminal import decision_words
 from planner.units import GIB, format_bytes, format_count, format_rate, format_seconds, significant
 
@@ -21,6 +22,8 @@ def print_explanation(console: Console, plan: Plan, explanation: Explanation) ->
     _memory(console, explanation)
     _layers(console, explanation)
     _links(console, explanation)
+    if plan.front is not None:
+        print_front(console, plan, plan.front)
     _funnel(console, plan)
     _terms(console, explanation)
     _constants(console, explanation)

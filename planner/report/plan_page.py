@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.plan_file.schema import DecisionRecord, Plan
 from planner.report import page
 from planner.report import plan_pictures as pictures
+from planner.report.front_text import front_notes, front_rows, split_rows
 from planner.report.terminal import STATUS_WORDS, decision_words, fits, risk_words, stage_lines
 from planner.units import format_bytes, format_count, format_seconds, format_share
 
@@ -81,6 +82,7 @@ def _plan(name: str, plan: Plan) -> list[str]:
     if plan.why:
         body += [page.section("Why"), page.listed(plan.why)]
     body += _alternatives(plan)
+    body += _front(plan)
     body += _search(plan)
     for title, lines in (("Assumed", inputs.options.assumptions), ("Warnings", plan.warnings)):
         if lines:
@@ -131,13 +133,32 @@ def _alternatives(plan: Plan) -> list[str]:
             format_seconds(other.prediction.step_seconds),
             format_bytes(other.prediction.peak_memory_bytes),
             "tied" if other.tied else "slower",
+            ", ".join(other.differs),
             other.why,
         ]
         for other in plan.alternatives
     ]
     lead = "Tied: the predicted difference is below the noise between plans of one model on one machine."
-    headers = ("plan", "step", "memory", "verdict", "why it is not the plan")
-    return [page.section("Runners-up", lead), page.table(headers, rows, text_columns=(3, 4))]
+    headers = ("plan", "step", "memory", "verdict", "differs", "why it is not the plan")
+    return [page.section("Runners-up", lead), page.table(headers, rows, text_columns=(3, 4, 5))]
+
+
+def _front(plan: Plan) -> list[str]:
+    if plan.front is None:
+        return []
+    first, limit = plan.prediction.step_seconds, plan.prediction.memory_limit_bytes
+    headers = ("free", "limit, GiB", "step", "slower", "peak, GiB", "plan")
+    rows = [list(row) for row in front_rows(plan.front, first)]
+    found = [
+        page.section("Memory left free", "; ".join(front_notes(plan.front)) + "."),
+        page.table(headers, rows, text_columns=(5,)),
+    ]
+    splits = [list(row) for row in split_rows(plan.front, limit, first)]
+    if splits:
+        headers = ("balanced", "step", "slower", "peak, GiB", "fits", "layers a stage; recompute")
+        lead = "The plan's mesh, from stages of equal time to stages of equal memory."
+        found += [page.section("Balance", lead), page.table(headers, splits, text_columns=(4, 5))]
+    return found
 
 
 def _search(plan: Plan) -> list[str]:

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from planner.plan_file.schema import DecisionRecord, Plan, PredictionRecord, RestrictionRecord
+from planner.plan_file.read import read_decision
+from planner.plan_file.schema import DecisionRecord, IdleRecord, Plan, PredictionRecord, RestrictionRecord
+from planner.report.front_text import print_front
 from planner.units import (
     SECONDS_PER_DAY,
     SECONDS_PER_HOUR,
@@ -39,6 +41,8 @@ def print_plan(console: Console, plan: Plan, *, cpu_seconds: float | None, next_
     _breakdown(console, plan.prediction)
     _listed(console, "Why", plan.why)
     _runners_up(console, plan)
+    if plan.front is not None:
+        print_front(console, plan, plan.front)
     _certificate(console, plan, cpu_seconds)
     _listed(console, "Assumed", plan.inputs.options.assumptions)
     _listed(console, "Warnings", plan.warnings, style="yellow")
@@ -107,8 +111,26 @@ def _verdict(console: Console, plan: Plan) -> None:
             f"{format_count(tokens)} tokens: {significant(seconds / SECONDS_PER_DAY)} days, "
             f"{format_count(hours)} GPU-hours, without failures and restarts"
         )
+    if plan.search.idle is not None:
+        console.print(idle_words(plan.search.idle, p.step_seconds))
     if plan.search.restriction is not None:
         console.print(restriction_words(plan.search.restriction))
+
+
+def idle_words(record: IdleRecord, seconds: float) -> str:
+    """How many GPUs stay idle, and why, in one sentence."""
+    used = record.gpus_available - record.idle_gpus
+    if not record.idle_gpus:
+        return f"All {used} GPUs are used: no smaller number is faster"
+    text = f"Uses {used} of {record.gpus_available} GPUs, {record.idle_gpus} idle"
+    if used == record.most_gpus:
+        return f"{text}: more do not fill whole nodes"
+    if record.most_gpus_seconds is None:
+        return f"{text}: nothing fits the rules and the memory on {record.most_gpus}"
+    return (
+        f"{text}: {format_share(record.most_gpus_seconds / seconds - 1.0)} faster than the best plan on "
+        f"{record.most_gpus} ({format_seconds(record.most_gpus_seconds)})"
+    )
 
 
 def restriction_words(record: RestrictionRecord) -> str:
@@ -149,7 +171,19 @@ def decision_words(d: DecisionRecord) -> list[str]:
         "  ".join(axes) + split,
         f"microbatch {d.microbatch_size} x {d.microbatches} per step, {schedule}",
         f"sharded: {d.sharding}{where}{_own_sharding(d)}; recompute: {d.recompute}",
+        *_gathers(d),
+        *["on the host: optimizer states, fp32 weights and the update"] * (d.offload == "optimizer"),
     ]
+
+
+def _gathers(d: DecisionRecord) -> list[str]:
+    """How many blocks gather their sharded weights in units finer than themselves, in words."""
+    counts: dict[str, int] = {}
+    for stage in d.stages:
+        for run in stage.layer_strategies:
+            counts[run.gather_unit] = counts.get(run.gather_unit, 0) + run.layers[1] - run.layers[0] + 1
+    finer = [f"{count} layers by {name}" for name, count in sorted(counts.items()) if name != "block"]
+    return [f"weights gathered: {', '.join(finer)}"] if finer else []
 
 
 def _own_sharding(d: DecisionRecord) -> str:
@@ -235,17 +269,11 @@ def _runners_up(console: Console, plan: Plan) -> None:
     console.print()
     console.print(Text("Runners-up", style="bold"))
     for number, other in enumerate(plan.alternatives, 1):
-        d = other.decision
-        g = d.degrees
-        extra = f" CP{g.cp}" if g.cp > 1 else ""
-        extra += f" EP{g.ep}" if g.ep > 1 else ""
-        extra += f" VP{d.virtual_stages}" if d.virtual_stages > 1 else ""
         table = Table.grid(padding=(0, 1, 0, 0))
-        table.add_row(
-            f"{number}.",
-            f"TP{g.tp} PP{g.pp} DP{g.dp}{extra} mb{d.microbatch_size} {d.sharding}: "
-            f"{format_seconds(other.prediction.step_seconds)}, {other.why}",
-        )
+        label, seconds = read_decision(other.decision).label(), other.prediction.step_seconds
+        table.add_row(f"{number}.", f"{label}: {format_seconds(seconds)}, {other.why}")
+        if other.differs:
+            table.add_row("", f"differs: {', '.join(other.differs)}")
         console.print(table)
 
 
@@ -258,6 +286,12 @@ def _certificate(console: Console, plan: Plan, cpu_seconds: float | None) -> Non
         f"{STATUS_WORDS[s.status]}: no plan of its space{refined} is below "
         f"{format_seconds(s.lower_bound_seconds)} (gap {s.gap:.2%})"
     ]
+    bound = s.solver.get("bound_seconds")
+    if s.status == "heuristic" and bound is not None:
+        lines.append(
+            f"integer program: on its stages no sharding, gathers and recompute take less than "
+            f"{format_seconds(bound)} (gap {s.solver.get('gap', 0.0):.2%})"
+        )
     if s.funnel:
         first = max(int(step["candidates"]) for step in s.funnel)
         solved = next((int(step["candidates"]) for step in s.funnel if step["step"] == "solved"), 0)

@@ -132,7 +132,7 @@ def _diagonal(x: svg.Scale, y: svg.Scale, band: tuple[float, float]) -> list[str
 
 def _band(rows: list[RowResult], fitted: Fitted) -> tuple[float, float]:
     """The widest interval of the rows: most sources stand on one kind of ground."""
-    bands = [fitted.errors_of(row.generation, row.stack).time for row in rows]
+    bands = [fitted.errors_of(row.generation, row.stack, row.site).time for row in rows]
     return max(bands, key=lambda ends: ends[1] - ends[0])
 
 

@@ -9,7 +9,7 @@ backward adds to both: the slowest rank is no faster than the mean, and hiding i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from planner.cost.data_parallel import layer_moves, moves_seconds
 from planner.cost.groups import Groups, rank_groups
 from planner.cost.layer import CostTable
 from planner.cost.step import CostModel
-from planner.cost.tail import Sync, Tail, exposed_tail
+from planner.cost.tail import Tail, exposed_tail
 from planner.schedule.orders import ZERO_BUBBLE, in_flight, virtual_stage
 from planner.search.kind_values import KindValues, by_code, synchronised, taken_groups
 from planner.search.layout import Layout, balanced_chunks, end_weights
@@ -166,7 +166,7 @@ def _sharded_seconds(model: CostModel, groups: Groups, code: int, total: _Totals
 def _mean_tail(model: CostModel, groups: Groups, code: int, total: _Totals, c: Candidates) -> Tail:
     """At least the mean over ranks of the tail: its parts are subadditive in elements and windows."""
     whole = synchronised(model, groups, code, c.pp > 1, total.dense, total.expert)
-    one_bucket = Sync(whole.reduce, whole.gather, whole.traffic, np.inf)
+    one_bucket = replace(whole, elements=np.inf)
     tail = exposed_tail(model.device, model.stack, 1.0, one_bucket, total.forward, total.slow_backward)
     return Tail(tail.reduce / c.pp, tail.optimizer / c.pp, tail.gather / c.pp)
 

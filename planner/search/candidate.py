@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,7 @@ class CandidateSolver:
         setting for all layers) the best of all is kept.
         """
         best: Solved | None = None
-        for policy in self.split_policies if row.schedule in ZERO_BUBBLE else self.policies:
+        for policy in self._policies_of(row):
             found = (
                 self._by_stage(row, policy, incumbent_seconds)
                 if policy.is_by_stage
@@ -72,6 +73,28 @@ class CandidateSolver:
                 bound = min(best.bound_seconds, found.bound_seconds)
                 best = Solved(best.decisions + found.decisions, best.bounds + found.bounds, bound)
         return best
+
+    def can_fit(self, row: CandidateRow) -> bool:
+        """Whether any plan of the candidate fits; the best one is not asked for where that costs more."""
+        stages = self.model.stage_model({row.sharding: row})
+        for policy in self._policies_of(row):
+            if row.virtual_stages > 1 or policy.is_by_stage:
+                if self._solve(row, policy, math.inf) is not None:
+                    return True
+            elif self._partitioner(row, stages, policy).can_fit():
+                return True
+        return False
+
+    def _policies_of(self, row: CandidateRow) -> tuple[RecomputePolicy, ...]:
+        """The recompute settings its schedule may use."""
+        return self.split_policies if row.schedule in ZERO_BUBBLE else self.policies
+
+    def _partitioner(self, row: CandidateRow, stages: StageModel, policy: RecomputePolicy) -> Partitioner:
+        factor = self.model.straggler_factor
+        sends = self._sends(row)
+        return Partitioner(
+            stages, self.layout, self.limit_bytes, factor, sends, policy, is_exact=self.is_exact
+        )
 
     def _by_stage(self, row: CandidateRow, policy: RecomputePolicy, incumbent: float) -> Solved | None:
         """One count of first layers for all ranks: that of the fullest rank when each has its own.
@@ -103,15 +126,7 @@ class CandidateSolver:
         fixed = tied_embedding_seconds(self.model, row) + self.model.constants.step_overhead_seconds
         if row.virtual_stages > 1:
             return self._chunked(row, stages, policy, incumbent - fixed, fixed)
-        partitions = Partitioner(
-            stages,
-            self.layout,
-            self.limit_bytes,
-            self.model.straggler_factor,
-            self._sends(row),
-            policy,
-            is_exact=self.is_exact,
-        ).solve(incumbent - fixed)
+        partitions = self._partitioner(row, stages, policy).solve(incumbent - fixed)
         if not partitions:
             return None
         decisions = []
@@ -303,6 +318,7 @@ class CandidateSolver:
             microbatches=row.microbatches,
             chunks=chunks,
             recompute=tuple(recompute),
+            offload=int(self.model.stack.has_host_optimizer),
         )
 
     def _assign(

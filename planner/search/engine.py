@@ -12,18 +12,21 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
+from planner.cost.offload import usable_bytes
 from planner.cost.row import CandidateRow
 from planner.cost.step import CostModel, Prediction, price
 from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver, Solved
-from planner.search.integer_program import is_memory_bound, refine
 from planner.search.nearest_miss import nearest_miss
 from planner.search.policy import offered_modes, recompute_policies, split_policies
+from planner.search.refinement import is_memory_bound, refine, strategies_of
 from planner.search.reporter import Reporter
+from planner.search.rescue import rescue
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
-from planner.strategy.decision import SHARDINGS, Decision
+from planner.strategy.decision import Decision
+from planner.strategy.kind import Kind
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
 
@@ -48,7 +51,7 @@ class Solution:
 
 @dataclass
 class SearchResult:
-    """The best plan, runners-up that differ in mesh, and the certificate.
+    """The best plan, runners-up that differ in kind (``strategy.kind``), and the certificate.
 
     status: "proved" when the gap is rounding, "gap" otherwise, "interrupted" when stopped early,
     "heuristic" when the integer program found a plan outside the bounded space.
@@ -95,7 +98,19 @@ def search(
     is_complete = run.over(started + time_budget_seconds)
     space.close(run.tried)
     if not run.found:
-        raise nothing_fits(model, funnel, space, pins)
+        rescued = finer_gathers(model, limits, pins, space)
+        if rescued is None:
+            raise nothing_fits(model, funnel, space, pins)
+        return SearchResult(
+            best=rescued[0],
+            alternatives=[],
+            lower_bound_seconds=rescued[0].bound_seconds,
+            status="heuristic" if is_complete else "interrupted",
+            space=f"{describe_space(limits, pins)}; gathered in parts, for nothing fits in whole blocks",
+            funnel=funnel,
+            cpu_seconds=time.process_time() - started,
+            solver=rescued[1],
+        )
     ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
@@ -119,18 +134,31 @@ def search(
     )
 
 
+def finer_gathers(
+    model: CostModel, limits: Limits, pins: Pins, space: Space
+) -> tuple[Solution, dict[str, object]] | None:
+    """A plan that gathers less than a block at once, where none that gathers whole blocks fits."""
+    if pins.recompute is not None or len(limits.gather_units) < 2 or pins.schedule not in (None, "1f1b"):
+        return None
+    found = rescue(model, limits, *space.smallest())
+    if found is None:
+        return None
+    # Finer gathers are never faster than whole ones: the bases' bounds hold for them too.
+    return Solution(found.decision, found.prediction, space.floor_seconds()), found.solver
+
+
 def refined(
     model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution], reporter: Reporter
 ) -> tuple[list[Solution], dict[str, object]]:
     """The ranked solutions, the best one refined by the integer program when its memory binds."""
     best = ranked[0]
-    is_free = limits.has_layer_sharding and pins.recompute is None and pins.sharding is None
-    is_free &= SHARDINGS[best.decision.sharding] in limits.layer_sharding_bases
-    is_free &= best.decision.schedule not in ZERO_BUBBLE
+    strategies = strategies_of(model, best.decision, limits)
+    is_free = pins.recompute is None and pins.sharding is None and len(strategies) > 1
+    is_free &= best.decision.schedule not in ZERO_BUBBLE and limits.recompute_granularity == "layer"
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
     reporter.refining(best.decision.label())
-    refinement = refine(model, best.decision, best.seconds, offered_modes(limits))
+    refinement = refine(model, best.decision, best.seconds, strategies, offered_modes(limits))
     if refinement.decision is None or refinement.prediction is None:
         return ranked, refinement.solver
     better = Solution(refinement.decision, refinement.prediction, best.bound_seconds)
@@ -150,7 +178,7 @@ class BestFirst:
     top: int
     reporter: Reporter
     incumbent_seconds: float = math.inf
-    found: dict[tuple[int, ...], Solution] = field(default_factory=dict)
+    found: dict[Kind, Solution] = field(default_factory=dict)
     solved: list[tuple[float, Opened]] = field(default_factory=list)
     open_bound: float = math.inf
     tried: int = 0
@@ -160,7 +188,7 @@ class BestFirst:
         """Solve candidates in the order of their bounds until none can beat the best plan.
 
         False when stopped early. After that up to RUNNER_UP_SOLVES more candidates are solved for
-        runners-up on other meshes, and the bounds that keep the best plan from being proved are looked at
+        runners-up of other kinds, and the bounds that keep the best plan from being proved are looked at
         again.
         """
         asked = (self.model.chain, self.space.limits, self.space.pins.recompute)
@@ -208,7 +236,7 @@ class BestFirst:
 
     def _try(self, solver: CandidateSolver, opened: Opened, threshold: float, is_runner_up: bool) -> None:
         self.tried += 1
-        key = self.space.mesh(opened)
+        key = self.space.kind(opened)
         known = self.found.get(key)
         cutoff = min(threshold, known.seconds if known else math.inf)
         row = self.space.row(opened)
@@ -219,10 +247,13 @@ class BestFirst:
             self.solved.append((max(solved.bound_seconds, opened.bound_seconds), opened))
         self._keep(key, solved, row, opened.bound_seconds)
 
-    def _keep(self, key: tuple[int, ...], solved: Solved, row: CandidateRow, bound: float) -> None:
+    def _keep(self, key: Kind, solved: Solved, row: CandidateRow, bound: float) -> None:
         """Price the decisions of a solved candidate and keep the fastest if it is the mesh's best."""
         known = self.found.get(key)
-        decision, prediction = self._best_of(solved, {row.sharding: row})
+        best = self._best_of(solved, {row.sharding: row})
+        if best is None:
+            return  # its bound stays: other splits of it may put less on the fullest node
+        decision, prediction = best
         solution = Solution(decision, prediction, max(solved.bound_seconds, bound))
         if solution.prediction.peak_memory_bytes > self.limit * (1.0 + TIE):
             raise RuntimeError("the search accepted a plan whose reported memory passes the limit")
@@ -251,11 +282,15 @@ class BestFirst:
         solved = solver.solve(row, best)
         if solved is None:
             return best
-        self._keep(self.space.mesh(opened), solved, row, bound)
+        self._keep(self.space.kind(opened), solved, row, bound)
         return solved.bound_seconds
 
-    def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction]:
-        """The fastest decision; those whose bound is behind one already priced need no price."""
+    def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction] | None:
+        """The fastest decision; those whose bound is behind one already priced need no price.
+
+        None when every one of them puts more on a host than it holds.
+        """
+        room = usable_bytes(self.model.problem.cluster.host)
         best: tuple[Decision, Prediction] | None = None
         for bound, decision in sorted(
             zip(solved.bounds, solved.decisions, strict=True), key=lambda pair: pair[0]
@@ -263,17 +298,17 @@ class BestFirst:
             if best is not None and bound >= best[1].step_seconds:
                 break
             prediction = price(self.model, decision, rows=rows)
+            if prediction.host_bytes > room:
+                continue
             if best is None or prediction.step_seconds < best[1].step_seconds:
                 best = decision, prediction
-        if best is None:
-            raise RuntimeError("a solved candidate has no decision")
         return best
 
     def _best(self) -> float:
         return min((s.seconds for s in self.found.values()), default=self.incumbent_seconds)
 
     def _threshold(self) -> float:
-        """Seconds a new mesh must beat to be reported: the worst of the ``top`` best meshes."""
+        """Seconds a new kind must beat to be reported: the worst of the ``top`` best kinds."""
         times = sorted(s.seconds for s in self.found.values())
         return times[self.top - 1] if len(times) >= self.top else self.incumbent_seconds
 
@@ -317,7 +352,7 @@ def no_candidates(funnel: Funnel, pins: Pins) -> InfeasibleError:
         f"no plan satisfies the rules: the last candidates fell to {cut['step']} ({cut['reason']})",
         hint=f"free one of the pinned choices: {pinned}"
         if pinned
-        else "change the number of GPUs or the batch",
+        else "change the number of GPUs or the batch, or allow idle GPUs (plan --allow-idle)",
         rule=cut["step"],
         funnel=funnel.steps,
     )

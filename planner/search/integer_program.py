@@ -1,46 +1,59 @@
-"""Integer program for plans whose memory binds: sharding and recompute chosen layer by layer.
+"""Integer program for plans whose memory binds: what each block shards, gathers at once and recomputes.
 
-The dynamic program gives every layer the plan's own sharding. Where memory binds, some layers are better
-sharded over the data ranks (gathered when needed) than recomputed; OSDP (arXiv 2305.09940) makes that choice
-per operator, here it is made per layer together with its recompute mode, on the stages the dynamic program
-found. PuLP lives in this file only.
+The dynamic program gives every layer the plan's own sharding and gathers whole blocks. Where memory binds,
+some layers are better sharded over the data ranks than recomputed, and gathered weights better held a matrix
+at a time than a block: OSDP (arXiv 2305.09940) chooses both per operator. Here they are chosen together with
+recompute for groups of equal layers, on the stages of a given decision. Its slices of one operator run in no
+launcher; the units of ``cost.gather_units`` do (FSDP2 on modules inside a block), so those are the slices. An
+optimizer on the host is the decision's own choice and stays as it is. PuLP lives in this file only.
 
-Sets: ranks i, groups g of equal layers on rank i (kind, microbatches in flight, n_g layers), options
-o = (sharding, recompute mode).
+Sets: ranks i, groups g of equal layers on rank i (kind, chunk, microbatches in flight in each state k, n_g
+layers), options o = (sharding, gather unit, recompute mode).
 
 Variables
-    x[g, o]   integer, layers of group g with option o
-    u[i, s]   binary, rank i has a layer with sharding s;  w[i, r]  binary, with recompute mode r
-    a[i], b[i] continuous, bytes of gathered layers and of the recomputed working set on rank i
-    T         continuous, seconds of the pipeline part of the step
+    x[g, o]    integer, layers of group g with option o
+    z[i, o]    binary, rank i has a layer with option o
+    a[i], b[i] continuous, bytes of gathered weights and of the recomputed working set on rank i
+    T          continuous, seconds until the last gradient is reduced
+    r[i], v[i] continuous, seconds of reduction and of gather that rank i leaves exposed
+    U          continuous, seconds of the slowest update and gather
 
-Objective: minimise T.
+Objective: minimise T + U.
 
-Constraints
+Constraints (t, f, b seconds of one microbatch on a rank: both passes, forward, backward; c the stragglers)
     1. every layer has one option          sum_o x[g, o] = n_g                                   (_assignment)
-    2. options switch their buffers on     x[g, o] <= n_g u[i, s],  x[g, o] <= n_g w[i, r]       (_switches)
-    3. buffers                             a[i] >= gathered[g, s] u[i, s],  b[i] >= working[g, r] w[i, r]
-    4. memory                              static + in-flight activations + a + b <= limit        (_memory)
-    5. pipeline                            T >= S_i + m t_i, S_i the fill of the ranks before i   (_pipeline)
+    2. options switch their buffers on     x[g, o] <= n_g z[i, o]                                  (_switches)
+    3. buffers                             a[i] >= gathered[g, o] z[i, o],  b[i] >= working[g, o] z[i, o]
+    4. memory, for every state k           static + alive_k x saved + a + b <= limit                 (_memory)
+    5. pipeline                            T >= c (S_i + m t_i) + r[0],  T >= c (F_i + m t_i) + r[i], S and F
+                                           the fill of the ranks before i, with and without drain  (_pipeline)
+    6. exposed tails                       r[i] >= share of R_i, r[i] >= R_i - (1 - theft) b_i, v[i] the same
+                                           of gathers behind f_i;  U >= update_i + v[i]                (_tail)
 
-The result is priced by the same function as every decision and is used only when that is faster.
+The result is priced by the same function as every decision and is used only when that is faster. Latencies
+and sends are left out, so that every plan on these stages meets the constraints and takes no less than its
+objective: the solver's bound (its optimum less its gap, else the linear relaxation) bounds them all, and is
+stated as ``bound_seconds``. Walked memory (``cost.moments``) is not this sum: there the program proposes, and
+states no bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.cost.layer import cost_table
-from planner.cost.row import CandidateRow, KindCost, candidate_row
+from planner.cost.memory import Item, row_key
+from planner.cost.row import CandidateRow, KindCost
 from planner.cost.stage import StageModel
-from planner.cost.step import CostModel, Prediction, decision_candidates, price, rank_items
-from planner.search.recompute import MODES
+from planner.cost.step import (
+    CostModel,
+    rank_items,
+    tied_embedding_seconds,
+)
 from planner.strategy.decision import (
     RECOMPUTE_NONE,
-    SCHEDULES,
-    SHARDING_PARAMETERS,
+    UNIT_BLOCK,
     Decision,
     rank_of_stage,
 )
@@ -48,80 +61,48 @@ from planner.units import GIB, MILLI
 
 TIME_LIMIT_SECONDS = 5.0
 RELATIVE_GAP = 1e-4
-MIN_GAIN = 1e-6
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """What the integer program gave: the decision and prediction when better, and the solver's own data."""
-
-    decision: Decision | None
-    prediction: Prediction | None
-    solver: dict[str, object]
+# CBC's own on constraints is 1e-7, and its answers are read with ten digits.
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Equal layers on one rank and chunk."""
+    """Equal layers on one rank and chunk; ``alive`` microbatches in flight in each state."""
 
     rank: int
     chunk: int
     kind: int
     count: int
-    in_flight: int
+    alive: tuple[int, ...]
     is_block: bool
 
 
-def is_memory_bound(decision: Decision) -> bool:
-    """Whether the plan pays for memory: it recomputes, or gathers sharded parameters."""
-    return any(decision.recompute) or decision.sharding == SHARDING_PARAMETERS
+# (sharding, gather unit) and the recompute mode of a layer.
+Option = tuple[tuple[int, int], int]
 
 
-def refine(
-    model: CostModel, decision: Decision, current_seconds: float, offered: tuple[int, ...] = MODES
-) -> Refinement:
-    """Choose sharding and recompute (none or an ``offered`` mode) per layer on the decision's stages.
-
-    A missing, failing or slow solver costs the refinement, never the answer: its status says so.
-    """
+def solver_library() -> Any | None:
+    """PuLP, or None where it is not installed."""
     try:
         import pulp
     except ImportError:
-        return Refinement(None, None, {"name": "pulp", "status": "not installed"})
-    rows = _rows(model, decision)
-    if len(rows) < 2:
-        return Refinement(None, None, {"name": "none", "status": "nothing to choose: one sharding possible"})
-    program = _Program(pulp, model, decision, rows, offered)
-    solver = program.solve()
-    if solver["status"] != "optimal" and solver["status"] != "feasible":
-        return Refinement(None, None, solver)
-    refined = program.decision()
-    prediction = price(model, refined)
-    is_better = prediction.step_seconds < current_seconds * (1.0 - MIN_GAIN)
-    fits = prediction.peak_memory_bytes <= model.problem.memory_limit_bytes * (1.0 + 1e-9)
-    solver["step_seconds"] = prediction.step_seconds
-    solver["is_used"] = is_better and fits
-    if not (is_better and fits):
-        return Refinement(None, None, solver)
-    return Refinement(refined, prediction, solver)
+        return None
+    return pulp
 
 
-def _rows(model: CostModel, decision: Decision) -> dict[int, CandidateRow]:
-    """Cost rows for the plan's own sharding and for sharded parameters."""
-    codes = [decision.sharding]
-    data_ranks = decision.degrees.dp * decision.degrees.cp
-    if decision.sharding != SHARDING_PARAMETERS and data_ranks > 1:
-        codes.append(SHARDING_PARAMETERS)
-    candidates = decision_candidates(decision, codes)
-    table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
-    schedule = SCHEDULES.index(decision.schedule)
-    return {
-        code: candidate_row(model.problem, table, model.stack, i, schedule, decision.virtual_stages)
-        for i, code in enumerate(codes)
-    }
+def _forward_milliseconds(kind: KindCost, mode: int) -> float:
+    return kind.forward_seconds / MILLI
 
 
-class _Program:
+def _backward_milliseconds(kind: KindCost, mode: int) -> float:
+    return kind.backward_seconds[mode] / MILLI
+
+
+def _pass_milliseconds(kind: KindCost, mode: int) -> float:
+    return _forward_milliseconds(kind, mode) + _backward_milliseconds(kind, mode)
+
+
+class LayerProgram:
     """The integer program of one decision."""
 
     def __init__(
@@ -130,19 +111,19 @@ class _Program:
         model: CostModel,
         decision: Decision,
         rows: dict[int, CandidateRow],
+        strategies: list[tuple[int, int]],
         offered: tuple[int, ...],
     ) -> None:
         self.pulp, self.model, self.old, self.rows = pulp, model, decision, rows
         self.stages: StageModel = model.stage_model(rows)
-        self.offered = offered
-        self.options = [(s, r) for s in rows for r in (RECOMPUTE_NONE, *offered)]
+        self.options: list[Option] = [(s, r) for s in strategies for r in (RECOMPUTE_NONE, *offered)]
         self.groups = list(self._groups())
         self.problem = pulp.LpProblem("layers", pulp.LpMinimize)
         self.step = pulp.LpVariable("T", lowBound=0)
-        self.x: dict[tuple[int, int, int], Any] = {}
-        self.u: dict[tuple[int, int], Any] = {}
-        self.w: dict[tuple[int, int], Any] = {}
-        self.problem += self.step
+        self.update = pulp.LpVariable("U", lowBound=0)
+        self.x: dict[tuple[int, Option], Any] = {}
+        self.z: dict[tuple[int, Option], Any] = {}
+        self.problem += self.step + self.update
         self._assignment()
         for rank in range(decision.degrees.pp):
             self._switches(rank)
@@ -153,91 +134,135 @@ class _Program:
         chain = self.model.chain
         for rank in range(self.old.degrees.pp):
             for stage, items in rank_items(self.model, self.old, rank):
-                merged: dict[tuple[int, int], int] = {}
+                merged: dict[tuple[int, tuple[int, ...]], int] = {}
                 for item in items:
-                    key = (item.kind, item.alive[0])
+                    key = (item.kind, item.alive)
                     merged[key] = merged.get(key, 0) + item.count
-                for (kind, held), count in merged.items():
+                for (kind, alive), count in merged.items():
                     is_block = chain.kinds[kind].role == "block"
-                    yield _Group(rank, stage // self.old.degrees.pp, kind, count, held, is_block)
+                    yield _Group(rank, stage // self.old.degrees.pp, kind, count, alive, is_block)
 
-    def _kind(self, group: _Group, sharding: int) -> KindCost:
-        return self.rows[sharding].kinds[group.kind]
+    def _kind(self, group: _Group, strategy: tuple[int, int]) -> KindCost:
+        return self.rows[row_key(*strategy)].kinds[group.kind]
 
-    def _allowed(self, group: _Group) -> list[tuple[int, int]]:
+    def _allowed(self, group: _Group) -> list[Option]:
         """Blocks choose; embeddings and heads keep the plan's sharding and are never recomputed."""
-        return self.options if group.is_block else [(self.old.sharding, 0)]
+        return self.options if group.is_block else [((self.old.sharding, UNIT_BLOCK), RECOMPUTE_NONE)]
 
     def _assignment(self) -> None:
         for index, group in enumerate(self.groups):
-            for s, r in self._allowed(group):
-                name = f"x_{index}_{s}_{r}"
-                self.x[index, s, r] = self.pulp.LpVariable(name, 0, group.count, cat="Integer")
-            total = self.pulp.lpSum(self.x[index, s, r] for s, r in self._allowed(group))
+            for number, option in enumerate(self._allowed(group)):
+                name = f"x_{index}_{number}"
+                self.x[index, option] = self.pulp.LpVariable(name, 0, group.count, cat="Integer")
+            total = self.pulp.lpSum(self.x[index, option] for option in self._allowed(group))
             self.problem += total == group.count
 
     def _on(self, rank: int) -> list[tuple[int, _Group]]:
         return [(index, group) for index, group in enumerate(self.groups) if group.rank == rank]
 
     def _switches(self, rank: int) -> None:
-        for s in self.rows:
-            self.u[rank, s] = self.pulp.LpVariable(f"u_{rank}_{s}", cat="Binary")
-        for r in self.offered:
-            self.w[rank, r] = self.pulp.LpVariable(f"w_{rank}_{r}", cat="Binary")
+        for number, option in enumerate(self.options):
+            self.z[rank, option] = self.pulp.LpVariable(f"z_{rank}_{number}", cat="Binary")
         for index, group in self._on(rank):
-            for s in {s for s, _ in self._allowed(group)}:
-                with_s = [self.x[index, s, r] for t, r in self._allowed(group) if t == s]
-                self.problem += self.pulp.lpSum(with_s) <= group.count * self.u[rank, s]
-            for r in self.offered:
-                with_r = [self.x[index, s, r] for s, t in self._allowed(group) if t == r]
-                if with_r:
-                    self.problem += self.pulp.lpSum(with_r) <= group.count * self.w[rank, r]
+            if group.is_block:
+                for option in self.options:
+                    self.problem += self.x[index, option] <= group.count * self.z[rank, option]
 
     def _memory(self, rank: int) -> None:
         """All bytes in GiB, to keep the solver's numbers near one."""
         lp, on = self.pulp, self._on(rank)
-        constants = self.model.constants
-        slack = 1.0 + constants.allocator_slack
+        slack = 1.0 + self.model.constants.allocator_slack
         gathered = lp.LpVariable(f"a_{rank}", lowBound=0)
         working = lp.LpVariable(f"b_{rank}", lowBound=0)
-        terms, transient = [], 0.0
+        transient, states = 0.0, max((len(group.alive) for _, group in on), default=0)
+        terms: list[list[Any]] = [[] for _ in range(states)]
         for index, group in on:
-            for s, r in self._allowed(group):
-                kind = self._kind(group, s)
-                each = kind.static_bytes + slack * group.in_flight * kind.saved_bytes[r]
-                terms.append(each / GIB * self.x[index, s, r])
-                self.problem += gathered >= kind.gathered_bytes / GIB * self.u[rank, s]
-                if r:
-                    self.problem += working >= kind.working_bytes[r] / GIB * self.w[rank, r]
+            for option in self._allowed(group):
+                kind, mode = self._kind(group, option[0]), option[1]
+                for state, alive in enumerate(group.alive):
+                    each = kind.static_bytes + slack * alive * kind.saved_bytes[mode]
+                    terms[state].append(each / GIB * self.x[index, option])
+                is_on = self.z[rank, option] if group.is_block else 1.0
+                self.problem += gathered >= kind.gathered_bytes[mode] / GIB * is_on
+                if mode:
+                    self.problem += working >= kind.working_bytes[mode] / GIB * is_on
                 transient = max(transient, kind.transient_bytes)
         empty = self.stages.memory([])["total"]
         spare = (self.model.problem.memory_limit_bytes - empty - slack * transient) / GIB
-        self.problem += lp.lpSum(terms) + slack * gathered + slack * working <= spare
+        for state in range(states):
+            self.problem += lp.lpSum(terms[state]) + slack * gathered + slack * working <= spare
 
-    def _seconds(self, rank: int, chunk: int | None) -> Any:
-        """Milliseconds of one microbatch on a rank (or on one of its chunks) as an expression."""
+    def _sum(self, rank: int, value: Callable[[KindCost, int], float], chunk: int | None = None) -> Any:
+        """``value`` of a layer and its mode, summed over a rank's layers (or those of one of its chunks)."""
         terms = []
         for index, group in self._on(rank):
             if chunk is not None and group.chunk != chunk:
                 continue
-            for s, r in self._allowed(group):
-                kind = self._kind(group, s)
-                each = (kind.forward_seconds + kind.backward_seconds[r]) / MILLI
-                terms.append(each * self.x[index, s, r])
+            for option in self._allowed(group):
+                terms.append(value(self._kind(group, option[0]), option[1]) * self.x[index, option])
         return self.pulp.lpSum(terms)
 
     def _pipeline(self) -> None:
+        """Milliseconds. What rank 0 reduces follows the drain of every rank, a rank's own its own work."""
         first_chunk = 0 if self.old.virtual_stages > 1 else None
-        before = self.pulp.lpSum([])
+        m, factor = self.old.microbatches, self.model.straggler_factor
+        filled = forward_filled = self.pulp.lpSum([])
+        first_reduction: Any = 0.0
         for rank in range(self.old.degrees.pp):
-            own = self._seconds(rank, None)
-            self.problem += self.step >= before + self.old.microbatches * own
-            before = before + self._seconds(rank, first_chunk)
+            reduction = self._tail(rank)
+            first_reduction = first_reduction if rank else reduction
+            own = self._sum(rank, _pass_milliseconds)
+            self.problem += self.step >= factor * (filled + m * own) + first_reduction
+            self.problem += self.step >= factor * (forward_filled + m * own) + reduction
+            filled = filled + self._sum(rank, _pass_milliseconds, first_chunk)
+            forward_filled = forward_filled + self._sum(rank, _forward_milliseconds, first_chunk)
+
+    def _tail(self, rank: int) -> Any:
+        """The reduction a rank leaves exposed, as ``exposed_tail`` has it; its update and gather go to U."""
+        stack, theft = self.model.stack, self.model.constants.overlap_theft
+        terms: dict[str, list[Any]] = {"reduce": [], "gather": [], "optimizer": []}
+        elements = 0.0
+        for index, group in self._on(rank):
+            for option in self._allowed(group):
+                for name, each in self._layer_tail(group, option).items():
+                    terms[name].append(each * self.x[index, option])
+            kind = self._kind(group, (self.old.sharding, UNIT_BLOCK))
+            elements += group.count * (kind.dense_parameters + kind.expert_parameters)
+        data_ranks = self.old.degrees.dp * self.old.degrees.cp
+        bucket = max(stack.bucket_parameters, stack.bucket_parameters_per_rank * data_ranks)
+        buckets = max(1.0, elements / bucket)
+        exposed = []
+        for name, is_hidden, window in (
+            ("reduce", stack.hides_gradient_reduction, _backward_milliseconds),
+            ("gather", stack.hides_parameter_gather, _forward_milliseconds),
+        ):
+            whole = self.pulp.lpSum(terms[name])
+            left = self.pulp.LpVariable(f"{name}_{rank}", lowBound=0)
+            if is_hidden:
+                self.problem += left >= max(theft, 1.0 / buckets) * whole
+                self.problem += left >= whole - (1.0 - theft) * self._sum(rank, window)
+            else:
+                self.problem += left >= whole
+            exposed.append(left)
+        self.problem += self.update >= self.pulp.lpSum(terms["optimizer"]) + exposed[1]
+        return exposed[0]
+
+    def _layer_tail(self, group: _Group, option: Option) -> dict[str, float]:
+        """Milliseconds one layer adds to a rank's reduction, gather and update; latencies left out."""
+        (sharding, unit), mode = option
+        found = []
+        for count in (1, 2):
+            total = self.stages.synchronised([Item(group.kind, count, mode, sharding, group.alive, unit)])
+            tail = self.stages.exposed(total, 0.0, 0.0)
+            found.append((total.reduce, total.gather, tail.optimizer))
+        return {
+            name: max(0.0, float(two - one)) / MILLI
+            for name, one, two in zip(("reduce", "gather", "optimizer"), *found, strict=True)
+        }
 
     def solve(self) -> dict[str, object]:
         """Run the bundled CBC; the status is data, never an exception."""
         pulp = self.pulp
-        command = pulp.PULP_CBC_CMD(msg=False, timeLimit=TIME_LIMIT_SECONDS, gapRel=RELATIVE_GAP, threads=1)
         report: dict[str, object] = {
             "name": "CBC through PuLP",
             "variables": len(self.problem.variables()),
@@ -245,7 +270,8 @@ class _Program:
             "relative_gap": RELATIVE_GAP,
         }
         try:
-            self.problem.solve(command)
+            relaxed = self._relaxed_milliseconds()
+            self.problem.solve(self._command())
         except pulp.PulpSolverError as error:
             return {**report, "status": "failed", "message": str(error)[:300]}
         words = {
@@ -254,26 +280,53 @@ class _Program:
             pulp.LpSolutionInfeasible: "infeasible",
         }
         report["status"] = words.get(self.problem.sol_status, "no solution")
-        value = pulp.value(self.step)
+        value = pulp.value(self.step + self.update)
         if value is not None:
-            report["pipeline_seconds"] = value * MILLI
+            report["objective_seconds"] = value * MILLI
+        bounds = [relaxed]
+        if report["status"] == "optimal" and value is not None:
+            bounds.append(value * (1.0 - RELATIVE_GAP))
+        known = [bound for bound in bounds if bound is not None]
+        if known and not self.model.stack.makes_buffers_when_needed:
+            fixed = tied_embedding_seconds(self.model, self.stages.row)
+            fixed += self.model.constants.step_overhead_seconds
+            report["bound_seconds"] = max(known) * (1.0 - TOLERANCE) * MILLI + fixed
         return report
+
+    def _command(self, *, is_relaxed: bool = False) -> Any:
+        return self.pulp.PULP_CBC_CMD(
+            msg=False, timeLimit=TIME_LIMIT_SECONDS, gapRel=RELATIVE_GAP, threads=1, mip=not is_relaxed
+        )
+
+    def _relaxed_milliseconds(self) -> float | None:
+        """The linear relaxation's objective, None when it has no solution."""
+        self.problem.solve(self._command(is_relaxed=True))
+        if self.problem.sol_status != self.pulp.LpSolutionOptimal:
+            return None
+        value = self.pulp.value(self.step + self.update)
+        return None if value is None else float(value)
 
     def decision(self) -> Decision:
         """The solution as a decision: in each group full recompute first, sharded layers first."""
         chain, old = self.model.chain, self.old
         recompute, sharding = list(old.recompute), [old.sharding] * len(old.recompute)
-        picks: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+        units = [UNIT_BLOCK] * len(old.recompute)
+        picks: dict[tuple[int, int, int], list[Option]] = {}
         for index, group in enumerate(self.groups):
             if group.is_block:
-                found = []
-                for s, r in sorted(self.options, key=lambda o: (-o[1], -o[0])):
-                    found += [(s, r)] * round(self.x[index, s, r].value() or 0)
+                found: list[Option] = []
+                for option in sorted(self.options, key=lambda o: (-o[1], -o[0][0], -o[0][1])):
+                    found += [option] * round(self.x[index, option].value() or 0)
                 picks[group.rank, group.chunk, group.kind] = found
         for stage, (first, end) in enumerate(old.chunks):
             chunk, rank = stage // old.degrees.pp, rank_of_stage(old.schedule, stage, old.degrees.pp)
             for block in range(first, end):
                 kind = chain.layers[chain.block_layers[block]]
-                sharding[block], recompute[block] = picks[rank, chunk, kind].pop(0)
+                (sharding[block], units[block]), recompute[block] = picks[rank, chunk, kind].pop(0)
         same = all(code == old.sharding for code in sharding)
-        return replace(old, recompute=tuple(recompute), layer_sharding=() if same else tuple(sharding))
+        return replace(
+            old,
+            recompute=tuple(recompute),
+            layer_sharding=() if same else tuple(sharding),
+            layer_units=tuple(units) if any(units) else (),
+        )

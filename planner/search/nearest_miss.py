@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.layer import CostTable
-from planner.cost.row import candidate_row
+from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.step import CostModel, price
 from planner.search.layout import balanced_chunks
 from planner.strategy.decision import RECOMPUTE_FULL, SCHEDULES, Decision
@@ -35,20 +35,7 @@ def nearest_miss(model: CostModel, table: CostTable, least_bytes: np.ndarray) ->
     best: NearestMiss | None = None
     for index in order.tolist():
         row = candidate_row(model.problem, table, model.stack, index, ONE_F_ONE_B, 1)
-        blocks = model.chain.num_blocks
-        chunks = balanced_chunks(blocks, row.degrees.pp * row.virtual_stages)
-        decision = Decision(
-            degrees=row.degrees,
-            sequence_parallel=row.sequence_parallel and row.degrees.tp > 1,
-            sharding=row.sharding,
-            sharding_group=row.sharding_group,
-            schedule=row.schedule,
-            virtual_stages=row.virtual_stages,
-            microbatch_size=row.microbatch_size,
-            microbatches=row.microbatches,
-            chunks=chunks,
-            recompute=(RECOMPUTE_FULL,) * blocks,
-        )
+        decision = recomputed(model, row)
         # Only memory is asked for: one step of as many microbatches as are ever in flight is enough.
         held = min(row.microbatches, row.degrees.pp)
         prediction = price(model, replace(decision, microbatches=held))
@@ -58,3 +45,21 @@ def nearest_miss(model: CostModel, table: CostTable, least_bytes: np.ndarray) ->
     if best is None:
         raise ValueError("no candidates to come close")
     return best
+
+
+def recomputed(model: CostModel, row: CandidateRow) -> Decision:
+    """A candidate on balanced stages with everything recomputed: about the least memory it needs."""
+    blocks = model.chain.num_blocks
+    return Decision(
+        degrees=row.degrees,
+        sequence_parallel=row.sequence_parallel and row.degrees.tp > 1,
+        sharding=row.sharding,
+        sharding_group=row.sharding_group,
+        schedule=row.schedule,
+        virtual_stages=row.virtual_stages,
+        microbatch_size=row.microbatch_size,
+        microbatches=row.microbatches,
+        chunks=balanced_chunks(blocks, row.degrees.pp * row.virtual_stages),
+        recompute=(RECOMPUTE_FULL,) * blocks,
+        offload=int(model.stack.has_host_optimizer),
+    )

@@ -143,6 +143,10 @@ class Partitioner:
         final = sorted(frontier.get(n, []), key=lambda label: (label.bound, label.before))
         return [self._partition(label) for label in final[:PRICED_SPLITS]]
 
+    def can_fit(self) -> bool:
+        """Whether any split fits the memory limit."""
+        return self._earliest_starts(math.inf) is not None
+
     def _balanced(self, starts: list[int]) -> float:
         """The bound of a split into equal work, infinite where it does not fit: what others must beat."""
         label, n = START, self.layout.num_blocks

@@ -84,7 +84,7 @@ class Ranges:
         self._saved = self.prefix([kind.saved_bytes[0] for kind in row.kinds])
         self._working = self._by_layer([kind.working_bytes[0] for kind in row.kinds])
         self._transient = self._by_layer([kind.transient_bytes for kind in row.kinds])
-        self._gathered = self._by_layer([kind.gathered_bytes for kind in row.kinds])
+        self._gathered = self._by_layer([kind.gathered_bytes[0] for kind in row.kinds])
         self._boundary = 2.0 * row.boundary_bytes if row.degrees.pp > 1 else 0.0
         self._slack = 1.0 + constants.allocator_slack
         self._reserve = reserve_bytes(constants, row.num_communicators)

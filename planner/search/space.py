@@ -33,6 +33,8 @@ from planner.search.tree import (
     sharding_codes,
 )
 from planner.strategy.candidates import Candidates
+from planner.strategy.decision import SCHEDULES
+from planner.strategy.kind import Kind, kind_of
 from planner.strategy.limits import Limits
 
 SLICE = 16384
@@ -43,7 +45,7 @@ REFINED = 512
 
 @dataclass(frozen=True)
 class Opened:
-    """One candidate, fully bounded: where it lies, its bound (seconds) and what makes it differ in kind."""
+    """One candidate, fully bounded: where it lies, its bound (seconds)."""
 
     wave: int
     index: int
@@ -124,6 +126,10 @@ class Space:
             return head
         return min(head, float(self._bounds[self._order[self._next]]))
 
+    def floor_seconds(self) -> float:
+        """Seconds no plan of any base can beat, whether or not it fits the memory limit; 0 without bases."""
+        return float(self._bounds.min()) if len(self._bounds) else 0.0
+
     def row(self, opened: Opened) -> CandidateRow:
         """The candidate's slice of the cost table."""
         wave, index = self.waves[opened.wave], opened.index
@@ -136,10 +142,18 @@ class Space:
             int(wave.candidates.virtual_stages[index]),
         )
 
-    def mesh(self, opened: Opened) -> tuple[int, ...]:
-        """(tp, cp, pp, dp, ep) of a candidate."""
-        c = self.waves[opened.wave].candidates
-        return tuple(int(column[opened.index]) for column in (c.tp, c.cp, c.pp, c.dp, c.ep))
+    def kind(self, opened: Opened) -> Kind:
+        """What makes a candidate another answer than the next one (``strategy.kind``)."""
+        c, index = self.waves[opened.wave].candidates, opened.index
+        return kind_of(
+            tp=int(c.tp[index]),
+            pp=int(c.pp[index]),
+            cp=int(c.cp[index]),
+            ep=int(c.ep[index]),
+            expert_tp=int(c.expert_tp[index]),
+            schedule=SCHEDULES[int(c.schedule[index])],
+            sharding=int(c.sharding[index]),
+        )
 
     def num_left(self) -> int:
         """Candidates opened and not popped, and bases not opened."""
@@ -161,9 +175,21 @@ class Space:
         popped = sum(len(wave.order) for wave in self.waves if not wave.is_rough)
         self.funnel.add("solved", solved, "stages and recompute chosen by dynamic program", popped - solved)
 
-    def smallest(self) -> tuple[CostTable, Array]:
-        """The bases of least memory with all their shardings, priced, and their memory bounds (bytes)."""
-        nearest = np.argsort(self._least, kind="stable")[:FIRST_WAVE]
+    @property
+    def num_bases(self) -> int:
+        """Bases in all, whether they fit or not."""
+        return len(self._least)
+
+    def least_bytes(self, number: int) -> float:
+        """Bytes that base ``number``, in the order of least memory, must hold at least."""
+        return float(np.partition(self._least, number)[number])
+
+    def smallest(self, first: int = 0) -> tuple[CostTable, Array]:
+        """A wave of bases with all their shardings, priced, and their memory bounds (bytes).
+
+        Bases are in the order of their least memory; the wave begins at number ``first`` of them.
+        """
+        nearest = np.argsort(self._least, kind="stable")[first : first + FIRST_WAVE]
         c, _ = expand_shardings(
             self._bases.take(nearest), self.model.problem, self.limits, self.pins, Funnel()
         )

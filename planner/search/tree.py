@@ -44,6 +44,7 @@ class Pins:
     sharding: str | None = None
     recompute: str | None = None
     schedule: str | None = None
+    offload: str | None = None
 
     def items(self) -> dict[str, int | str]:
         """The choices that are pinned."""
@@ -124,7 +125,7 @@ def expand_shardings(
     rules = {rule.name: rule for rule in RULES}
     marked, origin = _shardings(c, limits, pins)
     funnel.add("sharding", len(marked), "none, optimizer, gradients, parameters; global or inside an island")
-    for rule in (rules["sharding-needs-replicas"], rules["island-sharding"], *limits.rules):
+    for rule in (*(rules[name] for name in SHARDING_RULES), *limits.rules):
         keep = rule.holds(marked, problem)
         left = int(keep.sum())
         funnel.add(rule.name, left, rule.statement, len(marked) - left)
@@ -159,7 +160,15 @@ def expand_schedules(
     return expanded, origin
 
 
-MESH_RULES = ("heads-by-tp", "kv-heads-by-tp", "ffn-by-tp", "layers-by-stages", "sequence-by-cp")
+MESH_RULES = (
+    "heads-by-tp",
+    "kv-heads-by-tp",
+    "ffn-by-tp",
+    "layers-by-stages",
+    "sequence-by-cp",
+    "offload-optimizer",
+)
+SHARDING_RULES = ("sharding-needs-replicas", "island-sharding", "offload-sharded")
 EXPERT_RULES = ("experts-by-ep", "experts-inside-data", "experts-need-sequence-parallel")
 
 
@@ -210,6 +219,8 @@ def _meshes(problem: Problem, pins: Pins) -> Candidates:
         sharding=0 * ones,
         sharding_group=0 * ones,
         sequence_parallel=ones,
+        offload=ones * (pins.offload == "optimizer"),
+        gather_unit=0 * ones,
     )
 
 

@@ -45,6 +45,8 @@ class Candidates:
     sharding: IntArray
     sharding_group: IntArray
     sequence_parallel: IntArray
+    offload: IntArray
+    gather_unit: IntArray
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -90,7 +92,7 @@ class Candidates:
     def single(**values: int) -> Candidates:
         """One candidate from plain integers; unnamed columns are 1 (codes: 0)."""
         defaults = {f.name: 1 for f in fields(Candidates)}
-        defaults.update(schedule=0, sharding=0, sharding_group=0)
+        defaults.update(schedule=0, sharding=0, sharding_group=0, offload=0, gather_unit=0)
         defaults.update(values)
         return Candidates(**{name: np.array([value], dtype=np.int64) for name, value in defaults.items()})
 

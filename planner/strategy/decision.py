@@ -12,11 +12,15 @@ SHARDINGS = ("none", "optimizer", "gradients", "parameters")
 SHARDING_GROUPS = ("global", "island")
 RECOMPUTES = ("none", "selective", "full")
 SCHEDULES = ("1f1b", "interleaved", "gpipe", "zb-h1", "zb-v", "zb-h2")
+OFFLOADS = ("none", "optimizer")
+GATHER_UNITS = ("block", "part", "matrix")
 RANK_ORDER = "tp-cp-dp-pp"
 
 SHARDING_NONE, SHARDING_OPTIMIZER, SHARDING_GRADIENTS, SHARDING_PARAMETERS = range(4)
 GROUP_GLOBAL, GROUP_ISLAND = range(2)
 RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL = range(3)
+OFFLOAD_NONE, OFFLOAD_OPTIMIZER = range(2)
+UNIT_BLOCK, UNIT_PART, UNIT_MATRIX = range(3)
 
 
 def rank_of_stage(schedule: str, stage: int, pp: int) -> int:
@@ -52,7 +56,9 @@ class Decision:
     ``chunks[c]`` is the (first, end) range of blocks on virtual stage c, which runs on pipeline rank
     ``rank_of_stage``. The embedding belongs to the first virtual stage, the final norm and head to the last.
     ``recompute[b]`` is the recompute code of block b; ``sharding`` (and its group) is one for the plan,
-    ``layer_sharding`` overrides it per block when not empty.
+    ``layer_sharding`` overrides it per block when not empty. ``offload`` optimizer: optimizer states, fp32
+    weights and the update itself are the host's. ``layer_units`` says per block what of its sharded weights
+    is gathered at once (``cost.gather_units``); empty: whole blocks.
     """
 
     degrees: Degrees
@@ -66,6 +72,8 @@ class Decision:
     chunks: tuple[tuple[int, int], ...]
     recompute: tuple[int, ...]
     layer_sharding: tuple[int, ...] = ()
+    offload: int = OFFLOAD_NONE
+    layer_units: tuple[int, ...] = ()
 
     @property
     def global_batch(self) -> int:
@@ -74,6 +82,15 @@ class Decision:
     def sharding_of(self, block: int) -> int:
         """Sharding code of one block."""
         return self.layer_sharding[block] if self.layer_sharding else self.sharding
+
+    def unit_of(self, block: int) -> int:
+        """Gather unit code of one block."""
+        return self.layer_units[block] if self.layer_units else UNIT_BLOCK
+
+    def strategies(self) -> list[tuple[int, int]]:
+        """(sharding, gather unit) codes in use, the plan's own sharding with whole blocks first."""
+        used = {(self.sharding_of(b), self.unit_of(b)) for b in range(len(self.recompute))}
+        return [(self.sharding, UNIT_BLOCK), *sorted(used - {(self.sharding, UNIT_BLOCK)})]
 
     def blocks_of_rank(self, rank: int) -> list[tuple[int, tuple[int, int]]]:
         """(chunk index on the rank, block range) of one pipeline rank, in model order."""
@@ -109,4 +126,9 @@ class Decision:
             shard += "/island"
         parts.append(f"shard:{shard}")
         parts.append(f"recompute:{self.recompute_summary()}")
+        if any(self.layer_units):
+            units = sorted(set(self.layer_units))
+            parts.append(f"gathers:{GATHER_UNITS[units[0]] if len(units) == 1 else 'mixed'}")
+        if self.offload:
+            parts.append(f"offload:{OFFLOADS[self.offload]}")
         return " ".join(parts)

@@ -24,7 +24,9 @@ class Limits:
     hard rules of this launcher, judged on whole candidates (all columns but schedule and virtual stages).
     max_*: largest degree. kv_heads_by_tp: tp must divide the key/value heads (no copies of them).
     recomputes: names of the modes a layer may have, in order of growing recompute. is_exact: heuristic rules
-    of the decision tree cut nothing.
+    of the decision tree cut nothing. offload_shardings: names of the shardings beside which the optimizer may
+    be on the host; () when it never may. gather_units: what of a block's sharded weights may be gathered at
+    once, layer by layer.
     """
 
     target: str
@@ -43,6 +45,12 @@ class Limits:
     recomputes: tuple[str, ...] = ("none", "selective", "full")
     stack: str = "megatron"
     is_exact: bool = False
+    offload_shardings: tuple[str, ...] = ()
+    gather_units: tuple[str, ...] = ("block",)
 
 
-ANY = Limits("any")
+ANY = Limits(
+    "any",
+    offload_shardings=("none", "optimizer", "gradients", "parameters"),
+    gather_units=("block", "part", "matrix"),
+)

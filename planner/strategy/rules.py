@@ -17,11 +17,16 @@ from planner.model.spec import Attention, MixtureOfExperts
 from planner.strategy.candidates import BoolArray, Candidates, Problem
 from planner.strategy.decision import (
     GROUP_ISLAND,
+    OFFLOAD_NONE,
     SCHEDULES,
     SHARDING_NONE,
     SHARDING_OPTIMIZER,
+    SHARDING_PARAMETERS,
+    UNIT_BLOCK,
 )
 
+# DeepSpeed's CPUAdam and torch.optim.AdamW, which Megatron-LM runs there.
+HOST_OPTIMIZERS = ("adamw", "adam")
 INTERLEAVED, ZB_H1, ZB_V, ZB_H2 = map(SCHEDULES.index, ("interleaved", "zb-h1", "zb-v", "zb-h2"))
 
 
@@ -162,6 +167,13 @@ def _island_hold(c: Candidates, p: Problem) -> BoolArray:
     inner = c.island_shard_size(p.cluster)
     proper = (inner > 1) & (inner < c.data_ranks()) & (c.sharding != SHARDING_NONE)
     return _all(c, iter([(c.sharding_group != GROUP_ISLAND) | proper]))
+
+
+def _has_replicas(c: Candidates, p: Problem) -> BoolArray:
+    """Whether several ranks hold the same weights, dense ones or experts."""
+    has_experts = len(expert_counts(p)) > 0
+    result: BoolArray = (c.data_ranks() > 1) | (has_experts & (c.expert_data_ranks() > 1))
+    return result
 
 
 def _m(c: Candidates, p: Problem) -> int:
@@ -306,6 +318,28 @@ RULES: tuple[Rule, ...] = (
             f"inside an island of {p.cluster.island_devices} devices"
         ),
     ),
+    Rule(
+        "gather-units",
+        "only sharded parameters are gathered in units finer than a block",
+        "gather_unit",
+        lambda c, p: (c.gather_unit == UNIT_BLOCK) | (c.sharding == SHARDING_PARAMETERS),
+        lambda c, p: f"gather unit code {_at(c, 'gather_unit')} with sharding code {_at(c, 'sharding')}",
+    ),
+    Rule(
+        "offload-optimizer",
+        "an optimizer on the host is Adam with fp32 states (adamw or adam): the host's kernels have no other",
+        "offload",
+        lambda c, p: (c.offload == OFFLOAD_NONE) | (p.workload.optimizer in HOST_OPTIMIZERS),
+        lambda c, p: f"optimizer {p.workload.optimizer}",
+    ),
+    Rule(
+        "offload-sharded",
+        "an optimizer on the host is sharded where several ranks hold the same weights, and only there: else "
+        "each would update all of it",
+        "sharding",
+        lambda c, p: (c.offload == OFFLOAD_NONE) | ((c.sharding != SHARDING_NONE) == _has_replicas(c, p)),
+        lambda c, p: f"sharding code {_at(c, 'sharding')} over {int(c.data_ranks()[0])} data ranks",
+    ),
 )
 
 
@@ -318,8 +352,8 @@ def legal_values(rule: Rule, candidate: Candidates, problem: Problem, limit: int
     """Values of the rule's field that satisfy it, everything else unchanged; nearest first, then sorted."""
     current = _at(candidate, rule.field)
     largest = max(problem.world_size, problem.model.num_layers)
-    bound = {"sharding": 3, "sharding_group": 1}.get(rule.field, largest)
-    start = 0 if rule.field in ("sharding", "sharding_group") else 1
+    bound = {"sharding": 3, "sharding_group": 1, "offload": 1, "gather_unit": 2}.get(rule.field, largest)
+    start = 0 if rule.field in ("sharding", "sharding_group", "offload", "gather_unit") else 1
     values = np.arange(start, min(bound, 1 << 16) + 1, dtype=np.int64)
     varied = candidate.repeat_each(len(values)).replace(**{rule.field: values})
     good = values[rule.holds(varied, problem)].tolist()

@@ -13,14 +13,14 @@ from planner.cost.memory import MEMORY_CATEGORIES
 from planner.cost.step import BREAKDOWN, CostModel, price
 from planner.explanation import explain_plan
 from planner.request import Request, resolve
-from planner.terms import BYTES, SECONDS
+from planner.terms import BYTES, HOST_OPTIMIZER, SECONDS
 
 SCALARS = [name for name, *_ in Constants().rows()]
 REQUEST = Request(model="llama-3.1-8b", gpu="h100-sxm", gpus=32, seq_len=8192, global_batch=64)
 SPARSE = REQUEST.changed(model="mixtral-8x7b")
 
 
-@pytest.mark.parametrize("term", [*SECONDS, *BYTES], ids=lambda term: term.name)
+@pytest.mark.parametrize("term", [*SECONDS, HOST_OPTIMIZER, *BYTES], ids=lambda term: term.name)
 def test_every_formula_and_constant_of_a_term_exists(term):
     for formula in term.formulas:
         parts = formula.function.split(".")
@@ -42,7 +42,7 @@ def test_every_cause_and_every_memory_category_has_its_term():
 
 
 def test_every_constant_stands_behind_some_term():
-    assert {name for term in (*SECONDS, *BYTES) for name in term.constants} >= set(SCALARS)
+    assert {name for term in (*SECONDS, HOST_OPTIMIZER, *BYTES) for name in term.constants} >= set(SCALARS)
 
 
 @pytest.mark.parametrize("name", [*SCALARS, "link_efficiency"])
@@ -52,8 +52,9 @@ def test_every_constant_stands_behind_some_term():
         (REQUEST, Choice(tp=2, pp=2, cp=2, recompute="full")),
         (REQUEST, Choice(tp=4, sharding="parameters")),
         (SPARSE, Choice(tp=2, ep=4, recompute="selective")),
+        (REQUEST, Choice(tp=2, offload="optimizer")),
     ],
-    ids=["pipeline", "sharded", "experts"],
+    ids=["pipeline", "sharded", "experts", "on the host"],
 )
 def test_a_constant_moves_only_terms_that_name_it(name, request_, choice):
     """bubble and other follow whatever moves the timeline, exposed terms the kernels they hide behind; every
@@ -67,6 +68,7 @@ def test_a_constant_moves_only_terms_that_name_it(name, request_, choice):
         changed = replace(base, **{name: getattr(base, name) * 1.3})
     before, after = (price(CostModel.of(resolved.problem, c), decision) for c in (base, changed))
     for term in SECONDS:
+        term = HOST_OPTIMIZER if decision.offload and term.name == "optimizer" else term
         hides = any(formula.name.startswith("exposed") for formula in term.formulas)
         behind = SECONDS[0].constants if hides else ()
         if term.name not in ("bubble", "other") and name not in (*term.constants, *behind):
@@ -78,8 +80,9 @@ def test_a_constant_moves_only_terms_that_name_it(name, request_, choice):
                 assert new_stage.memory_bytes[term.name] == pytest.approx(old_stage.memory_bytes[term.name])
 
 
-def test_every_constant_and_figure_says_where_it_comes_from():
-    explanation = explain_plan(make_estimate(REQUEST, Choice(tp=2, pp=2, cp=2)))
+@pytest.mark.parametrize("offload", ["none", "optimizer"])
+def test_every_constant_and_figure_says_where_it_comes_from(offload):
+    explanation = explain_plan(make_estimate(REQUEST, Choice(tp=2, pp=2, cp=2, offload=offload)))
     assert [term["name"] for term in explanation.terms] == [*BREAKDOWN, *MEMORY_CATEGORIES]
     known = ("literature", "fitted", "measured", "datasheet", "derived", "assumed")
     for term in explanation.terms:
@@ -89,3 +92,4 @@ def test_every_constant_and_figure_says_where_it_comes_from():
     by_name = {row["name"]: row for term in explanation.terms for row in term["constants"]}
     assert by_name["matmul_efficiency"]["origin"].startswith("fitted for hopper on ")
     assert by_name["expert_imbalance"]["basis"] == "literature"
+    assert ("host_adam_efficiency" in by_name) == (offload == "optimizer")

@@ -178,7 +178,7 @@ def test_the_plausibility_ceilings_are_the_highest_published_utilisations(cases)
         if case.source == "mgs" or case.text("precision") == "fp8":
             continue
         try:
-            model = case_cost_model(case, lambda device, stack: default_constants(device))
+            model = case_cost_model(case, lambda device, stack, site: default_constants(device))
             seconds = case.number("measured_step_s")
         except (Unsupported, InputError):
             continue

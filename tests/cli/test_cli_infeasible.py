@@ -31,7 +31,7 @@ def changed(arguments: list[str], flags: str) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_error_says_what_is_missing_and_what_would_fit(cli, name):
-    arguments = CASES[name].split()
+    arguments = [*CASES[name].split(), "--offload", "none"]
     outcome = cli("plan", *arguments, "--json")
     assert outcome.code == 3
     error = outcome.json()["error"]

@@ -93,6 +93,23 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [f"plan {ROOMY}", f"plan {ROOMY} --json", "models list"])
+def test_a_reader_that_is_gone_is_neither_a_difference_nor_a_bug(arguments):
+    """Exit 1 says that a difference was found; who only reads the head of a screen has found none."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "planner", *arguments.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    running.stdout.close()
+    errors = running.stderr.read().decode()
+    running.stderr.close()
+    assert running.wait(timeout=60) == 0, errors
+    assert "Traceback" not in errors
+
+
 def test_it_works_from_another_folder(process, small, tmp_path):
     outcome = process("plan", *small, "-o", "plan.json", cwd=tmp_path)
     assert outcome.code == 0

@@ -15,7 +15,7 @@ from planner.plan_file.schema import Plan
 from planner.request import Resolved
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import SCHEDULES, Decision, Degrees
+from planner.strategy.decision import SCHEDULES, SHARDINGS, Decision, Degrees
 from planner.strategy.limits import Limits
 from planner.strategy.rules import RULES
 
@@ -40,8 +40,8 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
     experts = [ep for ep in divisors if ep <= min(16, limits.max_ep)] if problem.model.is_moe else [1]
     pairs = [(ep, inner) for ep in experts for inner in ((1, None) if problem.model.is_moe else (1,))]
     rows = [
-        (tp, cp, pp, dp, ep, tp if inner is None else inner, size, virtual, schedule, sharding, group, split)
-        for (tp, cp, pp, dp), (ep, inner), size, (virtual, schedule), sharding, group, split in product(
+        (*mesh, ep, mesh[0] if inner is None else inner, size, virtual, schedule, *rest)
+        for mesh, (ep, inner), size, (virtual, schedule), *rest in product(
             degrees,
             pairs,
             (1, 2),
@@ -49,8 +49,10 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
             range(4),
             range(2),
             range(2),
+            range(2) if limits.offload_shardings else range(1),
         )
         if SCHEDULES[schedule] in limits.schedules
+        and (rest[-1] == 0 or SHARDINGS[rest[0]] in limits.offload_shardings)
     ]
     names = [
         "tp",
@@ -65,9 +67,10 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
         "sharding",
         "sharding_group",
         "sequence_parallel",
+        "offload",
     ]
     columns = np.array(rows, dtype=np.int64).T
-    found = Candidates(**dict(zip(names, columns, strict=True)))
+    found = Candidates(**dict(zip(names, columns, strict=True)), gather_unit=columns[0] * 0)
     keep = np.ones(len(found), dtype=bool)
     for rule in (*RULES, *limits.rules):
         keep &= rule.holds(found, problem)
@@ -77,9 +80,17 @@ def legal_meshes(problem: Problem, limits: Limits) -> Candidates:
 
 
 def draw_decision(
-    pick: Pick, problem: Problem, meshes: Candidates, *, layers_differ: bool = True
+    pick: Pick,
+    problem: Problem,
+    meshes: Candidates,
+    *,
+    layers_differ: bool = True,
+    units: Sequence[int] = (0,),
 ) -> Decision:
-    """One decision over ``meshes``: its stages even or not, its recompute one mode, by stage or by layer."""
+    """One decision over ``meshes``: its stages even or not, its recompute one mode, by stage or by layer.
+
+    ``units``: gather units that blocks of sharded parameters may have.
+    """
     row = pick(range(len(meshes)))
 
     def at(name: str) -> int:
@@ -111,8 +122,15 @@ def draw_decision(
         microbatches=problem.workload.global_batch // (at("dp") * at("microbatch_size")),
         chunks=chunks,
         recompute=_recompute(pick, chunks, layers_differ),
+        offload=at("offload"),
+        layer_units=_units(pick, units, layers) if sharding == 3 else (),
         layer_sharding=by_layer,
     )
+
+
+def _units(pick: Pick, units: Sequence[int], layers: int) -> tuple[int, ...]:
+    found = tuple(pick(units) for _ in range(layers)) if len(units) > 1 else ()
+    return found if any(found) else ()
 
 
 def _moved(pick: Pick, chunks: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:

@@ -194,6 +194,8 @@ def test_run_script_starts_accelerate(planned: Planned, tmp_path: Path) -> None:
             },
         ),
         ("optimizer", {"inputs__workload__optimizer": "adafactor"}),
+        ("offload", {"decision__offload": "optimizer"}),
+        ("gather-units", {"decision__stages__0__layer_strategies__0__gather_unit": "part"}),
         ("precision", {"inputs__workload__precision": "fp8"}),
         ("kernels", {"inputs__cluster__device__generation": "volta"}),
     ],

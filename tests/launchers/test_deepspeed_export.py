@@ -182,6 +182,7 @@ def test_run_script_for_transformers_and_missing_values(planned: Planned, tmp_pa
         ("layer-choices", {"decision__stages__0__layer_strategies__0__sharding": "none"}),
         ("island-sharding", {"decision__sharding_group": "island"}),
         ("optimizer", {"inputs__workload__optimizer": "adafactor"}),
+        ("gather-units", {"decision__stages__0__layer_strategies__0__gather_unit": "part"}),
         ("precision", {"inputs__workload__precision": "fp8"}),
         ("kernels", {"inputs__cluster__device__generation": "volta"}),
     ],

@@ -225,6 +225,8 @@ def test_run_script_names_the_json(planned: Planned, tmp_path: Path) -> None:
         ("island-sharding", {"decision__sharding_group": "island"}),
         ("precision", {"inputs__workload__precision": "fp8"}),
         ("optimizer", {"inputs__workload__optimizer": "sgd-momentum"}),
+        ("offload", {"decision__offload": "optimizer"}),
+        ("gather-units", {"decision__stages__0__layer_strategies__0__gather_unit": "part"}),
         ("kernels", {"inputs__cluster__device__generation": "volta"}),
     ],
 )

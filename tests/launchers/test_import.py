@@ -154,7 +154,15 @@ def test_a_value_the_file_does_not_hold_is_named(tmp_path, old, new, message):
 @pytest.mark.parametrize(
     ("changes", "setting"),
     [
-        ({"--optimizer-cpu-offload": "", "--use-precision-aware-optimizer": ""}, "--optimizer-cpu-offload"),
+        ({"--use-precision-aware-optimizer": ""}, "--use-precision-aware-optimizer"),
+        (
+            {
+                "--optimizer-cpu-offload": "",
+                "--use-precision-aware-optimizer": "",
+                "--optimizer-offload-fraction": "0.5",
+            },
+            "--optimizer-offload-fraction 0.5",
+        ),
         ({"--mtp-num-layers": "1"}, "--mtp-num-layers"),
         ({"--context-parallel-size": "2", "--cp-comm-type": "a2a"}, "--cp-comm-type a2a"),
         ({"--recompute-granularity": "selective", "--recompute-modules": "mlp"}, "--recompute-modules mlp"),
@@ -237,8 +245,16 @@ def test_deepspeed_auto_is_asked_for_not_guessed(tmp_path):
     ("changes", "setting"),
     [
         (
-            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
-            "offload_optimizer to cpu",
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "offload_optimizer to cpu, ratio 0.5",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            "offload_optimizer to nvme",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
+            "offload_param to cpu",
         ),
         ({"sequence_parallel_size": 4}, "sequence_parallel_size 4"),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_quantized_weights"),

@@ -61,9 +61,10 @@ def test_every_flag_has_its_override(plans: Plans, case: str) -> None:
         wanted |= {place} if name in flags else set()
     assert rest == wanted
     if "--pipeline-model-parallel-layout" in flags:
-        assert found["model.pipeline_model_parallel_layout"].strip("'") == flags[
-            "--pipeline-model-parallel-layout"
-        ].pop()
+        assert (
+            found["model.pipeline_model_parallel_layout"].strip("'")
+            == flags["--pipeline-model-parallel-layout"].pop()
+        )
     elif q.virtual_stages > 1:
         assert found["model.virtual_pipeline_model_parallel_size"] == str(q.virtual_stages)
 

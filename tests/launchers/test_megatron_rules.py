@@ -24,6 +24,7 @@ LOAD = "inputs__workload__"
 GENERATION = "inputs__cluster__device__generation"
 LATENT_RANK = "inputs__model__block_kinds__dense__attention__kv_lora_rank"
 NINE_GROUPS = {BLOCK + "attention__num_heads": 36, BLOCK + "attention__num_kv_heads": 9, D + "tp": 6}
+ON_HOST = {"decision__offload": "optimizer"}
 TURING = {GENERATION: "turing", LOAD + "attention": "unfused"}
 
 # rule, plan, changes, a number the message must hold, what must be offered. Other rules may break as well.
@@ -54,6 +55,9 @@ BAD: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("layer-choices", "llama-2-7b", {LAYER + "sharding": "parameters"}, "0 to 31: sharding", "gradients"),
     ("layer-choices", "llama-2-7b", {LAYER + "tp": 2}, "tp 2", "tp 1 on every layer"),
     ("fsdp-pipeline", "gpt2-unfused", {"decision__sharding": "parameters"}, "with pp 4", "pp 1"),
+    ("gather-units", "llama-2-7b", {LAYER + "gather_unit": "matrix"}, "0 to 31 gather by matrix", "by block"),
+    ("offload", "llama-2-7b", ON_HOST | {"decision__sharding": "parameters"}, "Megatron-FSDP", "optimizer"),
+    ("offload", "gpt2-unfused", ON_HOST, "fp16 with sgd-momentum", "bf16 with adamw"),
     ("optimizer", "llama-2-7b", {LOAD + "optimizer": "adafactor"}, "adafactor", "adamw"),
     ("kernels", "llama-2-7b", {GENERATION: "volta"}, "volta", "unfused"),
     ("kernels", "mixtral-8x7b", TURING, "grouped", "ampere"),

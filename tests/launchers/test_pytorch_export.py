@@ -173,6 +173,7 @@ BAD: list[tuple[str, str, dict[str, Any], str, str]] = [
         "4092",
     ),
     ("dropout", "gpt3-175b", {D + "sequence_parallel": False}, "dropout with tp 4", "sequence parallelism"),
+    ("offload", "llama-2-7b", {D + "offload": "optimizer"}, "optimizer on the host", "offload none"),
     ("optimizer", "llama-2-7b", {W + "optimizer": "adafactor"}, "adafactor", "adamw"),
 ]
 

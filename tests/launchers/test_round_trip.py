@@ -51,7 +51,9 @@ def drawn(data: st.DataObject, target: str) -> Plan:
     resolved, meshes = problem(data.draw(st.sampled_from(PROBLEM_INDEX[target])), target)
     differ = target in ("galvatron", "megatron", "pytorch")
     pick = lambda options: data.draw(st.sampled_from(options))  # noqa: E731
-    return plan_of_decision(resolved, draw_decision(pick, resolved.problem, meshes, layers_differ=differ))
+    units = (0, 1, 2) if target == "pytorch" else (0,)
+    decision = draw_decision(pick, resolved.problem, meshes, layers_differ=differ, units=units)
+    return plan_of_decision(resolved, decision)
 
 
 # Overrides of a Megatron Bridge recipe leave to the recipe what they do not name: no whole decision to read.

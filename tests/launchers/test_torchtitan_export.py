@@ -235,6 +235,14 @@ BAD: list[tuple[str, str, dict[str, Any], str, str]] = [
         "tp 2",
         "on",
     ),
+    (
+        "gather-units",
+        "llama-3-8b",
+        {D + "stages__0__layer_strategies__0__gather_unit": "part"},
+        "gather by part",
+        "by block",
+    ),
+    ("offload", "llama-3-8b", {D + "offload": "optimizer"}, "optimizer on the host", "offload none"),
     ("optimizer", "llama-3-8b", {W + "optimizer": "adam"}, "adam", "adamw"),
     ("attention-kernel", "llama-3-8b", {W + "attention": "unfused"}, "unfused", "flash"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,6 +12,8 @@ from planner.search.engine import search
 from planner.search.tree import Pins
 from planner.strategy.limits import ANY, Limits
 
+# The space that exhaustion covers: one sharding, whole blocks gathered.
+UNIFORM = replace(ANY, has_layer_sharding=False, gather_units=("block",))
 EXACT = 1e-9
 MEASURED_REGRET = 0.04
 """Where the search reports a gap, its plan is this close to the optimum on the cases of this file."""
@@ -152,7 +155,7 @@ def test_search_finds_the_optimum_or_bounds_its_distance_at_every_memory_limit(c
     for point in spread(frontier(priced), MOST_LIMITS):
         limit = point.peak_bytes * (1 + EXACT)
         optimum = oracle.optimum(priced, limit)
-        result = search(build.with_limit(model, limit), ANY, Pins())
+        result = search(build.with_limit(model, limit), UNIFORM, Pins())
         assert result.best.prediction.peak_memory_bytes <= limit * (1 + EXACT)
         wrong += judged(result, optimum)
     assert not wrong, "\n".join(wrong)
@@ -163,13 +166,13 @@ def test_a_limit_below_the_smallest_decision_is_infeasible(case, build, solved):
     model, priced = solved(case)
     least = min(p.peak_bytes for p in priced)
     with pytest.raises(InfeasibleError):
-        search(build.with_limit(model, least * (1 - 1e-6)), ANY, Pins())
+        search(build.with_limit(model, least * (1 - 1e-6)), UNIFORM, Pins())
 
 
 @named
 def test_search_never_prices_its_plan_differently_from_the_exhaustive_planner(case, build, solved):
     model, priced = solved(case)
-    best = search(model, ANY, Pins()).best
+    best = search(model, UNIFORM, Pins()).best
     fastest = min(p.seconds for p in priced)
     same = [
         p
@@ -213,12 +216,12 @@ RESTRICTED = [
     pytest.param(
         NO_DEEP, Pins(), lambda d: d.degrees.pp == 1 or d.sharding <= 1, id="no sharded gradients with pp"
     ),
-    pytest.param(ANY, Pins(tp=2), lambda d: d.degrees.tp == 2, id="tp pinned"),
-    pytest.param(ANY, Pins(pp=2), lambda d: d.degrees.pp == 2, id="pp pinned"),
-    pytest.param(ANY, Pins(sharding="parameters"), lambda d: d.sharding == 3, id="sharding pinned"),
-    pytest.param(ANY, Pins(microbatch_size=2), lambda d: d.microbatch_size == 2, id="microbatch pinned"),
-    pytest.param(ANY, Pins(recompute="full"), lambda d: set(d.recompute) == {2}, id="recompute pinned"),
-    pytest.param(ANY, Pins(virtual_stages=2), lambda d: d.virtual_stages == 2, id="interleaving pinned"),
+    pytest.param(UNIFORM, Pins(tp=2), lambda d: d.degrees.tp == 2, id="tp pinned"),
+    pytest.param(UNIFORM, Pins(pp=2), lambda d: d.degrees.pp == 2, id="pp pinned"),
+    pytest.param(UNIFORM, Pins(sharding="parameters"), lambda d: d.sharding == 3, id="sharding pinned"),
+    pytest.param(UNIFORM, Pins(microbatch_size=2), lambda d: d.microbatch_size == 2, id="microbatch pinned"),
+    pytest.param(UNIFORM, Pins(recompute="full"), lambda d: set(d.recompute) == {2}, id="recompute pinned"),
+    pytest.param(UNIFORM, Pins(virtual_stages=2), lambda d: d.virtual_stages == 2, id="interleaving pinned"),
 ]
 
 
@@ -243,6 +246,6 @@ def test_sequence_parallelism_is_a_choice_that_keeps_the_optimum(case, build, or
     wrong = []
     for pins in (Pins(), Pins(tp=2), Pins(tp=4)):
         allowed = [p for p in free if pins.tp in (None, p.decision.degrees.tp)]
-        result = search(model, ANY, pins)
+        result = search(model, UNIFORM, pins)
         wrong += [f"{pins.items()}: {fault}" for fault in judged(result, oracle.optimum(allowed, 1e18))]
     assert not wrong, "\n".join(wrong)

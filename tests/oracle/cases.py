@@ -44,6 +44,7 @@ class Case:
     sequence: int = 4096
     microbatch_size: int = 1
     microbatches: int = 1
+    unit: str = "block"
 
 
 def _mode_cases() -> list[Case]:
@@ -76,7 +77,18 @@ def _pipeline_cases() -> list[Case]:
     ]
 
 
+def _unit_cases() -> list[Case]:
+    """Sharded weights gathered by part or by matrix, where blocks are large and where tensors are."""
+    return [
+        Case(f"7b-{sequence}-{unit}-{mode}", "llama-2-7b", 6, mode, dp=dp, sequence=sequence, unit=unit)
+        for dp, sequence in ((8, 512), (16, 4096))
+        for unit in ("part", "matrix")
+        for mode in ("none", "full")
+    ]
+
+
 CASES = (
+    *_unit_cases(),
     *_mode_cases(),
     Case("7b-deep", "llama-2-7b", 16, "none"),
     Case("7b-deep-full", "llama-2-7b", 32, "full"),

@@ -217,8 +217,17 @@ def recompute_blocks(stage: Stage, mode: str) -> None:
             stage.blocks[index] = checkpoint_wrapper(block, **options)
 
 
-def shard_weights(stage: Stage, mesh, *, frees_weights: bool) -> None:
-    """FSDP2: embedding, each block, norm with head; a tied table and the norm are one unit."""
+def units_of(block: Block, unit: str) -> list:
+    """The modules of a block gathered one at a time: itself, its parts with their norms, or its matrices."""
+    if unit == "part":
+        return [[block.attention_norm, block.attention], [block.ffn_norm, block.feed_forward]]
+    if unit == "matrix":  # the block is left with the norms
+        return [*(m for m in block.modules() if isinstance(m, nn.Linear)), block]
+    return [block]
+
+
+def shard_weights(stage: Stage, mesh, *, frees_weights: bool, unit: str = "block") -> None:
+    """FSDP2: embedding, each block (or its units), norm with head; a tied table and the norm are one unit."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     config = {"mesh": mesh, "mp_policy": policy}
     ends = [m for m in (stage.embedding, stage.norm, stage.head) if m is not None]
@@ -231,5 +240,6 @@ def shard_weights(stage: Stage, mesh, *, frees_weights: bool) -> None:
         if stage.head is not None:
             fully_shard([stage.norm, stage.head], reshard_after_forward=False, **config)
     for block in stage.blocks:
-        fully_shard(block, reshard_after_forward=frees_weights, **config)
+        for module in units_of(block, unit):
+            fully_shard(module, reshard_after_forward=frees_weights, **config)
     fully_shard(stage, **config)

@@ -35,6 +35,7 @@ class Run:
     blocks: tuple[int, int]
     frees_weights: bool
     recompute: str
+    unit: str = "block"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _stage(run: Run, mesh) -> Stage:
     if run.tp > 1:
         split_tensors(stage, mesh["tp"])
     recompute_blocks(stage, run.recompute)
-    shard_weights(stage, mesh["dp"], frees_weights=run.frees_weights)
+    shard_weights(stage, mesh["dp"], frees_weights=run.frees_weights, unit=run.unit)
     return stage
 
 

@@ -9,7 +9,7 @@ from cases import SIZES, Case
 from planner.cost.step import CostModel, decision_rows, price, rank_items
 from planner.cost.traffic import rank_traffic
 from planner.search.layout import balanced_chunks
-from planner.strategy.decision import RECOMPUTES, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import GATHER_UNITS, RECOMPUTES, SHARDINGS, Decision, Degrees
 
 CAUSAL_HALF = 2.0  # the planner counts a causal mask's half of the scores, PyTorch's kernel is asked for all
 
@@ -46,6 +46,7 @@ def decision_of(case: Case) -> Decision:
         microbatches=case.microbatches,
         chunks=balanced_chunks(case.layers, case.pp),
         recompute=(RECOMPUTES.index(case.recompute),) * case.layers,
+        layer_units=(GATHER_UNITS.index(case.unit),) * case.layers if case.unit != "block" else (),
     )
 
 
