@@ -2,7 +2,7 @@
 
 The same sums as ``step.price``, over arrays: decisions that share a schedule, a number of stages and a number
 of microbatches are replayed together, one operation of all of them at a time. For stacks whose fullest moment
-is one sum (``RankMemory.kept``) and one sharding a plan.
+is one sum (``RankMemory.kept``) and plans of one sharding, gathered by whole blocks, nothing on the host.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.arrays import Array, IntArray, Number
-from planner.cost.collectives import GroupCosts, send_seconds
+from planner.cost.collectives import GroupCosts
 from planner.cost.data_parallel import moves_seconds, norm_move
 from planner.cost.groups import Groups
 from planner.cost.layer import CostTable
 from planner.cost.row import candidate_row, reserve_bytes
-from planner.cost.step import CostModel, blocks_sends, tied_embedding_seconds
+from planner.cost.step import CostModel, blocks_sends, boundary_send_seconds, tied_embedding_seconds
 from planner.cost.tail import Sync, exposed_tail, sync
 from planner.errors import UnsupportedFeature
-from planner.schedule.orders import WEIGHT_GRADIENT, FORWARD, alive_states, operation_order, virtual_stage
+from planner.schedule.orders import FORWARD, WEIGHT_GRADIENT, alive_states, operation_order, virtual_stage
 from planner.strategy.decision import SCHEDULES, rank_of_stage
 
 
@@ -120,9 +120,7 @@ class _Pricer:
 
     def largest_by_mode(self, layers: Array) -> Array:
         """The largest of a per-layer value on every rank."""
-        return np.array(
-            [np.where(self.rank_of == rank, layers, 0.0).max(axis=0) for rank in range(self.pp)]
-        )
+        return np.array([np.where(self.rank_of == rank, layers, 0.0).max(axis=0) for rank in range(self.pp)])
 
     def price(self) -> tuple[Array, Array]:
         forward = self.stage_sums("forward_seconds")
@@ -137,24 +135,21 @@ class _Pricer:
 
     def _sends(self) -> list[Array]:
         """From every virtual stage to the next."""
-        boundary = np.array([row.boundary_bytes for row in self.row_list])[self.back]
-        strides = np.array([row.degrees.stage_stride for row in self.row_list])[self.back]
-        chain, problem, found = self.model.chain, self.model.problem, []
-        scales = [1.0, *(chain.cut_scale(problem.model, cut) for cut in range(1, chain.num_blocks)), 1.0]
+        chain, model, found = self.model.chain, self.model, []
+        scales = [chain.cut_scale(model.problem.model, cut) for cut in range(1, chain.num_blocks)]
+        distinct = sorted(set(scales))
+        scale_at = np.array([0, *(distinct.index(scale) for scale in scales), 0])
         for stage in range(self.stages - 1):
             ranks = [rank_of_stage(self.many.schedule, each, self.pp) for each in (stage, stage + 1)]
-            seconds = np.zeros(len(self.each))
-            if ranks[0] != ranks[1]:
-                first = min(min(ranks), self.pp - 2) if abs(ranks[0] - ranks[1]) == 1 else self.pp - 2
-                cut = np.minimum(np.maximum(1, self.many.ends[stage]), chain.num_blocks - 1)
-                for stride in np.flatnonzero(np.bincount(strides)).tolist():
-                    where = strides == stride
-                    asked = (problem.cluster, self.model.constants, first * stride, stride)
-                    latency = send_seconds(*asked, 0.0)
-                    per_byte = send_seconds(*asked, 1.0) - latency
-                    num_bytes = boundary * np.array(scales)[cut]
-                    seconds = np.where(where, latency + num_bytes * per_byte, seconds)
-            found.append(seconds)
+            if ranks[0] == ranks[1]:
+                found.append(np.zeros(len(self.each)))
+                continue
+            first = min(min(ranks), self.pp - 2) if abs(ranks[0] - ranks[1]) == 1 else self.pp - 2
+            cut = np.minimum(np.maximum(1, self.many.ends[stage]), chain.num_blocks - 1)
+            seconds = np.array(
+                [[boundary_send_seconds(model, row, first, s) for s in distinct] for row in self.row_list]
+            )
+            found.append(seconds[self.back, scale_at[cut]])
         return [*found, np.zeros(len(self.each))]
 
     def _replay(self, forward: Array, backward: Array, weight: Array) -> Array:
@@ -197,8 +192,7 @@ class _Pricer:
         """(reduction, optimizer and gather) left on every rank after its last backward."""
         model, stack = self.model, self.model.stack
         dense, expert, norm = (
-            self.of_ranks(self.stage_sums(f"{name}_parameters"))
-            for name in ("dense", "expert", "norm")
+            self.of_ranks(self.stage_sums(f"{name}_parameters")) for name in ("dense", "expert", "norm")
         )
         reduce, update = np.zeros(dense.shape), np.zeros(dense.shape)
         has_pipeline = self.pp > 1
@@ -230,11 +224,15 @@ class _Pricer:
             saved.append(np.maximum.reduce(held))
         working = self.largest_by_mode(self.by_mode("working_bytes"))
         transient = self.largest("transient_bytes")
-        gathered = self.largest("gathered_bytes")
+        gathered = self.largest_by_mode(self.by_mode("gathered_bytes"))
         boundary = np.array([2.0 * row.boundary_bytes * (self.pp > 1) for row in self.row_list])[self.back]
-        reserve = np.array([reserve_bytes(constants, row.num_communicators) for row in self.row_list])[self.back]
+        reserve = np.array([reserve_bytes(constants, row.num_communicators) for row in self.row_list])[
+            self.back
+        ]
         slack = 1.0 + constants.allocator_slack
-        result: Array = static + slack * (np.array(saved) + working + transient + gathered + boundary) + reserve
+        result: Array = (
+            static + slack * (np.array(saved) + working + transient + gathered + boundary) + reserve
+        )
         return result
 
 

@@ -22,19 +22,28 @@ Chunks = tuple[tuple[int, int], ...]
 FASTER = 1.0 - 1e-9
 
 
-def polish(model: CostModel, decision: Decision, seconds: float, limit_bytes: float) -> Decision:
+def polish(
+    model: CostModel, decision: Decision, seconds: float, limit_bytes: float, offered: tuple[int, ...]
+) -> Decision:
     """The fastest decision reached from ``decision`` (``seconds`` long) by steps to better neighbours.
+
+    ``offered``: the recompute modes a block may have, beside none.
 
     For plans of one chunk a rank, one sharding, and a stack whose memory is one sum; others come back as
     they are.
     """
-    if decision.virtual_stages > 1 or decision.layer_sharding or model.stack.makes_buffers_when_needed:
+    is_mixed = decision.layer_sharding or decision.layer_units or decision.offload
+    if decision.virtual_stages > 1 or is_mixed or model.stack.makes_buffers_when_needed:
         return decision
     table = cost_table(
-        model.problem, model.chain, decision_candidates(decision, [decision.sharding]), model.device, model.stack
+        model.problem,
+        model.chain,
+        decision_candidates(decision, [decision.sharding]),
+        model.device,
+        model.stack,
     )
     for _ in range(ROUNDS):
-        near = list(_neighbours(decision))
+        near = list(_neighbours(decision, (0, *offered)))
         if not near:
             return decision
         many = Many(
@@ -54,7 +63,7 @@ def polish(model: CostModel, decision: Decision, seconds: float, limit_bytes: fl
     return decision
 
 
-def _neighbours(decision: Decision) -> Iterator[Decision]:
+def _neighbours(decision: Decision, offered: tuple[int, ...]) -> Iterator[Decision]:
     """Splits with one block moved over a boundary, and recomputation of a block more or less."""
     ends = [end for _, end in decision.chunks]
     for at in range(len(ends) - 1):
@@ -63,17 +72,19 @@ def _neighbours(decision: Decision) -> Iterator[Decision]:
             chunks = tuple(zip([0, *moved[:-1]], moved, strict=True))
             if all(first < end for first, end in chunks):
                 yield replace(decision, chunks=chunks)
-                yield from _recomputed(decision, chunks, chunks[at : at + 2])
-    yield from _recomputed(decision, decision.chunks, decision.chunks)
+                yield from _recomputed(decision, chunks, chunks[at : at + 2], offered)
+    yield from _recomputed(decision, decision.chunks, decision.chunks, offered)
 
 
-def _recomputed(decision: Decision, chunks: Chunks, stages: Chunks) -> Iterator[Decision]:
+def _recomputed(
+    decision: Decision, chunks: Chunks, stages: Chunks, offered: tuple[int, ...]
+) -> Iterator[Decision]:
     """One mode changed on one of ``stages``: of its first or last block, or where modes change."""
     modes = decision.recompute
     for first, end in stages:
         for block in range(first, end):
             is_edge = block in (first, end - 1) or modes[block] != modes[block - 1]
-            for mode in range(3) if is_edge else ():
+            for mode in offered if is_edge else ():
                 if mode != modes[block]:
                     changed = (*modes[:block], mode, *modes[block + 1 :])
                     yield replace(decision, chunks=chunks, recompute=changed)
