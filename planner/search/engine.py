@@ -19,13 +19,14 @@ from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver, Solved
 from planner.search.nearest_miss import nearest_miss
-from planner.search.policy import offered_modes, recompute_policies, split_policies
+from planner.search.policy import SPLIT_RECOMPUTES, offered_modes, recompute_policies, split_policies
+from planner.search.polish import polish
 from planner.search.refinement import is_memory_bound, refine, strategies_of
 from planner.search.reporter import Reporter
 from planner.search.rescue import rescue
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
-from planner.strategy.decision import Decision
+from planner.strategy.decision import RECOMPUTES, Decision
 from planner.strategy.kind import Kind
 from planner.strategy.limits import Limits
 from planner.units import format_bytes
@@ -111,10 +112,13 @@ def search(
             cpu_seconds=time.process_time() - started,
             solver=rescued[1],
         )
-    ranked, solver = refined(model, limits, pins, run.ranked(), reporter)
+    lower = min([*(bound for bound, _ in run.solved), run.open_bound])
+    ranked = run.ranked()
+    if is_complete and lower < ranked[0].seconds * (1.0 - PROVED_GAP):
+        ranked = polished(model, limits, pins, ranked)
+    ranked, solver = refined(model, limits, pins, ranked, reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
-    lower = min([*(bound for bound, _ in run.solved), run.open_bound])
     if not is_refined or not math.isfinite(lower):
         lower = min(lower, best.seconds)
     gap = 1.0 - lower / best.seconds
@@ -132,6 +136,20 @@ def search(
         cpu_seconds=time.process_time() - started,
         solver=solver,
     )
+
+
+def polished(model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution]) -> list[Solution]:
+    """The ranked solutions, the best one moved to its fastest neighbour where every layer has its choice."""
+    best = ranked[0]
+    if limits.recompute_granularity != "layer" or pins.recompute is not None:
+        return ranked
+    modes = offered_modes(limits)
+    if best.decision.schedule in ZERO_BUBBLE:
+        modes = tuple(mode for mode in modes if RECOMPUTES[mode] in SPLIT_RECOMPUTES)
+    decision = polish(model, best.decision, best.seconds, model.problem.memory_limit_bytes, modes)
+    if decision == best.decision:
+        return ranked
+    return [Solution(decision, price(model, decision), best.bound_seconds), *ranked[1:]]
 
 
 def finer_gathers(

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from run_speed import measure
+from run_speed import fill, measure
 from search_cases import deep, irregular, mixture_2t, write
 
 COMMON = ("plan", "--gpu", "h100-sxm")
@@ -25,7 +25,6 @@ GPUS = (8, 64, 512, 4096, 65536)
 LAYERS = (8, 32, 128, 400)
 UNLIKE = (10, 40, 200)
 BATCHES = (64, 512, 4096, 32768)
-MARKS = ("<!-- growth:begin -->", "<!-- growth:end -->")
 Cases = dict[str, tuple[float, tuple[str, ...]]]
 
 
@@ -97,11 +96,7 @@ def main() -> None:
         rows += lines("large", large, runs, start)
     print("\n".join(rows))
     if len(sys.argv) > 2:
-        page = Path(sys.argv[2])
-        text = page.read_text(encoding="utf-8")
-        head, rest = text.split(MARKS[0])
-        tail = rest.split(MARKS[1])[1]
-        page.write_text("\n".join([head + MARKS[0], *rows, MARKS[1] + tail]), encoding="utf-8")
+        fill(Path(sys.argv[2]), "growth", rows)
 
 
 if __name__ == "__main__":
