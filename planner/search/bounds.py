@@ -271,6 +271,8 @@ def _ranked_lower_bound(
         work = values.work(mine, counts, flight.astype(np.float64), m[mine].astype(np.float64), fill)
         tail = values.tail(model, mine, counts.sum(axis=0))
         seconds = model.straggler_factor * work
-        finish = np.maximum(seconds.max(axis=0) + tail.reduce[0], (seconds + tail.reduce).max(axis=0))
+        # Rank 0 reduces last where the last microbatch drains back to it, which zero bubble fills instead.
+        behind = 0.0 if schedule == ZB_V else tail.reduce[0]
+        finish = np.maximum(seconds.max(axis=0) + behind, (seconds + tail.reduce).max(axis=0))
         result[chosen[mine]] = finish + (tail.optimizer + tail.gather).max(axis=0)
     return result + model.constants.step_overhead_seconds * (result > 0)

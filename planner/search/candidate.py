@@ -187,7 +187,9 @@ class CandidateSolver:
                 whole = Sync(total.reduce[rank], 0.0, total.traffic[rank], total.elements[rank])
                 reduce = stages.exposed(whole, forward, backward).reduce
                 tail = Tail(reduce, tail.optimizer, tail.gather)
-            first_reduce = first_reduce if rank else tail.reduce
+            # Without a drain rank 0 need not end last: nothing but its own end stands before its reduction.
+            has_drain = row.schedule not in ZERO_BUBBLE
+            first_reduce = (first_reduce if rank else tail.reduce) if has_drain else 0.0
             update = max(update, tail.optimizer + tail.gather)
             busy = m * (forward + backward - spared) + self._turn(row, chunks, rank, fill)
             ends = (factor * (fill + busy) + first_reduce, factor * (forward_fill + busy) + tail.reduce)

@@ -160,8 +160,9 @@ def _monotone(points: list[FrontPoint]) -> list[FrontPoint]:
     """
     found = list(points)
     for index in reversed(range(len(found) - 1)):
-        this, tighter = found[index], found[index + 1].solution
-        if tighter.seconds < this.solution.seconds * (1.0 - PROVED_GAP):
-            bound = min(this.lower_bound_seconds, tighter.seconds)
-            found[index] = replace(this, solution=tighter, lower_bound_seconds=bound)
+        this, tighter = found[index], found[index + 1]
+        plan = tighter.solution
+        if plan.seconds < this.solution.seconds * (1.0 - PROVED_GAP):
+            bound = min(this.lower_bound_seconds, plan.seconds)
+            found[index] = replace(this, solution=plan, lower_bound_seconds=bound, status=tighter.status)
     return found

@@ -3,9 +3,10 @@
 State (rank i, blocks placed l) with labels (T, U, S, F, R): S the time of one microbatch on the ranks so far
 (fill and drain), F its forward half; T the largest end seen from any of them (``bounds.rank_lower_bound``,
 close to the exact 1F1B makespan and never above it) with the gradient reduction behind it, R that of rank
-0, which ends last; U the longest optimizer and gather. The step is at least T + U. Zero bubble adds V,
-forwards and input gradients of the ranks so far (the way of the last microbatch back to rank 0), and L, what
-rank 0 does when that arrives: its last weight gradient and its reduction. A rank is offered every block range
+0, which ends last (0 for zero bubble, where it need not); U the longest optimizer and gather. The step is
+at least T + U. Zero bubble adds V, forwards and input gradients of the ranks so far (the way of the last
+microbatch back to rank 0), and L, what rank 0 does when that arrives: its last weight gradient and its
+reduction. A rank is offered every block range
 whose layers fit the memory limit under their cheapest recompute modes. A label is kept while no other is at
 most equal in all; ranges that cannot beat the incumbent are not tried.
 """
@@ -261,7 +262,7 @@ class Partitioner:
             priced.tail = self.ranges.tail(first, end, priced.extra)
         tail = priced.tail
         bound = self._bound(rank, first, end, label.before, priced)
-        first_reduce = label.reduce if rank else tail.reduce
+        first_reduce = (label.reduce if rank else tail.reduce) if self.has_drain else 0.0
         # This rank itself ends before the backwards of the ranks before it, and then reduces.
         mine = bound - (label.before - label.forward)
         total = max(label.total, self.factor * bound + first_reduce, self.factor * mine + tail.reduce)

@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from planner.strategy.decision import GROUP_ISLAND, SHARDING_PARAMETERS, SHARDINGS, Decision
+from planner.strategy.decision import (
+    GATHER_UNITS,
+    GROUP_ISLAND,
+    OFFLOADS,
+    SHARDING_PARAMETERS,
+    SHARDINGS,
+    Decision,
+)
 
 SCHEDULE_FAMILIES = {
     "1f1b": "1f1b",
@@ -60,6 +67,12 @@ def differences(other: Decision, plan: Decision) -> list[str]:
     return [f"{name} {theirs[name]} for {ours[name]}" for name in theirs if theirs[name] != ours[name]]
 
 
+def _gathers(decision: Decision) -> str:
+    """What of sharded weights is gathered at once, in a word; whole blocks where nothing else is said."""
+    units = sorted(set(decision.layer_units)) or [0]
+    return GATHER_UNITS[units[0]] if len(units) == 1 else "mixed"
+
+
 def _facts(decision: Decision) -> dict[str, str]:
     d = decision.degrees
     where = " by island" if decision.sharding and decision.sharding_group == GROUP_ISLAND else ""
@@ -74,5 +87,7 @@ def _facts(decision: Decision) -> dict[str, str]:
         "microbatch": str(decision.microbatch_size),
         "sharding": SHARDINGS[decision.sharding] + where,
         "recompute": decision.recompute_summary(),
+        "offload": OFFLOADS[decision.offload],
+        "gathers": _gathers(decision),
         "sequence parallel": "on" if decision.sequence_parallel or d.tp == 1 else "off",
     }

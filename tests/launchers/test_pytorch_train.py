@@ -120,9 +120,7 @@ RUNS = {
     "tp2 dp2 by matrix, mixed units": Run(
         tp=2, dp=2, sharding="parameters", units=("matrix", "part", "block", "matrix")
     ),
-    "pp2 dp2 by matrix": Run(
-        pp=2, dp=2, sharding="parameters", layers=(2, 2), units=MATRIX, recompute=MIXED
-    ),
+    "pp2 dp2 by matrix": Run(pp=2, dp=2, sharding="parameters", layers=(2, 2), units=MATRIX, recompute=MIXED),
     "gpt dp4 by matrix": Run(dp=4, sharding="parameters", units=MATRIX, model=GPT),
     "pp2 dp2 split backward": Run(pp=2, dp=2, layers=(2, 2), schedule="zb-h1"),
     "8: pp4 dp2": Run(pp=4, dp=2, layers=(1, 1, 1, 1), optimizer="adamw"),
