@@ -6,7 +6,8 @@ import math
 
 from planner.errors import InputError
 from planner.plan_file.schema import Plan
-from planner.profile_plan import find_setting, predict, read_layered
+from planner.profile_decision import read_layered
+from planner.profile_plan import find_setting, predict
 from planner.profile_request import problem_of_inputs
 from planner.units import format_bytes, format_seconds
 

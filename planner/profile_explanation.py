@@ -9,8 +9,9 @@ from planner.cost.layered_table import LayeredSetting, chosen_indices
 from planner.errors import InfeasibleError, InputError
 from planner.explanation import PIN_ALIASES, TEXT_PINS, Explanation, Forced, KindTerms
 from planner.plan_file.schema import Plan
+from planner.profile_decision import read_layered
 from planner.profile_pins import ProfilePins
-from planner.profile_plan import find_setting, make_problem_plan, read_layered, stage_costs
+from planner.profile_plan import find_setting, make_problem_plan, stage_costs
 from planner.profile_request import ProfiledProblem, problem_of_inputs
 from planner.strategy.decision import RECOMPUTES
 from planner.strategy.layered import LayerChoice

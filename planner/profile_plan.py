@@ -9,7 +9,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 from planner import __version__
@@ -26,19 +25,15 @@ from planner.plan_file.build import inputs_digest
 from planner.plan_file.schema import (
     Alternative,
     ClusterInput,
-    DecisionRecord,
-    DegreesRecord,
-    EndsRecord,
     Inputs,
-    LayerStrategyRecord,
     Options,
     Plan,
     PredictionRecord,
     ProfileInput,
     SearchRecord,
     StagePredictionRecord,
-    StageRecord,
 )
+from planner.profile_decision import decision_record, read_layered
 from planner.profile_pins import ProfilePins, with_pins
 from planner.profile_request import (
     ProfiledProblem,
@@ -50,8 +45,7 @@ from planner.profile_request import (
 from planner.schedule.timeline import Timeline
 from planner.search.layered import LayeredResult, improve_layered, search_layered
 from planner.search.layered_start import choice_seconds
-from planner.strategy.decision import RANK_ORDER, RECOMPUTES, SHARDINGS
-from planner.strategy.layered import LayerChoice, LayeredDecision
+from planner.strategy.layered import LayeredDecision
 from planner.units import format_bytes, format_seconds
 
 # Predicted over measured peaks of the single-stage rows of the profile in tests/data (tests/profiles
@@ -201,88 +195,6 @@ def _alternative(
         prediction=prediction,
         why=f"{share:+.1%}{tied}: pp {decision.pp} with {decision.microbatches} microbatches",
         tied=is_tied,
-    )
-
-
-def decision_record(problem: ProfiledProblem, decision: LayeredDecision) -> DecisionRecord:
-    """The decision as the file states it; plan-wide fields are those of most layers."""
-    most = Counter(decision.choices).most_common(1)[0][0]
-    ranks = problem.profile.gpus // decision.pp
-    batch = problem.workload.global_batch
-    modes = {choice.recompute for choice in decision.choices}
-    stages = []
-    for index, (first, end) in enumerate(decision.stages):
-        stages.append(
-            StageRecord(
-                index=index,
-                rank=index,
-                layers=(first, end - 1),
-                devices=(index * ranks, (index + 1) * ranks - 1),
-                has_embedding=index == 0,
-                has_head=index == decision.pp - 1,
-                layer_strategies=_runs(decision, first, end),
-            )
-        )
-    ends = decision.ends
-    return DecisionRecord.model_validate(
-        dict(
-            degrees=DegreesRecord(dp=most.dp, tp=most.tp, pp=decision.pp, cp=most.sp, ep=1),
-            sequence_parallel=most.tp > 1,
-            sharding=SHARDINGS[most.sharding],
-            recompute=RECOMPUTES[modes.pop()] if len(modes) == 1 else "mixed",
-            schedule="1f1b",
-            virtual_stages=1,
-            microbatch_size=batch // (decision.microbatches * most.dp),
-            microbatches=decision.microbatches,
-            global_batch=batch,
-            stages=stages,
-            rank_order=RANK_ORDER,
-            ends=EndsRecord.model_validate(
-                {"tp": ends.tp, "cp": ends.sp, "dp": ends.dp, "sharding": SHARDINGS[ends.sharding]}
-            ),
-        )
-    )
-
-
-def _runs(decision: LayeredDecision, first: int, end: int) -> list[LayerStrategyRecord]:
-    runs, at = [], first
-    for choice, same in groupby(decision.choices[first:end]):
-        count = len(list(same))
-        runs.append(
-            LayerStrategyRecord.model_validate(
-                dict(
-                    layers=(at, at + count - 1),
-                    tp=choice.tp,
-                    cp=choice.sp,
-                    ep=1,
-                    dp=choice.dp,
-                    sharding=SHARDINGS[choice.sharding],
-                    recompute=RECOMPUTES[choice.recompute],
-                    sequence_parallel=choice.tp > 1,
-                )
-            )
-        )
-        at += count
-    return runs
-
-
-def read_layered(record: DecisionRecord) -> LayeredDecision:
-    """The decision a record states. Raises InputError for a record without the ends' strategy."""
-    if record.ends is None:
-        raise InputError("a plan on a profile states its ends", pointer="/decision/ends")
-    choices = tuple(
-        LayerChoice(run.tp, run.cp, run.dp, SHARDINGS.index(run.sharding), RECOMPUTES.index(run.recompute))
-        for stage in record.stages
-        for run in stage.layer_strategies
-        for _ in range(run.layers[0], run.layers[1] + 1)
-    )
-    ends = record.ends
-    return LayeredDecision(
-        pp=record.degrees.pp,
-        microbatches=record.microbatches,
-        stages=tuple((stage.layers[0], stage.layers[1] + 1) for stage in record.stages),
-        choices=choices,
-        ends=LayerChoice(ends.tp, ends.cp, ends.dp, SHARDINGS.index(ends.sharding)),
     )
 
 

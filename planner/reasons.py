@@ -54,7 +54,7 @@ def plan_reasons(model: CostModel, best: Solution, others: list[Solution], error
             f"pp {d.pp} with {decision.microbatches} microbatches{virtual} idles {format_share(share)} "
             f"of the step"
         )
-    if decision.sharding != SHARDING_NONE:
+    if decision.sharding != SHARDING_NONE and not decision.layer_tp:
         where = " inside each island" if decision.sharding_group == GROUP_ISLAND else ""
         found.append(f"{SHARDINGS[decision.sharding]} sharded over dp {d.dp} x cp {d.cp}{where}")
     if any(decision.layer_units):

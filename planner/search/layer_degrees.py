@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -53,10 +53,11 @@ ONE_F_ONE_B = SCHEDULES.index("1f1b")
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of the space: its rows (a tensor degree and a sharding each) and its table."""
+    """One setting of the space: its rows (a tensor degree and a sharding each), its table, its least step."""
 
     rows: list[CandidateRow]
     table: LayeredSetting
+    bound_seconds: float
 
 
 def has_layer_degrees(model: CostModel, limits: Limits, pins: Pins) -> bool:
@@ -102,14 +103,17 @@ def with_layer_degrees(
             best["best"] = Solution(decision, prediction, prediction.step_seconds)
         return prediction.step_seconds, over
 
-    result = improve_layered(
-        [one.table for one in found],
-        limit,
-        judge,
-        known,
-        worth=WORTH,
-        time_budget_seconds=time_budget_seconds,
-    )
+    try:
+        result = improve_layered(
+            [one.table for one in found],
+            limit,
+            judge,
+            known,
+            worth=WORTH,
+            time_budget_seconds=time_budget_seconds,
+        )
+    except KeyboardInterrupt:
+        return _interrupted(uniform, best.get("best"), found, funnel, top)
     funnel.add(
         "layer-degrees",
         result.solved,
@@ -139,6 +143,24 @@ def with_layer_degrees(
     )
 
 
+def _interrupted(
+    uniform: SearchResult, faster: Solution | None, found: Sequence[Setting], funnel: Funnel, top: int
+) -> SearchResult:
+    """The best so far, bounded by what every setting had before it was searched."""
+    ranked = [uniform.best, *uniform.alternatives]
+    if faster is not None and faster.seconds < uniform.best.seconds:
+        ranked.insert(0, faster)
+    bounds = [one.bound_seconds for one in found]
+    return replace(
+        uniform,
+        best=ranked[0],
+        alternatives=ranked[1:top],
+        lower_bound_seconds=min([uniform.lower_bound_seconds, ranked[0].seconds, *bounds]),
+        status="interrupted",
+        funnel=funnel,
+    )
+
+
 def _holds_uniform(model: CostModel, limits: Limits) -> bool:
     """Whether the per-layer settings hold every uniform plan, so that their bound is that of both spaces."""
     is_plain = limits.schedules == ("1f1b",) and limits.sharding_groups == ("global",)
@@ -156,11 +178,12 @@ def layer_settings(
     found, cut, total = [], 0, 0
     for members in _grouped(c, limits, model.problem.workload.global_batch):
         total += 1
-        if _bound(model, c, members, fastest) >= known_seconds:
+        bound = _bound(model, c, members, fastest)
+        if bound >= known_seconds:
             cut += 1
             continue
         rows = [candidate_row(model.problem, table, model.stack, i, ONE_F_ONE_B, 1) for i in members]
-        found.append(Setting(rows, fill_setting(model, rows, modes)))
+        found.append(Setting(rows, fill_setting(model, rows, modes), bound))
     funnel.add(
         "layer-settings",
         total - cut,

@@ -6,6 +6,7 @@ see. Rank order is fixed: tp varies fastest, then cp, then dp, then pp (Megatron
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 SHARDINGS = ("none", "optimizer", "gradients", "parameters")
@@ -157,9 +158,13 @@ class Decision:
         return RECOMPUTES[modes[0]] if len(modes) == 1 else "mixed"
 
     def label(self) -> str:
-        """One short line for tables: TP4 PP2 DP8 ... with everything that is not its default."""
-        d = self.degrees
-        tensor = "/".join(map(str, sorted({self.tp_of(b) for b in range(len(self.recompute))} or {d.tp})))
+        """One short line for tables: TP4 PP2 DP8 ... with everything that is not its default.
+
+        Of layers with tensor degrees of their own every degree, and the dp and microbatch of most of them.
+        """
+        most = Counter(self.layer_tp).most_common(1)[0][0] if self.layer_tp else self.degrees.tp
+        d = self.degrees_of(most)
+        tensor = "/".join(map(str, sorted(set(self.layer_tp) or {d.tp})))
         parts = [f"TP{tensor}", f"PP{d.pp}", f"DP{d.dp}"]
         if d.cp > 1:
             parts.append(f"CP{d.cp}")
@@ -171,7 +176,7 @@ class Decision:
             parts.append(f"VP{self.virtual_stages}")
         if self.schedule not in ("1f1b", "interleaved"):
             parts.append(self.schedule)
-        parts.append(f"mb{self.microbatch_size}")
+        parts.append(f"mb{self.microbatch_size_of(most)}")
         shard = SHARDINGS[self.sharding]
         if self.sharding != SHARDING_NONE and self.sharding_group == GROUP_ISLAND:
             shard += "/island"
@@ -182,4 +187,6 @@ class Decision:
             parts.append(f"gathers:{GATHER_UNITS[units[0]] if len(units) == 1 else 'mixed'}")
         if self.offload:
             parts.append(f"offload:{OFFLOADS[self.offload]}")
+        if self.layer_tp:
+            parts.append(f"ends:TP{self.degrees.tp}")
         return " ".join(parts)

@@ -207,6 +207,28 @@ def test_pins_of_single_degrees_keep_the_plan_uniform():
     assert not layer_degrees.has_layer_degrees(model, limits_of("megatron"), Pins())
 
 
+def test_interrupted_it_keeps_the_best_so_far(monkeypatch):
+    model = pool()[0]
+    uniform = search(model, LIMITS, Pins())
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layer_degrees, "improve_layered", interrupt)
+    found = with_layer_degrees(model, LIMITS, Pins(), uniform)
+    assert found.status == "interrupted"
+    assert found.best == uniform.best
+    assert 0.0 < found.lower_bound_seconds < uniform.best.seconds
+
+
+def test_a_label_names_every_degree_and_that_of_the_ends():
+    base = search(pool()[0], LIMITS, Pins(tp=2, pp=1)).best.decision
+    layers = len(base.recompute)
+    mixed = replace(base, layer_tp=(1,) * (layers - 2) + (4,) * 2)
+    assert mixed.label().startswith("TP1/4 PP1 DP8")
+    assert mixed.label().endswith("ends:TP2")
+
+
 def test_a_change_of_layout_is_what_galvatron_gathers():
     """1 to 4: the new group; 2 to 4: the old group, then the pairs two apart; 4 to 2: the old group."""
     model = pool()[0]
