@@ -2,8 +2,8 @@
 
     python tests/benchmarks/run_growth.py [runs] [README.md]
 
-One axis at a time, the others fixed; the exponent is the slope of log(seconds) over log(size), least squares,
-the start-up of the process (a plan for one GPU) taken off. Prints a Markdown table, and writes it between the
+One axis at a time, the others fixed; the exponent is the slope of log(seconds) over log(size) between the two
+largest sizes, start-up included. Prints a Markdown table, and writes it between the
 growth marks of the file given. Nothing is asserted.
 """
 
@@ -35,7 +35,7 @@ def bases(arguments: tuple[str, ...]) -> float:
     return float(next(s["candidates"] for s in found["search"]["funnel"] if s["step"] == "microbatch"))
 
 
-def lines(axis: str, cases: Cases, runs: int, start: float) -> list[str]:
+def lines(axis: str, cases: Cases, runs: int) -> list[str]:
     """A table row a case: median CPU seconds and peak MiB; the exponent on the first one."""
     measured = []
     for name, (size, arguments) in cases.items():
@@ -44,12 +44,10 @@ def lines(axis: str, cases: Cases, runs: int, start: float) -> list[str]:
         seconds = statistics.median(cpu for cpu, _ in found)
         measured.append((name, size, seconds, max(mib for _, mib in found)))
         print(name, round(seconds, 2), file=sys.stderr, flush=True)
-    points = [(math.log(size), math.log(max(1e-2, seconds - start))) for _, size, seconds, _ in measured]
     slope = ""
-    if len(points) > 1:
-        mean_x, mean_y = (statistics.mean(values) for values in zip(*points, strict=True))
-        spread = sum((x - mean_x) ** 2 for x, _ in points)
-        slope = f"{sum((x - mean_x) * (y - mean_y) for x, y in points) / spread:.2f}"
+    if len(measured) > 1:
+        (_, size, seconds, _), (_, most, longest, _) = sorted(measured, key=lambda row: row[1])[-2:]
+        slope = f"{math.log(longest / seconds) / math.log(most / size):.2f}"
     rows = []
     for name, _, seconds, mib in measured:
         rows.append(f"| {axis} | {name} | {seconds:.2f} | {mib:.0f} | {slope} |")
@@ -59,19 +57,18 @@ def lines(axis: str, cases: Cases, runs: int, start: float) -> list[str]:
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    start = min(measure((*COMMON, "--model", "gpt2", "--gpus", "1"))[0] for _ in range(3))
     rows = ["| axis | case | CPU s | peak MiB | exponent |", "|---|---|---:|---:|---:|"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small = {
             f"8B model, {n} GPUs": (n, (*COMMON, "--model", "llama-3.1-8b", "--gpus", str(n))) for n in GPUS
         }
-        rows += lines("GPUs", small, runs, start)
+        rows += lines("GPUs", small, runs)
         depth = {
             f"{n} equal layers, 64 GPUs": (n, (*COMMON, "--model", write(deep(n), folder), "--gpus", "64"))
             for n in LAYERS
         }
-        rows += lines("layers", depth, runs, start)
+        rows += lines("layers", depth, runs)
         unlike = {
             f"{n} layers, no two alike, 64 GPUs": (
                 n,
@@ -79,21 +76,21 @@ def main() -> None:
             )
             for n in UNLIKE
         }
-        rows += lines("layer kinds", unlike, runs, start)
+        rows += lines("layer kinds", unlike, runs)
         wide: Cases = {}
         for batch in BATCHES:
             question = (*COMMON, "--model", "llama-3.1-70b", "--gpus", "64", "--seq-len", "4096")
             arguments = (*question, "--global-batch", str(batch))
             count = bases(arguments)
             wide[f"70B model, 64 GPUs, batch {batch}: {count:,.0f} bases"] = (count, arguments)
-        rows += lines("strategies", wide, runs, start)
+        rows += lines("strategies", wide, runs)
         large: Cases = {
             "2.0e12 parameters, 256 experts, 65536 GPUs": (
                 1.0,
                 (*COMMON, "--model", write(mixture_2t(), folder), "--gpus", "65536"),
             )
         }
-        rows += lines("large", large, runs, start)
+        rows += lines("large", large, runs)
     print("\n".join(rows))
     if len(sys.argv) > 2:
         fill(Path(sys.argv[2]), "growth", rows)
