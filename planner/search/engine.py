@@ -21,7 +21,7 @@ from planner.search.candidate import CandidateSolver, Solved
 from planner.search.nearest_miss import nearest_miss
 from planner.search.policy import SPLIT_RECOMPUTES, offered_modes, recompute_policies, split_policies
 from planner.search.polish import polish
-from planner.search.refinement import is_memory_bound, refine, strategies_of
+from planner.search.refinement import WORTH, is_memory_bound, paid_share, refine, strategies_of
 from planner.search.reporter import Reporter
 from planner.search.rescue import rescue
 from planner.search.space import Opened, Space
@@ -176,6 +176,10 @@ def refined(
     is_free &= not best.decision.layer_tp
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
+    share = paid_share(best.decision, best.prediction)
+    if share < WORTH:
+        words = f"nothing to gain: recomputation and gathers are {share:.2%} of the step"
+        return ranked, {"name": "none", "status": words}
     reporter.refining(best.decision.label())
     refinement = refine(model, best.decision, best.seconds, strategies, offered_modes(limits))
     if refinement.decision is None or refinement.prediction is None:

@@ -39,6 +39,7 @@ states no bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +61,7 @@ from planner.strategy.decision import (
 )
 from planner.units import GIB, MILLI
 
-TIME_LIMIT_SECONDS = 5.0
+TIME_LIMIT_SECONDS = 2.0
 RELATIVE_GAP = 1e-4
 # CBC's own on constraints is 1e-7, and its answers are read with ten digits.
 TOLERANCE = 1e-6
@@ -261,8 +262,11 @@ class LayerProgram:
             for name, one, two in zip(("reduce", "gather", "optimizer"), *found, strict=True)
         }
 
-    def solve(self) -> dict[str, object]:
-        """Run the bundled CBC; the status is data, never an exception."""
+    def solve(self, to_beat_seconds: float = math.inf) -> dict[str, object]:
+        """Run the bundled CBC; the status is data, never an exception.
+
+        Only relaxed where even that does not come below ``to_beat_seconds``.
+        """
         pulp = self.pulp
         report: dict[str, object] = {
             "name": "CBC through PuLP",
@@ -272,6 +276,9 @@ class LayerProgram:
         }
         try:
             relaxed = self._relaxed_milliseconds()
+            if relaxed is not None and self._floor_seconds(relaxed) >= to_beat_seconds:
+                bound = self._floor_seconds(relaxed)
+                return {**report, "status": "no better by its relaxation", "bound_seconds": bound}
             self.problem.solve(self._command())
         except pulp.PulpSolverError as error:
             return {**report, "status": "failed", "message": str(error)[:300]}
@@ -289,10 +296,16 @@ class LayerProgram:
             bounds.append(value * (1.0 - RELATIVE_GAP))
         known = [bound for bound in bounds if bound is not None]
         if known and not self.model.stack.makes_buffers_when_needed:
-            fixed = tied_embedding_seconds(self.model, self.stages.row)
-            fixed += self.model.constants.step_overhead_seconds
-            report["bound_seconds"] = max(known) * (1.0 - TOLERANCE) * MILLI + fixed
+            report["bound_seconds"] = self._floor_seconds(max(known))
         return report
+
+    def _floor_seconds(self, milliseconds: float) -> float:
+        """The step of ``milliseconds`` of objective, less the solver's tolerance; 0 where it bounds none."""
+        if self.model.stack.makes_buffers_when_needed:
+            return 0.0
+        fixed = tied_embedding_seconds(self.model, self.stages.row)
+        fixed += self.model.constants.step_overhead_seconds
+        return milliseconds * (1.0 - TOLERANCE) * MILLI + fixed
 
     def _command(self, *, is_relaxed: bool = False) -> Any:
         return self.pulp.PULP_CBC_CMD(

@@ -25,6 +25,8 @@ from planner.strategy.limits import Limits
 
 # Few launchers run a plan whose layers differ: it has to be worth that.
 MIN_GAIN = 1e-3
+# Share of the step paid for memory from which another choice per layer is looked for.
+WORTH = 2e-3
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,17 @@ class Refinement:
 def is_memory_bound(decision: Decision) -> bool:
     """Whether the plan pays for memory: it recomputes, or gathers sharded parameters."""
     return any(decision.recompute) or decision.sharding == SHARDING_PARAMETERS
+
+
+def paid_share(decision: Decision, prediction: Prediction) -> float:
+    """The share of the step that the plan pays for memory: recomputation; gathers where it shards weights.
+
+    What another choice per layer could save of it at most, but for what it moves off the slowest rank.
+    """
+    paid = prediction.breakdown_seconds["recompute"]
+    if decision.sharding == SHARDING_PARAMETERS:
+        paid += prediction.breakdown_seconds["dp"]
+    return paid / prediction.step_seconds
 
 
 def strategies_of(model: CostModel, decision: Decision, limits: Limits) -> list[tuple[int, int]]:
@@ -76,7 +89,7 @@ def refine(
     program = LayerProgram(
         pulp, model, decision, strategy_rows(model, decision, strategies), strategies, offered
     )
-    solver = program.solve()
+    solver = program.solve(current_seconds * (1.0 - MIN_GAIN))
     if solver["status"] != "optimal" and solver["status"] != "feasible":
         return Refinement(None, None, solver)
     refined = program.decision()
