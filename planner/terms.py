@@ -121,7 +121,13 @@ HOST_OPTIMIZER = Term(
         Formula("streaming norm and copies", f"{_STAGE}tail"),
         Formula("link and Adam on the host", "planner.cost.offload.host_update_seconds", "Ren 2101.06840"),
     ),
-    ("bandwidth_efficiency", "optimizer_bytes_factor", "host_adam_efficiency", "link_efficiency"),
+    (
+        "bandwidth_efficiency",
+        "optimizer_bytes_factor",
+        "host_adam_efficiency",
+        "link_efficiency",
+        "site_network",
+    ),
     ("memory bandwidth", "host"),
 )
 BYTES: tuple[Term, ...] = (

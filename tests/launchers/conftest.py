@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 # name: model, cluster profile, GPUs, sequence length, global batch, pins, other workload fields
 CASES: dict[str, tuple[str, str, int, int, int, dict[str, Any], dict[str, Any]]] = {
     "llama-2-7b": ("llama-2-7b", "dgx-a100", 8, 4096, 64, {}, {}),
-    "llama-3-8b-cp": ("llama-3-8b", "dgx-h100", 16, 8192, 64, {"cp": 2}, {}),
+    "llama-3-8b-cp": ("llama-3-8b", "dgx-h100", 16, 8192, 64, {"cp": 2, "sharding": "optimizer"}, {}),
     "llama-3-8b-fp8": (
         "llama-3-8b",
         "dgx-h100",
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str, str, int, int, int, dict[str, Any], dict[str, Any]]]
     ),
     "qwen2.5-72b-b200": ("qwen2.5-72b", "dgx-b200", 64, 8192, 64, {"tp": 4, "pp": 2}, {}),
     "mixtral-8x7b": ("mixtral-8x7b", "dgx-h100", 16, 4096, 64, {}, {}),
-    "qwen3-30b-a3b": ("qwen3-30b-a3b", "dgx-h100", 16, 4096, 64, {}, {}),
+    "qwen3-30b-a3b": ("qwen3-30b-a3b", "dgx-h100", 16, 4096, 64, {"pp": 4, "schedule": "1f1b"}, {}),
     "deepseek-v2": (
         "deepseek-v2",
         "dgx-h100",
@@ -75,7 +75,7 @@ CASES: dict[str, tuple[str, str, int, int, int, dict[str, Any], dict[str, Any]]]
         {},
     ),
     "deepseek-v3": ("deepseek-v3", "dgx-h100", 256, 4096, 1024, {}, {}),
-    "gpt-oss-120b": ("gpt-oss-120b", "dgx-h100", 64, 4096, 64, {"cp": 1, "tp": 2}, {}),
+    "gpt-oss-120b": ("gpt-oss-120b", "dgx-h100", 64, 4096, 64, {"cp": 1, "tp": 2, "pp": 4}, {}),
     "mistral-7b": ("mistral-7b", "dgx-h100", 8, 8192, 64, {"cp": 1, "pp": 4}, {}),
 }
 

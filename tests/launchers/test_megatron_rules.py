@@ -194,6 +194,11 @@ def test_island_sharding_of_experts_needs_equal_instances(
     plans: Callable[[str], Plan], changed: Changed
 ) -> None:
     plan = on_islands(plans("gpt-oss-120b"), changed)
+    places: dict[str, Any] = {"decision__degrees__ep": 8}
+    for index, stage in enumerate(plan.decision.stages):
+        for at in range(len(stage.layer_strategies)):
+            places[f"decision__stages__{index}__layer_strategies__{at}__ep"] = 8
+    plan = changed(plan, **places)
     assert MEGATRON.reasons(plan) == []
     plan = changed(plan, decision__degrees__dp=32, decision__degrees__pp=1, decision__degrees__ep=16)
     found = {reason.rule: reason for reason in MEGATRON.reasons(plan)}

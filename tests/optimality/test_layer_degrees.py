@@ -267,7 +267,7 @@ def test_layers_of_another_degree_pay_for_the_change_and_keep_their_own_groups()
 
 def test_a_plan_with_layer_degrees_from_the_public_function():
     plan = make_plan(
-        Request(model="llama-2-7b", gpu="a100-40g-sxm", gpus=8, seq_len=4096, global_batch=64),
+        Request(model="llama-3.1-8b", gpu="a100-40g-sxm", gpus=8, seq_len=4096, global_batch=64),
         target="galvatron",
         suggest=False,
     )

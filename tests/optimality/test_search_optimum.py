@@ -178,6 +178,7 @@ def test_search_never_prices_its_plan_differently_from_the_exhaustive_planner(ca
         p
         for p in priced
         if p.decision.chunks == best.decision.chunks
+        and p.decision.sequence_parallel == best.decision.sequence_parallel
         and (p.decision.label(), p.decision.recompute) == (best.decision.label(), best.decision.recompute)
     ]
     assert [p.seconds for p in same] == [best.seconds]
