@@ -14,7 +14,7 @@ from planner.errors import InfeasibleError
 from planner.idle import MANY_NODES, make_plan_allowing_idle, sensible_counts
 from planner.request import Request
 
-SETTINGS = settings(deadline=None, max_examples=12, derandomize=True)
+SETTINGS = settings(deadline=None, max_examples=8, derandomize=True)
 ROUNDING = 1 + 1e-9
 
 

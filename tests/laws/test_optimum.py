@@ -14,7 +14,7 @@ from planner.search.least_memory import least_memory
 from planner.search.tree import Pins
 from planner.strategy.limits import ANY
 
-SETTINGS = settings(deadline=None, max_examples=6, derandomize=True)
+SETTINGS = settings(deadline=None, max_examples=4, derandomize=True)
 ROUNDING = 1 + 1e-9
 # The certificate is that of plans with one sharding for all layers.
 UNIFORM = replace(ANY, has_layer_sharding=False)

@@ -52,7 +52,7 @@ def best_under(build, model, limit, limits=ANY):
     return result.best.seconds, result.lower_bound_seconds
 
 
-@settings(SETTINGS, max_examples=25)
+@settings(SETTINGS, max_examples=10)
 @given(data=st.data())
 def test_more_memory_never_makes_the_plan_slower(data, build):
     model = data.draw(problems(build))
@@ -73,7 +73,7 @@ def test_more_memory_never_makes_a_plan_with_dear_sends_slower(build):
     assert seconds == sorted(seconds, reverse=True)
 
 
-@settings(SETTINGS, max_examples=25)
+@settings(SETTINGS, max_examples=15)
 @given(data=st.data())
 def test_a_lower_bound_stays_below_what_any_smaller_limit_achieves(data, build):
     model = data.draw(problems(build))

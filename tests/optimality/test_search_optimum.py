@@ -17,7 +17,7 @@ UNIFORM = replace(ANY, has_layer_sharding=False, gather_units=("block",))
 EXACT = 1e-9
 MEASURED_REGRET = 0.04
 """Where the search reports a gap, its plan is this close to the optimum on the cases of this file."""
-MOST_LIMITS = 12
+MOST_LIMITS = 8
 
 
 def dense(build):
