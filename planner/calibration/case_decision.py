@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from planner.calibration.case import Case, Unsupported
+from planner.cost.stack import STACKS
 from planner.cost.step import CostModel, Prediction, decision_candidates, price
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Problem
@@ -133,6 +134,12 @@ def _virtual_stages(case: Case, problem: Problem, pp: int) -> int:
     return case.count("vp", 1)
 
 
+def _family(case: Case) -> str:
+    """The stack whose habits a row's stack has: its own name, or that of the one it is a setting of."""
+    name = case.text("stack")
+    return STACKS[name].fitted_as if name in STACKS else name
+
+
 def _sharding(case: Case, data_ranks: int) -> str:
     stated = case.text("zero_stage").lower()
     if stated and stated not in ZERO_STAGES:
@@ -141,7 +148,7 @@ def _sharding(case: Case, data_ranks: int) -> str:
         return "none"
     if stated:
         return ZERO_STAGES[stated]
-    sharding = STACK_SHARDING.get(case.text("stack"), "optimizer")
+    sharding = STACK_SHARDING.get(_family(case), "optimizer")
     case.assume(f"sharding not printed: {sharding}, as {case.text('stack') or 'the stack'} does by default")
     return sharding
 
@@ -150,7 +157,7 @@ def _has_sequence_parallel(case: Case) -> bool:
     stated = case.text("sp")
     if stated:
         return stated not in ("0", "false", "False")
-    is_on = case.text("stack") in ("megatron", "torchtitan")
+    is_on = _family(case) in ("megatron", "torchtitan")
     case.assume(f"sequence parallelism not printed: {'on' if is_on else 'off'}")
     return is_on
 

@@ -6,8 +6,8 @@ each prediction its error bars by how close the case is to calibrated ground (a 
 generation and stack; one of the two; neither); ``links`` holds links measured with nccl-tests.
 
 A site is one installation: the machines of one source of rows, of one GPU generation, with their software.
-Its constants multiply those of generation and stack, which are thereby the average over installations: what
-a machine without measured runs is priced with.
+Its constants multiply those of generation and stack. A machine without measured runs is priced with the
+median over the fitted installations.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ from planner.cost.constants import Constants, default_constants
 from planner.errors import InputError
 
 SCOPES = ("generation", "stack", "site")
+
+
+def site_key(source: str, generation: str) -> str:
+    """The installation of a row: its source's machines of one GPU generation."""
+    return f"{source} {generation}"
+
+
+def site_generation(site: str) -> str:
+    """The GPU generation of a ``site_key``."""
+    return site.rsplit(" ", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -119,11 +129,18 @@ class Fitted:
         return replace(base, **changes, basis=self.basis(device.generation, stack, site)) if changes else base
 
     def _site_values(self, site: str) -> dict[str, float]:
-        sites = self.values["site"]
-        if site in sites or site in self.rows["site"]:
-            return sites.get(site, {})
-        names = sorted({name for values in sites.values() for name in values})
-        return {name: median(values[name] for values in sites.values() if name in values) for name in names}
+        if self._is_known(site):
+            return dict(self.values["site"].get(site, {}))
+        return {name: median(values) for name, values in self._over_sites().items()}
+
+    def _is_known(self, site: str) -> bool:
+        return site in self.values["site"] or site in self.rows["site"]
+
+    def _over_sites(self) -> dict[str, list[float]]:
+        """Every installation's value of each constant of installations."""
+        sites = self.values["site"].values()
+        names = sorted({name for values in sites for name in values})
+        return {name: [values[name] for values in sites if name in values] for name in names}
 
     def basis(self, generation: str, stack: str, site: str = "") -> str:
         """What the constants of a device, stack and site rest on, in words."""
@@ -134,6 +151,8 @@ class Fitted:
             parts.append(f"{stack}: fitted on {self.rows['stack'].get(stack, 0)} rows")
         if site in self.values["site"]:
             parts.append(f"installation {site}: fitted on {self.rows['site'].get(site, 0)} rows")
+        elif self.values["site"] and not self._is_known(site):
+            parts.append(f"installation: median of {len(self.values['site'])}")
         if self.links:
             parts.append(f"{', '.join(self.links)}: measured with nccl-tests")
         return "; ".join(parts) or "prior"
@@ -145,6 +164,9 @@ class Fitted:
             evidence = self.evidence.get(scope, {}).get(key, {})
             for name in self.values[scope].get(key, {}):
                 found[name] = self._fitted_words(key, evidence.get(name), self.rows[scope].get(key, 0))
+        if not self._is_known(site):
+            for name, values in self._over_sites().items():
+                found[name] = f"median of {len(values)} installations fitted to {self._table_words()}"
         for name, link in self.links.items():
             found[f"link_efficiency.{name}"] = link.words()
             if link.in_network_efficiency:
@@ -152,8 +174,7 @@ class Fitted:
         return found
 
     def _fitted_words(self, key: str, evidence: Evidence | None, rows: int) -> str:
-        table, date = self.provenance.get("table"), self.provenance.get("date")
-        origin = f"{table}, {date}" if table and date else "table not named"
+        origin = self._table_words()
         if evidence is None:
             return f"fitted for {key} on {rows} rows ({origin})"
         bound = f", at its {evidence.bound} bound" if evidence.bound else ""
@@ -161,6 +182,10 @@ class Fitted:
             f"fitted for {key} on {evidence.rows} rows of {', '.join(evidence.sources)} "
             f"({origin}), standard error {evidence.standard_error:.2g}{bound}"
         )
+
+    def _table_words(self) -> str:
+        table, date = self.provenance.get("table"), self.provenance.get("date")
+        return f"{table}, {date}" if table and date else "table not named"
 
     def with_links(self, profile: ClusterProfile) -> ClusterProfile:
         """A machine with the latency of its measured tiers in place of the profile's."""
@@ -177,7 +202,7 @@ class Fitted:
 
     def only_site(self, generation: str) -> str:
         """The one installation of a generation this file is about, "" where it holds none or several."""
-        sites = [site for site in self.values["site"] if site.split()[-1] == generation]
+        sites = [site for site in self.values["site"] if site_generation(site) == generation]
         return sites[0] if len(sites) == 1 else ""
 
     def closeness(self, generation: str, stack: str, site: str = "") -> str:

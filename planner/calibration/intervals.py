@@ -1,10 +1,10 @@
 """Error bars from residuals: what share of runs lands how far from a prediction, by closeness.
 
-Residuals are log(predicted / measured). "site" uses all fitted constants; "same" takes away those of the
-installations, as for a machine nobody measured; "part" those of the stack or of the GPU generation too;
-"datasheet" takes away all, leaving the priors. The 10 % and
-90 % quantiles of the rows the constants were fitted on give the 80 % interval; the rows judged say how
-often it holds. Pairs of rows of equal model, machine and batch give the noise between plans of one search.
+Residuals are log(predicted / measured). "site" uses all fitted constants; "same" the median installation's,
+as for a machine nobody measured; "part" takes away those of the stack or of the GPU generation too;
+"datasheet" takes away both. The 10 % and 90 % quantiles of the rows the constants were fitted on give the 80 %
+interval; the rows judged say how often it holds. Pairs of rows of equal model, machine and batch give the
+noise between plans of one search.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from planner.calibration.ranking import compared_plans
 from planner.calibration.rows import LIGHT
 from planner.calibration.validation import RowResult, validate_cases
 from planner.cluster.spec import DeviceSpec
-from planner.cost.constants import Constants, default_constants
+from planner.cost.constants import Constants
 
 LOW_QUANTILE, HIGH_QUANTILE = 0.10, 0.90
 TIE_QUANTILE = 0.80
@@ -31,13 +31,14 @@ ConstantsFor = Callable[[DeviceSpec, str, str], Constants]
 def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
     """Fill the error bars of ``fitted`` from the residuals of ``cases``, the doubtful sources left out."""
     chosen = [case for case in cases if case.source not in LIGHT]
-    without_stack = Fitted({"generation": fitted.values["generation"], "stack": {}, "site": {}}, fitted.rows)
-    without_gpu = Fitted({"generation": {}, "stack": fitted.values["stack"], "site": {}}, fitted.rows)
+    without_stack = Fitted({**fitted.values, "stack": {}}, fitted.rows)
+    without_gpu = Fitted({**fitted.values, "generation": {}}, fitted.rows)
+    without_both = Fitted({**fitted.values, "generation": {}, "stack": {}}, fitted.rows)
     ways: dict[str, list[ConstantsFor]] = {
         "site": [fitted.constants_for],
-        "same": [lambda device, stack, site: fitted.constants_for(device, stack)],
-        "part": [without_stack.constants_for, without_gpu.constants_for],
-        "datasheet": [lambda device, stack, site: default_constants(device)],
+        "same": [_unknown_site(fitted)],
+        "part": [_unknown_site(without_stack), _unknown_site(without_gpu)],
+        "datasheet": [_unknown_site(without_both)],
     }
     fitted.intervals, fitted.ranking = {"time": {}, "memory": {}}, {}
     for name, constants in ways.items():
@@ -51,6 +52,11 @@ def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
         noise = ranking_noise(results)
         if noise is not None:
             fitted.ranking[name] = noise
+
+
+def _unknown_site(fitted: Fitted) -> ConstantsFor:
+    """Constants as a machine nobody measured gets them."""
+    return lambda device, stack, site: fitted.constants_for(device, stack)
 
 
 def complete_intervals(fitted: Fitted, other: Fitted) -> list[str]:

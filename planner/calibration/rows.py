@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_decision import price_case
-from planner.calibration.validation import case_cost_model, is_doubtful, site_key
+from planner.calibration.fitted import site_key
+from planner.calibration.validation import case_cost_model, is_doubtful
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants
 from planner.cost.step import CostModel, price
@@ -37,7 +38,7 @@ class Sample:
     def key(self, scope: str) -> str:
         """The generation, stack or site of the row, whose constants price it."""
         if scope == "site":
-            return site_key(self.case.source, self.device)
+            return site_key(self.case.source, self.device.generation)
         return self.device.generation if scope == "generation" else self.stack
 
     def log_error(self, constants: Constants) -> float:

@@ -14,6 +14,7 @@ from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_cluster import case_cluster
 from planner.calibration.case_decision import price_case
 from planner.calibration.case_model import case_model
+from planner.calibration.fitted import site_key
 from planner.calibration.ranking import ranking_by_group
 from planner.cluster.spec import DeviceSpec
 from planner.cluster.topology import Cluster
@@ -36,7 +37,7 @@ RESERVED_TOO = re.compile(r"\(reserved (\d+(?:\.\d+)?) GiB\)")
 UNFUSED_STACKS = ("megatron-deepspeed", "mist")
 UNFUSED_GENERATIONS = ("volta", "turing")
 EAGER = re.compile(r"\beager\b")
-NEMO = re.compile(r"nemo|megatron-bridge|dgxc-benchmarking", re.IGNORECASE)
+NEMO = re.compile(r"\bnemo\b|megatron-bridge|dgxc-benchmarking", re.IGNORECASE)
 STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
 
 ConstantsFor = Callable[[DeviceSpec, str, str], Constants]
@@ -102,6 +103,7 @@ class RowResult:
             "memory_kind": memory_kind(self.case) if self.status == "ok" else None,
             "message": self.message,
             "assumed": self.notes,
+            "is_scored": self.status == "ok" and not is_doubtful(self.case),
         }
 
 
@@ -187,7 +189,7 @@ def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
         device=model.problem.cluster.device.name,
         generation=model.problem.cluster.device.generation,
         stack=model.stack.fitted_as,
-        site=site_key(case.source, model.problem.cluster.device),
+        site=site_key(case.source, model.problem.cluster.device.generation),
         notes=list(dict.fromkeys(case.notes)),
         peaks_gib=peaks,
     )
@@ -228,13 +230,8 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
     problem = Problem(case_model(case, sequence), cluster, workload, cluster.device.memory_bytes)
     stack = case_stack(case)
     fitted = STACKS[stack].fitted_as if stack in STACKS else stack
-    site = site_key(case.source, cluster.device)
+    site = site_key(case.source, cluster.device.generation)
     return CostModel.of(problem, constants_for(cluster.device, fitted, site), stack)
-
-
-def site_key(source: str, device: DeviceSpec) -> str:
-    """The installation of a row: its source's machines of one GPU generation."""
-    return f"{source} {device.generation}"
 
 
 def case_stack(case: Case) -> str:

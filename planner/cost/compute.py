@@ -112,23 +112,21 @@ class Device:
         c = self.constants
         is_fp8 = self.is_fp8 and not is_half
         rate = self.product_flop_per_s * (self.half_flop_per_s / self.matmul_flop_per_s if is_half else 1.0)
-        peak = self.half_flop_per_s if is_half else self.matmul_flop_per_s
         tiles = ceil_div(m, TILE) * ceil_div(n, TILE) * batch
         waves = np.ceil(tiles / self.multiprocessors)
         used = (m * n * batch) / (waves * self.multiprocessors * TILE * TILE)
         # A partly filled wave still overlaps with its neighbours' tails: count the square root of the loss.
         quantised = flop * (1.0 + c.matmul_depth / k) / np.sqrt(np.maximum(used, 1e-3))
-        saturation = peak * c.matmul_overhead_seconds
         misaligned = (batch == 1.0) & ((n % ALIGNED > 0) | (k % ALIGNED > 0))
-        compute = (quantised * np.where(misaligned, c.misaligned_slowdown, 1.0) + saturation) / rate
+        compute = quantised * np.where(misaligned, c.misaligned_slowdown, 1.0) / rate + self.start_seconds()
         width = FP8_BYTES if is_fp8 else ELEMENT_BYTES
         memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * ELEMENT_BYTES)
         cast = self.stream_seconds(m * k * batch * CAST_BYTES) if is_fp8 and casts else 0.0
         return np.maximum(compute, memory) + cast
 
     def start_seconds(self) -> float:
-        """What one product costs beside its FLOP: its start and its last, partly filled wave."""
-        return self.constants.matmul_overhead_seconds / self.constants.matmul_efficiency
+        """What one product costs beside its FLOP: the FLOP at which half of the peak's share is reached."""
+        return self.matmul_flop_per_s * self.constants.matmul_overhead_seconds / self.product_flop_per_s
 
     def weight_gradient_seconds(self, m: Number, n: Number, tokens: Number) -> Number:
         """A weight gradient: its factors were cast by the products before it."""

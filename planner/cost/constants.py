@@ -26,7 +26,9 @@ MATMUL_EFFICIENCY: dict[str, float] = {
     "cdna4": 0.55,
 }
 # Flash attention forward and backward, share of the dense peak at head dimension 128: FlashAttention-2
-# (arXiv 2307.08691, figures 4 to 6) on A100; FlashAttention-3 (arXiv 2407.08608) on H100; cuDNN 9 on B200.
+# (arXiv 2307.08691, figures 4 to 6) on A100; FlashAttention-3 (arXiv 2407.08608) on H100. Blackwell
+# forward between FlashAttention-4's 0.71 (1,605 of 2,250 TFLOP/s on B200) and cuDNN 9.13's, up to 1.3 times
+# less; its backward is assumed.
 FLASH_EFFICIENCY: dict[str, tuple[float, float]] = {
     "volta": (0.35, 0.25),
     "turing": (0.35, 0.25),
@@ -82,7 +84,9 @@ class Constants:
         6e-6, "time constant of matmul saturation: half of emax at peak x this FLOP", "F0 = peak x launch"
     )
     matmul_depth: float = _constant(
-        64.0, "inner length of a product that costs as much as starting and storing a tile", "CUTLASS tiles"
+        64.0,
+        "inner length of a product that costs as much as starting and storing a tile",
+        "guessed: a tile's depth or two",
     )
     bandwidth_efficiency: float = _constant(
         0.80, "share of HBM bandwidth of streaming kernels", "STREAM-like kernels on HBM"
@@ -94,7 +98,7 @@ class Constants:
         1.0, "all kernels of a stack over the architecture's own", "clocks, power caps, kernel choice"
     )
     misaligned_slowdown: float = _constant(
-        1.15, "products with a dimension that is no multiple of 32", "NVIDIA's matrix multiplication guide"
+        1.15, "products with a dimension that is no multiple of 32", "guessed; 1.16 fitted on A100"
     )
     attention_slowdown: float = _constant(
         1.0, "a stack's fused attention over the architecture's own", "FlashAttention-2 and 3, cuDNN"

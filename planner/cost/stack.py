@@ -139,23 +139,36 @@ TORCHTITAN = Stack(
     pipeline_logit_bytes=2.0,
 )
 
+MEGATRON = Stack("megatron", accumulation_bytes=8.0, scatters_sends=True)
+
+# Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
+MEGATRON_DEEPSPEED = Stack(
+    "megatron-deepspeed",
+    scatters_sends=True,
+    reduces_whole_gradients=True,
+    gradient_bytes=4.0,
+    gradient_reduce_bytes=2.0,
+    accumulation_bytes=10.0,
+    hides_gradient_reduction=False,
+    hides_parameter_gather=False,
+)
+
 STACKS: dict[str, Stack] = {
-    "megatron": Stack("megatron", accumulation_bytes=8.0, scatters_sends=True),
+    "megatron": MEGATRON,
     # Megatron-LM with every overlap of communication switched off.
-    "megatron-serial": Stack(
-        "megatron-serial",
-        scatters_sends=True,
+    "megatron-serial": replace(
+        MEGATRON,
+        name="megatron-serial",
         hides_gradient_reduction=False,
         hides_parameter_gather=False,
         hides_tensor_collectives=False,
-        accumulation_bytes=8.0,
         family="megatron",
     ),
     # Megatron-Core under NVIDIA's NeMo and Megatron-Bridge performance recipes: gradients reduced and kept in
     # bf16 (grad_reduce_in_fp32=False); under fp8 the kept weights are the fp8 ones and their transposes.
-    "nemo": Stack(
-        "nemo",
-        scatters_sends=True,
+    "nemo": replace(
+        MEGATRON,
+        name="nemo",
         gradient_bytes=2.0,
         gradient_reduce_bytes=2.0,
         fp8_weight_bytes=0.0,
@@ -165,36 +178,16 @@ STACKS: dict[str, Stack] = {
     ),
     # Megatron-LM as MegaScale changed it (Jiang et al., arXiv 2402.15627): tp's collectives run in pieces
     # beside the products.
-    "megascale": Stack(
-        "megascale",
-        accumulation_bytes=8.0,
-        scatters_sends=True,
-        hides_forward_collectives=True,
-        family="megatron",
-    ),
-    # Hugging Face's eager attention in DeepSpeed's pipeline: mask, clamp, softmax in fp32 and the cast back
-    # are kernels of their own (24 bytes a score forward, 40 backward).
-    "deepspeed-eager": Stack(
-        "deepspeed-eager",
-        scatters_sends=True,
-        reduces_whole_gradients=True,
-        gradient_reduce_bytes=2.0,
-        accumulation_bytes=10.0,
-        hides_gradient_reduction=False,
-        hides_parameter_gather=False,
+    "megascale": replace(MEGATRON, name="megascale", hides_forward_collectives=True, family="megatron"),
+    "megatron-deepspeed": MEGATRON_DEEPSPEED,
+    # Hugging Face's eager attention in DeepSpeed's pipeline, kernel by kernel. Bytes a score forward: product
+    # 2, mask 4, clamp 4, softmax to fp32 6, cast back 6, product 2; backward: product 2, cast 6, softmax 10,
+    # clamp with its masks 14, three products 6, and 2 of rounding.
+    "deepspeed-eager": replace(
+        MEGATRON_DEEPSPEED,
+        name="deepspeed-eager",
         score_forward_bytes=24.0,
         score_backward_bytes=40.0,
-    ),
-    # Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
-    "megatron-deepspeed": Stack(
-        "megatron-deepspeed",
-        scatters_sends=True,
-        reduces_whole_gradients=True,
-        gradient_bytes=4.0,
-        gradient_reduce_bytes=2.0,
-        accumulation_bytes=10.0,
-        hides_gradient_reduction=False,
-        hides_parameter_gather=False,
     ),
     # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
     "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),

@@ -33,10 +33,11 @@ def tensor_parallel_part(
     split by rows, so its output is summed (an embedding only leaves, a head only enters). Under a split
     sequence forward gathers and reduce-scatters; backward gathers the output gradient (exposed), gathers
     the input again under the input-gradient product (``hide_gather`` seconds) unless the stack kept it, and
-    reduce-scatters under the weight-gradient product (``hide_scatter``); a stack that overlaps nothing hides
-    neither. Otherwise one all-reduce forward where it leaves, one backward where it enters, hidden under the
-    weight-gradient product. is_last: the block's last sub-layer, whose sum full recompute with an early stop
-    does not repeat.
+    reduce-scatters under the weight-gradient product (``hide_scatter``). Otherwise one all-reduce forward
+    where it leaves, one backward where it enters, hidden under the weight-gradient product. A stack that
+    overlaps nothing hides none of it; one that cuts collectives and products in pieces hides the gathers and
+    scatters of forward too, and the gather of the output gradient, all but their first piece. is_last: the
+    block's last sub-layer, whose sum full recompute with an early stop does not repeat.
     """
     theft, group, stack = s.device.constants.overlap_theft, s.tp_group, s.stack
     if not stack.hides_tensor_collectives:

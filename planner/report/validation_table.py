@@ -9,7 +9,7 @@ from rich.table import Table
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_cluster import case_device
-from planner.calibration.validation import RowResult, Summary
+from planner.calibration.validation import RowResult, Summary, is_doubtful
 from planner.units import significant
 
 
@@ -138,6 +138,11 @@ def rows_table(results: list[RowResult]) -> Table:
 
 
 def reasons_text(results: list[RowResult]) -> list[str]:
-    """Rows without a prediction, counted by reason."""
+    """Rows without a prediction or without a score, counted by reason."""
     counts = Counter((r.case.source, r.message) for r in results if r.status != "ok")
-    return [f"not priced: {n} of {source}: {message}" for (source, message), n in counts.most_common()]
+    unpriced = [f"not priced: {n} of {source}: {message}" for (source, message), n in counts.most_common()]
+    doubtful = Counter(r.case.source for r in results if r.status == "ok" and is_doubtful(r.case))
+    return unpriced + [
+        f"not scored: {n} of {source}: marked suspect, or the layer count is not stated"
+        for source, n in doubtful.most_common()
+    ]
