@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner import __version__
+from planner.cost.decision_rows import used_candidates
+from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
-from planner.cost.step import CostModel, price, used_candidates
+from planner.cost.step import price
 from planner.errors import InfeasibleError, InputError
 from planner.fronts import front_record
 from planner.pin_rules import check_names, check_pins

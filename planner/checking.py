@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from planner.cost.decision_rows import used_candidates
+from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
-from planner.cost.step import CostModel, price, used_candidates
+from planner.cost.step import price
 from planner.documents import read_document
 from planner.errors import InputError
 from planner.file_checking import Finding, check_file

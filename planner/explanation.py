@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.api import make_plan
-from planner.cost.step import CostModel, decision_rows, price
+from planner.cost.decision_rows import decision_rows
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.cost.traffic import Collective, rank_traffic
 from planner.errors import InfeasibleError, InputError
 from planner.explanation_terms import constant_record, explain_terms

@@ -10,7 +10,8 @@ from typing import Any
 
 from planner.cluster.host import host_of
 from planner.cluster.spec import Quantity
-from planner.cost.step import CostModel, Prediction
+from planner.cost.model import CostModel
+from planner.cost.step import Prediction
 from planner.plan_file.schema import Plan
 from planner.terms import BYTES, HOST_OPTIMIZER, SECONDS, Term
 from planner.units import GIB, GIGA

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.calibration.error_bars import ErrorBars
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.errors import InputError
 from planner.plan_file.build import build_decision, build_prediction
 from planner.plan_file.schema import FrontPointRecord, FrontRecord, SplitRecord

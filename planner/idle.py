@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner.api import asked_inputs, make_plan
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.errors import InputError
 from planner.model.flop import model_step_flop
 from planner.pin_rules import check_pins

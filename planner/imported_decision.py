@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.cost.step import decision_candidates
+from planner.cost.decision_rows import decision_candidates
 from planner.errors import InputError, UnsupportedFeature
 from planner.launchers.imported import Imported
 from planner.search.layout import balanced_chunks

@@ -12,7 +12,7 @@ from typing import Any
 
 from planner.api import estimate_decision
 from planner.catalog import load_device, load_model, load_profile, model_names
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.documents import DOCUMENT_SUFFIXES, read_document, read_text
 from planner.errors import InputError, UnsupportedFeature
 from planner.imported_decision import build_imported_decision

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from planner.cost.step import CostModel, Prediction, decision_candidates, price
+from planner.cost.decision_rows import decision_candidates
+from planner.cost.model import CostModel
+from planner.cost.step import Prediction, price
 from planner.errors import PlannerError
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Problem

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from planner.cost.step import CostModel, Prediction, price
+from planner.cost.model import CostModel
+from planner.cost.step import Prediction, price
 from planner.errors import InfeasibleError, UnsupportedByTarget
 from planner.plan_file.build import build_decision
 from planner.plan_file.read import read_cost_model, read_decision

@@ -110,7 +110,7 @@ SECONDS: tuple[Term, ...] = (
     ),
     Term(
         "other",
-        (Formula("stragglers and host work", "planner.cost.step.CostModel.straggler_factor"),),
+        (Formula("stragglers and host work", "planner.cost.model.CostModel.straggler_factor"),),
         ("straggler_per_doubling", "step_overhead_seconds"),
     ),
 )

@@ -10,7 +10,7 @@ import pytest
 from planner.cluster.spec import ClusterProfile, DeviceSpec, NodeGroup, Quantity, Tier
 from planner.cluster.topology import Cluster, resolve_cluster
 from planner.cost.constants import Constants
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.model.spec import (
     Attention,
     Block,

@@ -13,8 +13,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 from planner.calibration.case import Case, Unsupported
+from planner.cost.decision_rows import decision_candidates
+from planner.cost.model import CostModel
 from planner.cost.stack import STACKS
-from planner.cost.step import CostModel, Prediction, decision_candidates, price
+from planner.cost.step import Prediction, price
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Problem
 from planner.strategy.decision import RECOMPUTES, SHARDINGS, Decision, Degrees

@@ -2,9 +2,9 @@
 
 Residuals are log(predicted / measured). "site" uses all fitted constants; "same" the median installation's,
 as for a machine nobody measured; "part" takes away those of the stack or of the GPU generation too;
-"datasheet" takes away both. The 10 % and 90 % quantiles of the rows the constants were fitted on give the 80 %
-interval; the rows judged say how often it holds. Pairs of rows of equal model, machine and batch give the
-noise between plans of one search.
+"datasheet" takes away both. The 10 % and 90 % quantiles of the rows the constants were fitted on give the
+80 % interval; the rows judged say how often it holds. Pairs of rows of equal model, machine and batch give
+the noise between plans of one search.
 """
 
 from __future__ import annotations

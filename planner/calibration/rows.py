@@ -13,7 +13,8 @@ from planner.calibration.fitted import site_key
 from planner.calibration.validation import case_cost_model, is_doubtful
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants
-from planner.cost.step import CostModel, price
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.errors import InputError
 from planner.strategy.decision import Decision
 

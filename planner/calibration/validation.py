@@ -19,8 +19,9 @@ from planner.calibration.ranking import ranking_by_group
 from planner.cluster.spec import DeviceSpec
 from planner.cluster.topology import Cluster
 from planner.cost.constants import Constants, default_constants
+from planner.cost.model import CostModel
 from planner.cost.stack import STACKS
-from planner.cost.step import CostModel, Prediction
+from planner.cost.step import Prediction
 from planner.errors import InputError
 from planner.strategy.candidates import Problem
 from planner.units import GIB

@@ -24,8 +24,9 @@ import numpy as np
 from planner.cost.data_parallel import moves_seconds, norm_move
 from planner.cost.layered_table import EndCosts, LayerCosts, LayeredSetting
 from planner.cost.layout_change import layout_change
+from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, KindCost, communicators, reserve_bytes
-from planner.cost.step import CostModel, send_times, tied_embedding_seconds
+from planner.cost.sends import send_times, tied_embedding_seconds
 from planner.cost.tail import sync
 from planner.model.chain import LayerChain
 from planner.strategy.layered import LayerChoice

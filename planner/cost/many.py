@@ -16,8 +16,9 @@ from planner.cost.collectives import GroupCosts
 from planner.cost.data_parallel import moves_seconds, norm_move
 from planner.cost.groups import Groups
 from planner.cost.layer import CostTable
+from planner.cost.model import CostModel
 from planner.cost.row import candidate_row, reserve_bytes
-from planner.cost.step import CostModel, blocks_sends, boundary_send_seconds, tied_embedding_seconds
+from planner.cost.sends import blocks_sends, boundary_send_seconds, tied_embedding_seconds
 from planner.cost.tail import Sync, exposed_tail, sync
 from planner.errors import UnsupportedFeature
 from planner.schedule.orders import FORWARD, WEIGHT_GRADIENT, alive_states, operation_order, virtual_stage

@@ -6,34 +6,20 @@ all call it.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from planner.cost.collectives import all_reduce_seconds, group_costs, send_seconds
-from planner.cost.compute import Device
-from planner.cost.constants import Constants
-from planner.cost.layer import cost_table
-from planner.cost.layout_change import NO_CHANGE, LayoutChange, layout_change
-from planner.cost.memory import Item
-from planner.cost.offload import fullest_node_bytes, on_host
-from planner.cost.row import CandidateRow, candidate_row
-from planner.cost.stack import STACKS, Stack
-from planner.cost.stage import CAUSES, StageModel
+from planner.cost.decision_rows import decision_rows, layout_changes, rank_items
+from planner.cost.layout_change import NO_CHANGE
+from planner.cost.model import CostModel
+from planner.cost.offload import fullest_node_bytes
+from planner.cost.row import CandidateRow
+from planner.cost.sends import blocks_sends, send_times, tied_embedding_seconds
+from planner.cost.stage import CAUSES
 from planner.cost.tail import Tail
-from planner.errors import UnknownName
-from planner.model.chain import LayerChain, layer_chain
 from planner.model.flop import model_step_flop
-from planner.schedule.orders import alive_states, operation_order, virtual_stage
+from planner.schedule.orders import operation_order
 from planner.schedule.timeline import Timeline, replay
-from planner.strategy.candidates import Candidates, Problem
-from planner.strategy.decision import (
-    OFFLOAD_OPTIMIZER,
-    SCHEDULES,
-    Decision,
-    rank_of_stage,
-    row_code,
-    row_parts,
-)
+from planner.strategy.decision import Decision, rank_of_stage
 
 ROUNDING = 1e-12
 BREAKDOWN = ("compute", "recompute", "bubble", "tp", "cp", "ep", "pp", "dp", "optimizer", "other")
@@ -70,226 +56,6 @@ class Prediction:
     hfu: float
     timeline: Timeline = field(repr=False)
     host_bytes: float = 0.0
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """A problem with its device, constants and stack: everything formulas read."""
-
-    problem: Problem
-    constants: Constants
-    stack: Stack
-    device: Device
-    chain: LayerChain
-
-    @staticmethod
-    def of(
-        problem: Problem, constants: Constants, stack: str = "megatron", chain: LayerChain | None = None
-    ) -> CostModel:
-        """The model of a problem on a stack; ``chain`` saves rebuilding a known layer chain.
-
-        Raises UnsupportedFeature when the device lacks the workload's precision, UnknownName for an
-        unknown stack.
-        """
-        if stack not in STACKS:
-            raise UnknownName("training stack", stack, STACKS)
-        cluster = problem.cluster
-        scale = STACKS[stack].pass_scale
-        device = Device.of(cluster.device, problem.workload, constants, cluster.host, scale)
-        return CostModel(problem, constants, STACKS[stack], device, chain or layer_chain(problem.model))
-
-    def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
-        """Prices ranks from candidate rows by code (``Decision.row_code``), that of the ends first."""
-        return StageModel(rows, self.device, self.stack, self.problem.workload.moment_bytes_per_parameter)
-
-    def placed(self, offload: int) -> CostModel:
-        """The model that prices plans with this ``offload`` code; itself where it does already.
-
-        Raises UnsupportedFeature for a stack whose optimizer cannot leave the GPU.
-        """
-        if self.stack.has_host_optimizer == (offload == OFFLOAD_OPTIMIZER):
-            return self
-        if offload == OFFLOAD_OPTIMIZER:
-            return replace(self, stack=on_host(self.stack))
-        return replace(self, stack=replace(self.stack, has_host_optimizer=False))
-
-    @property
-    def straggler_factor(self) -> float:
-        """1 + c log2(nodes): the slowest of many nodes sets the pace of a synchronous step."""
-        nodes = self.problem.cluster.num_nodes
-        return 1.0 + self.constants.straggler_per_doubling * math.log2(max(1, nodes))
-
-
-def decision_candidates(decision: Decision, codes: list[int]) -> Candidates:
-    """The decision's meshes as candidates, one per cost row (``decision.row_code``)."""
-    degrees = decision.tensor_degrees
-    found = []
-    for code in codes:
-        sharding, unit, tensor = row_parts(code)
-        tp = degrees[tensor]
-        d = decision.degrees_of(tp)
-        found.append(
-            Candidates.single(
-                tp=d.tp,
-                cp=d.cp,
-                dp=d.dp,
-                pp=d.pp,
-                ep=d.ep,
-                expert_tp=d.expert_tp,
-                microbatch_size=decision.microbatch_size_of(tp),
-                virtual_stages=decision.virtual_stages,
-                schedule=SCHEDULES.index(decision.schedule),
-                sharding=sharding,
-                sharding_group=decision.sharding_group,
-                sequence_parallel=int(decision.sequence_parallel),
-                offload=decision.offload,
-                gather_unit=unit,
-            )
-        )
-    return Candidates.concatenate(found)
-
-
-def used_candidates(decision: Decision) -> Candidates:
-    """The decision's meshes as candidates, one per cost row in use."""
-    return decision_candidates(decision, decision.row_codes())
-
-
-def decision_rows(model: CostModel, decision: Decision) -> dict[int, CandidateRow]:
-    """Candidate rows of a decision, by code, that of embedding and head first."""
-    return code_rows(model, decision, decision.row_codes())
-
-
-def strategy_rows(
-    model: CostModel, decision: Decision, strategies: list[tuple[int, int]]
-) -> dict[int, CandidateRow]:
-    """Candidate rows of (sharding, gather unit) codes on a decision's mesh and schedule, by code."""
-    return code_rows(model, decision, [row_code(*pair) for pair in strategies])
-
-
-def code_rows(model: CostModel, decision: Decision, codes: list[int]) -> dict[int, CandidateRow]:
-    """Candidate rows of cost rows (``decision.row_code``) on a decision's mesh and schedule, by code."""
-    candidates = decision_candidates(decision, codes)
-    table = cost_table(model.problem, model.chain, candidates, model.device, model.stack)
-    return {
-        code: candidate_row(
-            model.problem,
-            table,
-            model.stack,
-            index,
-            SCHEDULES.index(decision.schedule),
-            decision.virtual_stages,
-        )
-        for index, code in enumerate(codes)
-    }
-
-
-def layout_changes(model: CostModel, decision: Decision, row: CandidateRow) -> list[LayoutChange]:
-    """What every virtual stage pays for neighbours of different tensor degrees, one microbatch.
-
-    A change across a cut is paid behind it. ``row`` is that of embedding and head.
-    """
-    if len(decision.tensor_degrees) == 1:
-        return [NO_CHANGE] * len(decision.chunks)
-    chain, cp = model.chain, decision.degrees.cp
-    position = {layer: block for block, layer in enumerate(chain.block_layers)}
-    widths = [
-        cp * (decision.tp_of(position[at]) if at in position else decision.degrees.tp)
-        for at in range(len(chain.layers))
-    ]
-    found, last = [], len(decision.chunks) - 1
-    for stage, (first, end) in enumerate(decision.chunks):
-        low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
-        total = NO_CHANGE
-        for at in range(max(1, low), high):
-            scale = chain.kinds[chain.layers[at]].stack.sequence_scale
-            total += layout_change(
-                model.problem.cluster,
-                model.constants,
-                widths[at - 1],
-                widths[at],
-                row.boundary_bytes * scale,
-            )
-        found.append(total)
-    return found
-
-
-def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[int, list[Item]]]:
-    """(virtual stage, items) of one pipeline rank: each layer with mode, cost row, in-flight count."""
-    d, chain = decision.degrees, model.chain
-    states = alive_states(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
-    position = {layer: block for block, layer in enumerate(chain.block_layers)}
-    last = len(decision.chunks) - 1
-    found = []
-    for chunk, (first, end) in decision.blocks_of_rank(rank):
-        counts: dict[tuple[int, int, int], int] = {}
-        stage = virtual_stage(decision.schedule, rank, chunk, d.pp)
-        low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
-        if high > low:
-            for layer in range(low, high):
-                block = position.get(layer)
-                mode = decision.recompute[block] if block is not None else 0
-                key = (chain.layers[layer], mode, decision.row_code(block))
-                counts[key] = counts.get(key, 0) + 1
-        alive = tuple(state[chunk] for state in states)
-        items = []
-        for (kind, mode, code), count in counts.items():
-            sharding, unit, tensor = row_parts(code)
-            items.append(Item(kind, count, mode, sharding, alive, unit, tensor))
-        found.append((stage, items))
-    return found
-
-
-def sent_bytes(model: CostModel, row: CandidateRow) -> float:
-    """Bytes of one microbatch that one rank sends over a stage boundary.
-
-    Where every tp rank holds the same tensor, some stacks send a share from each and gather it again over the
-    fast link (PTD-P, arXiv 2104.04473, section 4.1; DeepSpeed's partitioned activations).
-    """
-    is_whole = model.stack.scatters_sends and not row.sequence_parallel
-    return row.boundary_bytes / row.degrees.tp if is_whole else row.boundary_bytes
-
-
-def send_times(model: CostModel, row: CandidateRow, chunks: tuple[tuple[int, int], ...]) -> list[float]:
-    """Seconds to send one microbatch from virtual stage c to c+1, for each c; 0 behind the last.
-
-    Neighbouring virtual stages of one rank (where the V of zb-v turns) send nothing.
-    """
-    problem, pp = model.problem, row.degrees.pp
-    if pp == 1:
-        return [0.0] * len(chunks)
-    times = []
-    for stage in range(len(chunks) - 1):
-        # A first or last chunk may hold no block: then the cut is the one beside the nearest block.
-        cut = min(max(1, chunks[stage][1]), model.chain.num_blocks - 1)
-        ranks = [rank_of_stage(row.schedule, c, pp) for c in (stage, stage + 1)]
-        if ranks[0] == ranks[1]:
-            times.append(0.0)
-            continue
-        # The wrap from the last rank to the first is one more hop.
-        first = min(min(ranks), pp - 2) if abs(ranks[0] - ranks[1]) == 1 else pp - 2
-        times.append(boundary_send_seconds(model, row, first, model.chain.cut_scale(problem.model, cut)))
-    return [*times, 0.0]
-
-
-def boundary_send_seconds(model: CostModel, row: CandidateRow, rank: int, scale: float) -> float:
-    """Seconds to send one microbatch from a pipeline rank to the next; ``scale`` as in ``cut_scale``."""
-    stride, num_bytes = row.degrees.stage_stride, sent_bytes(model, row) * scale
-    return send_seconds(model.problem.cluster, model.constants, rank * stride, stride, num_bytes)
-
-
-def blocks_sends(schedule: str) -> bool:
-    """Whether a rank waits for its sends: Megatron-LM without virtual stages does."""
-    return schedule in ("1f1b", "gpipe")
-
-
-def tied_embedding_seconds(model: CostModel, row: CandidateRow) -> float:
-    """All-reduce of the tied table's gradient between the first and the last stage, once per step."""
-    spec, d = model.problem.model, row.degrees
-    if not spec.head.tied or d.pp == 1 or row.schedule == "zb-v":
-        return 0.0  # the V has both ends on one rank
-    group = group_costs(model.problem.cluster, model.constants, d.stage_stride * (d.pp - 1), 2)
-    elements = spec.vocab_size * spec.hidden_size / d.tp
-    return float(all_reduce_seconds(group, elements * model.stack.gradient_reduce_bytes))
 
 
 def price(

@@ -14,20 +14,15 @@ from typing import Any
 from planner.cost.arrays import Number
 from planner.cost.compute import Device
 from planner.cost.data_parallel import step_moves
+from planner.cost.decision_rows import decision_candidates, decision_rows, layout_changes, rank_items
 from planner.cost.gather_units import unit_shares
 from planner.cost.groups import rank_groups
 from planner.cost.layer import LayerPricer
 from planner.cost.memory import Item
+from planner.cost.model import CostModel
 from planner.cost.part import Move
 from planner.cost.row import CandidateRow
-from planner.cost.step import (
-    CostModel,
-    decision_candidates,
-    decision_rows,
-    layout_changes,
-    rank_items,
-    sent_bytes,
-)
+from planner.cost.sends import sent_bytes
 from planner.model.chain import LayerKind
 from planner.strategy.decision import (
     RECOMPUTE_FULL,

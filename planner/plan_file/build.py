@@ -11,8 +11,9 @@ from itertools import groupby
 from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import shipped
 from planner.cluster.spec import ClusterProfile, DeviceSpec
+from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
-from planner.cost.step import CostModel, Prediction
+from planner.cost.step import Prediction
 from planner.plan_file.schema import (
     ClusterInput,
     DecisionRecord,

@@ -10,7 +10,7 @@ from planner.calibration.error_bars import ErrorBars
 from planner.calibration.shipped import shipped
 from planner.cluster.topology import resolve_cluster
 from planner.cost.constants import Constants
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.documents import read_document, validate
 from planner.errors import InputError, UnsupportedFeature
 from planner.plan_file.schema import DecisionRecord, Inputs, LayerStrategyRecord, Plan

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.search.engine import PROVED_GAP, BestFirst, Solution, refined
 from planner.search.reporter import Reporter
 from planner.search.space import Space

@@ -18,7 +18,7 @@ from planner.cost.collectives import exposed_seconds
 from planner.cost.data_parallel import layer_moves, moves_seconds
 from planner.cost.groups import Groups, rank_groups
 from planner.cost.layer import CostTable
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.cost.tail import Tail, exposed_tail
 from planner.schedule.orders import ZERO_BUBBLE, in_flight, virtual_stage
 from planner.search.kind_values import KindValues, by_code, synchronised, taken_groups

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow
+from planner.cost.sends import boundary_send_seconds, send_times, tied_embedding_seconds
 from planner.cost.stage import StageModel
-from planner.cost.step import (
-    CostModel,
-    boundary_send_seconds,
-    price,
-    send_times,
-    tied_embedding_seconds,
-)
+from planner.cost.step import price
 from planner.cost.tail import Sync, Tail
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
 from planner.search.layout import Layout, balanced_chunks, end_weights

@@ -12,9 +12,10 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
+from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
 from planner.cost.row import CandidateRow
-from planner.cost.step import CostModel, Prediction, price
+from planner.cost.step import Prediction, price
 from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver, Solved

@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from planner.cost.step import CostModel, price
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.errors import InfeasibleError
 from planner.search.engine import PROVED_GAP, SearchResult, Solution, search
 from planner.search.least_memory import LeastMemory, least_memory

@@ -44,14 +44,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from planner.cost.decision_rows import rank_items
 from planner.cost.memory import Item
+from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, KindCost
+from planner.cost.sends import tied_embedding_seconds
 from planner.cost.stage import StageModel
-from planner.cost.step import (
-    CostModel,
-    rank_items,
-    tied_embedding_seconds,
-)
 from planner.strategy.decision import (
     RECOMPUTE_NONE,
     UNIT_BLOCK,

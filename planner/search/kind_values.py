@@ -11,8 +11,8 @@ from planner.cost.arrays import Array, IntArray, Number
 from planner.cost.collectives import GroupCosts
 from planner.cost.groups import Groups
 from planner.cost.layer import CostTable
+from planner.cost.model import CostModel
 from planner.cost.row import reserve_bytes
-from planner.cost.step import CostModel
 from planner.cost.tail import Sync, Tail, exposed_tail, sync
 from planner.search.memory_bounds import static_bytes
 from planner.strategy.candidates import BoolArray

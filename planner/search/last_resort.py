@@ -10,8 +10,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from planner.cost.model import CostModel
 from planner.cost.offload import host_bytes, usable_bytes
-from planner.cost.step import CostModel
 from planner.errors import InfeasibleError
 from planner.model.parameters import total_parameters
 from planner.search.engine import SearchResult, describe_space, search

@@ -22,8 +22,9 @@ from planner.cost.arrays import Array
 from planner.cost.layer import CostTable, cost_table
 from planner.cost.layered_fill import fill_setting, is_one_chain
 from planner.cost.layered_table import LayeredSetting
+from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, candidate_row
-from planner.cost.step import CostModel, price
+from planner.cost.step import price
 from planner.search.engine import PROVED_GAP, SearchResult, Solution
 from planner.search.layered import improve_layered
 from planner.search.policy import offered_modes

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, candidate_row
-from planner.cost.step import CostModel, price
+from planner.cost.step import price
 from planner.search.candidate import CandidateSolver
 from planner.search.layout import Layout
 from planner.search.nearest_miss import nearest_miss

@@ -11,8 +11,8 @@ import numpy as np
 
 from planner.cost.arrays import Array, IntArray
 from planner.cost.layer import RECOMPUTE_MODES, CostTable, LayerCost
+from planner.cost.model import CostModel
 from planner.cost.row import reserve_bytes, state_bytes_per_parameter
-from planner.cost.step import CostModel
 from planner.strategy.decision import SHARDING_OPTIMIZER, SHARDINGS
 from planner.strategy.limits import Limits
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost.layer import CostTable
+from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, candidate_row
-from planner.cost.step import CostModel, price
+from planner.cost.step import price
 from planner.search.layout import balanced_chunks
 from planner.strategy.decision import RECOMPUTE_FULL, SCHEDULES, Decision
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from planner.cost.row import CandidateRow
+from planner.cost.sends import blocks_sends
 from planner.cost.stage import StageModel
-from planner.cost.step import blocks_sends
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, warmup_operations
 from planner.search.knapsack import cheapest_modes
 from planner.search.labels import SMALL, Label, Priced, keep

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from planner.cost.decision_rows import decision_candidates
 from planner.cost.layer import cost_table
 from planner.cost.many import Many, price_many
-from planner.cost.step import CostModel, decision_candidates
+from planner.cost.model import CostModel
 from planner.strategy.decision import Decision
 
 ROUNDS = 8

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from planner.cost.decision_rows import strategy_rows
 from planner.cost.gather_units import has_units
+from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
-from planner.cost.step import CostModel, Prediction, price, strategy_rows
+from planner.cost.step import Prediction, price
 from planner.search.integer_program import LayerProgram, solver_library
 from planner.search.recompute import MODES
 from planner.strategy.decision import (

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.layer import CostTable
+from planner.cost.model import CostModel
 from planner.cost.row import candidate_row
-from planner.cost.step import CostModel, Prediction
+from planner.cost.step import Prediction
 from planner.search.nearest_miss import ONE_F_ONE_B, recomputed
 from planner.search.policy import offered_modes
 from planner.search.refinement import refine, strategies_of

@@ -17,8 +17,8 @@ import numpy as np
 
 from planner.cost.arrays import Array, IntArray
 from planner.cost.layer import CostTable, cost_table
+from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, candidate_row
-from planner.cost.step import CostModel
 from planner.search.bounds import base_lower_bound, schedule_lower_bound, spread_lower_bound
 from planner.search.kind_values import KindValues
 from planner.search.layout import Layout

@@ -6,7 +6,7 @@ import numpy as np
 
 from planner.cost.arrays import Array, IntArray, Number
 from planner.cost.layer import CostTable
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.kind_values import KindValues
 from planner.search.memory_bounds import layer_counts

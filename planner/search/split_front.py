@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from planner.cost.step import CostModel, decision_rows, price
+from planner.cost.decision_rows import decision_rows
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.search.engine import PROVED_GAP, Solution
 from planner.search.least_memory import candidate_solver, smallest_peak
 from planner.search.tree import Pins

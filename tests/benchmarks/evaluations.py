@@ -8,7 +8,7 @@ import numpy as np
 
 from planner.cost.layer import cost_table
 from planner.cost.many import Many
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import SCHEDULES, Decision, Degrees
 

@@ -18,7 +18,8 @@ import time
 from evaluations import decision_at, random_many
 
 from planner.cost.many import price_many
-from planner.cost.step import CostModel, price
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.request import Request, resolve
 
 COUNT, RUNS, SINGLES = 10_000, 5, 200

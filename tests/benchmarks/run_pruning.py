@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from unpruned import enumerate_all
 
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.request import Request, resolve
 from planner.search.engine import search
 from planner.search.tree import Pins

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.layer import cost_table
+from planner.cost.model import CostModel
 from planner.cost.row import candidate_row
-from planner.cost.step import CostModel, price
+from planner.cost.step import price
 from planner.search.candidate import CandidateSolver
 from planner.search.layout import Layout
 from planner.search.policy import recompute_policies, split_policies

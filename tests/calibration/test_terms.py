@@ -10,7 +10,8 @@ import pytest
 from planner.api import Choice, choice_decision, make_estimate
 from planner.cost.constants import Constants
 from planner.cost.memory import MEMORY_CATEGORIES
-from planner.cost.step import BREAKDOWN, CostModel, price
+from planner.cost.model import CostModel
+from planner.cost.step import BREAKDOWN, price
 from planner.explanation import explain_plan
 from planner.request import Request, resolve
 from planner.terms import BYTES, HOST_OPTIMIZER, SECONDS

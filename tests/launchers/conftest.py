@@ -15,7 +15,7 @@ import pytest
 from planner.catalog import load_device, load_model, load_profile
 from planner.cluster.topology import resolve_cluster
 from planner.cost.constants import default_constants
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.launchers.megatron import MEGATRON_LIMITS
 from planner.launchers.registry import launcher
 from planner.plan_file.build import build_decision, build_inputs, build_prediction

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from planner.api import estimate_decision
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.plan_file.schema import Plan
 from planner.request import Resolved
 from planner.search.layout import balanced_chunks

@@ -19,7 +19,7 @@ from round_trip import round_trip, write
 
 from planner.api import estimate_decision
 from planner.checking import check_plan
-from planner.cost.step import CostModel
+from planner.cost.model import CostModel
 from planner.errors import InputError
 from planner.explanation import explain_plan, rank_collectives
 from planner.launchers.galvatron import GALVATRON, GALVATRON_LIMITS, config_name

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from planner.api import Choice, choice_decision
-from planner.cost.step import CostModel, decision_candidates, price
+from planner.cost.decision_rows import decision_candidates
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.neighbours import neighbours
 from planner.request import Request, resolve
 from planner.strategy.rules import broken_rules

@@ -22,8 +22,8 @@ import pytest
 from planner.catalog import load_device, load_profile
 from planner.cluster.topology import resolve_cluster
 from planner.cost.constants import default_constants
+from planner.cost.model import CostModel
 from planner.cost.row import reserve_bytes
-from planner.cost.step import CostModel
 from planner.cost.traffic import rank_traffic
 from planner.errors import InfeasibleError
 from planner.launchers.pytorch import PYTORCH, PYTORCH_LIMITS

@@ -8,7 +8,9 @@ import pytest
 
 from planner import plan as plan_request
 from planner.cost.collectives import all_gather_seconds
-from planner.cost.step import CostModel, decision_rows, price
+from planner.cost.decision_rows import decision_rows
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.errors import UnsupportedByTarget
 from planner.launchers.registry import launcher, launcher_names
 from planner.plan_file.read import read_cost_model, read_decision

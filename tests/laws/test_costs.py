@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from planner.cost.decision_rows import rank_items
 from planner.cost.memory import MEMORY_CATEGORIES
-from planner.cost.step import BREAKDOWN, price, rank_items
+from planner.cost.step import BREAKDOWN, price
 from planner.search.layout import balanced_chunks
 from planner.strategy.decision import Decision, Degrees
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from planner.api import Choice, make_estimate, make_plan
 from planner.checking import check_plan
 from planner.cluster.topology import resolve_cluster
+from planner.cost.decision_rows import decision_candidates
+from planner.cost.model import CostModel
 from planner.cost.offload import fullest_node_bytes, on_host, usable_bytes
 from planner.cost.stack import STACKS
-from planner.cost.step import CostModel, decision_candidates, price
+from planner.cost.step import price
 from planner.errors import InfeasibleError, InputError, UnsupportedFeature
 from planner.model.parameters import total_parameters
 from planner.plan_file.difference import diff_plans

@@ -16,7 +16,9 @@ from unittest.mock import patch
 import pytest
 
 from planner.cost import step
-from planner.cost.step import CostModel, decision_rows, price
+from planner.cost.decision_rows import decision_rows
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.model.spec import MixtureOfExperts, ModelSpec
 from planner.search.candidate import interleaved_chunks
 from planner.search.layout import Layout

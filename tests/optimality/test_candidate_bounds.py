@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner.cost.step import decision_rows, price
+from planner.cost.decision_rows import decision_rows
+from planner.cost.step import price
 from planner.search.layout import balanced_chunks
 from planner.search.least_memory import candidate_solver, smallest_peak
 from planner.search.tree import Pins

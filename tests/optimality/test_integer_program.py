@@ -13,8 +13,9 @@ from unittest.mock import patch
 import pytest
 
 from planner.cost import step
+from planner.cost.decision_rows import decision_rows
 from planner.cost.offload import usable_bytes
-from planner.cost.step import decision_rows, price
+from planner.cost.step import price
 from planner.errors import InfeasibleError
 from planner.launchers.pytorch import PYTORCH_LIMITS
 from planner.search import integer_program

@@ -13,9 +13,11 @@ import pytest
 from planner.api import make_plan
 from planner.catalog import load_model
 from planner.cost.collectives import all_gather_seconds, group_costs
+from planner.cost.decision_rows import decision_rows, rank_items
 from planner.cost.layered_table import stage_cost, step_seconds
 from planner.cost.layout_change import layout_change
-from planner.cost.step import CostModel, decision_rows, price, rank_items
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.errors import InfeasibleError
 from planner.plan_file.build import build_decision
 from planner.plan_file.read import read_decision

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from planner.cost.many import price_many
-from planner.cost.step import CostModel, price
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.errors import UnsupportedFeature
 from planner.search.engine import search
 from planner.search.polish import polish

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 import pytest
 
+from planner.cost.decision_rows import decision_candidates
 from planner.cost.layer import cost_table
-from planner.cost.step import decision_candidates
 from planner.errors import InfeasibleError
 from planner.search.engine import search
 from planner.search.memory_bounds import memory_lower_bound

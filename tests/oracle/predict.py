@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from cases import SIZES, Case
 
-from planner.cost.step import CostModel, decision_rows, price, rank_items
+from planner.cost.decision_rows import decision_rows, rank_items
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.cost.traffic import rank_traffic
 from planner.search.layout import balanced_chunks
 from planner.strategy.decision import GATHER_UNITS, RECOMPUTES, SHARDINGS, Decision, Degrees

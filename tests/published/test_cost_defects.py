@@ -11,7 +11,9 @@ from planner.cluster.topology import resolve_cluster
 from planner.cost.attention import mean_context
 from planner.cost.collectives import all_gather_seconds, all_reduce_seconds, group_costs
 from planner.cost.constants import Constants, default_constants
-from planner.cost.step import CostModel, decision_rows, price
+from planner.cost.decision_rows import decision_rows
+from planner.cost.model import CostModel
+from planner.cost.step import price
 from planner.errors import InputError
 from planner.model.flop import attention_score_flop, model_step_flop
 from planner.model.parameters import total_parameters

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.cost.step import decision_rows
+from planner.cost.decision_rows import decision_rows
 from planner.strategy.decision import Decision, Degrees
 
 HIDDEN, HEADS, SEQUENCE, BATCH = 4096, 32, 2048, 2
