@@ -166,7 +166,7 @@ class Fitted:
                 found[name] = self._fitted_words(key, evidence.get(name), self.rows[scope].get(key, 0))
         if not self._is_known(site):
             for name, values in self._over_sites().items():
-                found[name] = f"median of {len(values)} installations fitted to {self._table_words()}"
+                found[name] = f"fitted as the median of {len(values)} installations of {self._table_words()}"
         for name, link in self.links.items():
             found[f"link_efficiency.{name}"] = link.words()
             if link.in_network_efficiency:
