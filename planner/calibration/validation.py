@@ -248,6 +248,8 @@ def case_stack(case: Case) -> str:
         return "torchtitan-eager"
     if stack == "megatron-deepspeed" and case.text("model_name").lower().startswith("opt-"):
         return "deepspeed-eager"
+    if stack == "megatron-deepspeed" and "Jean Zay" in case.text("notes"):
+        return "megatron-deepspeed-blocking"
     return stack
 
 

@@ -2,10 +2,10 @@
 
 F FLOP of the kernel, p dense peak, e_max achieved share of the peak when large, F0 = p x overhead: the
 FLOP at which half of e_max is reached (e = e_max F / (F + F0)). A matrix product also loses to tile and
-wave quantisation: its (m, n) output is cut in 128 x 128 tiles and the last wave of tiles over the
-multiprocessors is partly empty. Its inner length k pays for starting and storing each tile: k + depth.
-Dimensions that are no multiple of 32 elements miss the widest loads. Williams, Waterman and Patterson 2009
-(roofline); NVIDIA's matrix multiplication performance guide (tile and wave quantisation).
+wave quantisation: its (m, n) output is cut in tiles (``TILES``, whichever is best) and the last wave of
+them over the multiprocessors takes as long as a full one. Its inner length k pays for starting and storing
+each tile: k + depth. Dimensions that are no multiple of 32 elements miss the widest loads. Williams,
+Waterman and Patterson 2009 (roofline); NVIDIA's matrix multiplication performance guide (tiles and waves).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from planner.errors import UnsupportedFeature
 from planner.workload import Workload
 
 TILE = 128
+# (rows, columns, rate): output tiles a library chooses from, and their rate against the widest. The order is
+# NVIDIA's guide's (256 x 128 best, smaller tiles load their factors more often); the two rates are assumed.
+TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.9), (64, 128, 0.75), (128, 64, 0.75))
 ALIGNED = 32.0  # elements
 ELEMENT_BYTES = 2.0
 FP8_BYTES = 1.0
@@ -108,21 +111,28 @@ class Device:
         ``casts`` False where both factors were cast before. is_half: in 16 bits under fp8 too, as the
         vocabulary's and the router's products are.
         """
-        flop = 2.0 * m * n * k * batch
         c = self.constants
         is_fp8 = self.is_fp8 and not is_half
         rate = self.product_flop_per_s * (self.half_flop_per_s / self.matmul_flop_per_s if is_half else 1.0)
-        tiles = ceil_div(m, TILE) * ceil_div(n, TILE) * batch
-        waves = np.ceil(tiles / self.multiprocessors)
-        used = (m * n * batch) / (waves * self.multiprocessors * TILE * TILE)
-        # A partly filled wave still overlaps with its neighbours' tails: count the square root of the loss.
-        quantised = flop * (1.0 + c.matmul_depth / k) / np.sqrt(np.maximum(used, 1e-3))
+        flop = 2.0 * self._covered(m, n, batch) * (k + c.matmul_depth)
         misaligned = (batch == 1.0) & ((n % ALIGNED > 0) | (k % ALIGNED > 0))
-        compute = quantised * np.where(misaligned, c.misaligned_slowdown, 1.0) / rate + self.start_seconds()
+        compute = flop * np.where(misaligned, c.misaligned_slowdown, 1.0) / rate + self.start_seconds()
         width = FP8_BYTES if is_fp8 else ELEMENT_BYTES
         memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * ELEMENT_BYTES)
         cast = self.stream_seconds(m * k * batch * CAST_BYTES) if is_fp8 and casts else 0.0
         return np.maximum(compute, memory) + cast
+
+    def _covered(self, m: Number, n: Number, batch: Number) -> Number:
+        """Output elements that ``batch`` (m, n) products cost, with the best of the tiles.
+
+        Whole waves of whole tiles, one tile a multiprocessor, at the tile's rate.
+        """
+        found = np.inf
+        for rows, columns, rate in TILES:
+            tiles = ceil_div(m, rows) * ceil_div(n, columns) * batch
+            waves = np.ceil(tiles / self.multiprocessors)
+            found = np.minimum(found, waves * (self.multiprocessors * rows * columns / rate))
+        return found
 
     def start_seconds(self) -> float:
         """What one product costs beside its FLOP: the FLOP at which half of the peak's share is reached."""

@@ -18,6 +18,7 @@ from planner.cost.data_parallel import layer_moves, moves_seconds, norm_move
 from planner.cost.feed_forward import feed_forward_part
 from planner.cost.groups import Groups, rank_groups
 from planner.cost.part import Move, Part, Setting
+from planner.cost.placeholder import loss_bytes, placeholder_bytes
 from planner.cost.sharded import sharded_seconds
 from planner.cost.stack import Stack
 from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
@@ -244,7 +245,7 @@ class LayerPricer:
             backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss / 2.0,
             saved_bytes=saved,
             selective_bytes=saved,
-            transient_bytes=logits * stack.logit_transient_bytes,
+            transient_bytes=loss_bytes(stack, logits, outputs * width),
             backward_bytes=logits * (in_backward + in_pipeline),
             kernels=8.0,
             weight_compute=weight_gradient + extra,
@@ -272,12 +273,16 @@ class LayerPricer:
             norms = moves_seconds(self.groups, (self.norm_move(kind, is_step=False),))
         backward_tp = part.backward_tp + norms
         host = part.kernels * launch + (part.collectives + gathers) * each
+        if not self.stack.hides_launches:
+            forward_kernels = forward_kernels + host
+            backward_kernels = backward_kernels + 2.0 * host
         # The host launches kernels and collectives in one queue: a pass is never shorter than that queue.
         forward_wire = part.forward_tp + part.forward_cp + part.forward_ep + dp_forward
         backward_wire = backward_tp + part.backward_cp + part.backward_ep + dp_backward
         forward_compute = np.maximum(forward_kernels, host - forward_wire)
         backward_compute = np.maximum(backward_kernels, 2.0 * host - backward_wire)
         zero = np.zeros(len(self.candidates))
+        placeholders = placeholder_bytes(self.problem.model, self.stack, self.candidates)
         forward = {
             "compute": forward_compute,
             "tp": part.forward_tp + zero,
@@ -318,7 +323,7 @@ class LayerPricer:
             recompute=({}, selective, full) if is_block else ({}, {}, {}),
             saved_bytes=saved if is_block else (saved[0],) * RECOMPUTE_MODES,
             working_bytes=tuple(np.maximum(0.0, saved[0] - row) if is_block else zero for row in needed),
-            transient_bytes=part.transient_bytes + zero,
+            transient_bytes=part.transient_bytes + placeholders,
             backward_bytes=backward_bytes,
             dense_parameters=dense + zero,
             expert_parameters=expert + zero,

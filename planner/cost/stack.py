@@ -26,7 +26,8 @@ class Stack:
 
     Overlap. hides_gradient_reduction and hides_parameter_gather: with the last backward and the next forward.
     hides_tensor_collectives: tp's in backward under the products beside them; hides_forward_collectives:
-    those in forward too, piece by piece (Transformer Engine's user buffers).
+    those in forward too, piece by piece (Transformer Engine's user buffers). hides_launches: the host runs
+    ahead of the device; False where every kernel waits to be launched (CUDA_LAUNCH_BLOCKING=1).
     bucket_parameters: elements per gradient bucket (Megatron-LM: max(40M, 1M x dp)). prefetch_layers:
     sharded layers gathered at once. scatters_sends: a tensor that every tp rank holds crosses a stage
     boundary in tp shares. reduces_whole_gradients: sharded optimizer states still all-reduce (DeepSpeed's
@@ -62,6 +63,7 @@ class Stack:
     loss; has_whole_table_gradient, the embedding's gradient has the whole vocabulary on every tp rank
     (DTensor: a row-wise embedding's backward replicates, then slices).
 
+    has_placeholder_gradients: products add to the gradient buffer themselves (``placeholder.py``).
     has_host_optimizer: states, fp32 weights and update are the host's (``offload.on_host``).
     """
 
@@ -76,6 +78,7 @@ class Stack:
     hides_parameter_gather: bool = True
     hides_tensor_collectives: bool = True
     hides_forward_collectives: bool = False
+    hides_launches: bool = True
     scatters_sends: bool = False
     reduces_whole_gradients: bool = False
     family: str = ""
@@ -104,6 +107,7 @@ class Stack:
     logit_backward_bytes: float = 4.0
     split_logit_backward_bytes: float = 4.0
     pipeline_logit_bytes: float = 0.0
+    has_placeholder_gradients: bool = False
     has_host_optimizer: bool = False
 
     @property
@@ -139,9 +143,19 @@ TORCHTITAN = Stack(
     pipeline_logit_bytes=2.0,
 )
 
-MEGATRON = Stack("megatron", accumulation_bytes=8.0, scatters_sends=True)
+# The vocabulary's loss keeps its softmax in fp32, beside the 16-bit logits while it is made and beside their
+# 16-bit gradient afterwards (Megatron-Core, tensor_parallel/cross_entropy.py).
+MEGATRON = Stack(
+    "megatron",
+    accumulation_bytes=8.0,
+    scatters_sends=True,
+    logit_saved_bytes=4.0,
+    logit_transient_bytes=2.0,
+    has_placeholder_gradients=True,
+)
 
-# Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire.
+# Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire; tp's
+# collectives of backward wait where they stand (megatron/mpu/mappings.py of the BigScience fork).
 MEGATRON_DEEPSPEED = Stack(
     "megatron-deepspeed",
     scatters_sends=True,
@@ -149,8 +163,11 @@ MEGATRON_DEEPSPEED = Stack(
     gradient_bytes=4.0,
     gradient_reduce_bytes=2.0,
     accumulation_bytes=10.0,
+    logit_saved_bytes=4.0,
+    logit_transient_bytes=2.0,
     hides_gradient_reduction=False,
     hides_parameter_gather=False,
+    hides_tensor_collectives=False,
 )
 
 STACKS: dict[str, Stack] = {
@@ -180,6 +197,14 @@ STACKS: dict[str, Stack] = {
     # beside the products.
     "megascale": replace(MEGATRON, name="megascale", hides_forward_collectives=True, family="megatron"),
     "megatron-deepspeed": MEGATRON_DEEPSPEED,
+    # The same under CUDA_LAUNCH_BLOCKING=1, as BLOOM's scripts set it against hangs (bigscience-workshop,
+    # train/tr11-176B-ml/setup-test-n2.slurm).
+    "megatron-deepspeed-blocking": replace(
+        MEGATRON_DEEPSPEED,
+        name="megatron-deepspeed-blocking",
+        hides_launches=False,
+        family="megatron-deepspeed",
+    ),
     # Hugging Face's eager attention in DeepSpeed's pipeline, kernel by kernel. Bytes a score forward: product
     # 2, mask 4, clamp 4, softmax to fp32 6, cast back 6, product 2; backward: product 2, cast 6, softmax 10,
     # clamp with its masks 14, three products 6, and 2 of rounding.
@@ -217,7 +242,13 @@ STACKS: dict[str, Stack] = {
         fuses_gate=False,
     ),
     # Hetu-Galvatron: Megatron-LM's layers under FSDP1 (SHARD_GRAD_OP frees weights behind every backward).
-    "galvatron": Stack("galvatron", accumulation_bytes=6.0, gathers_each_microbatch=True),
+    "galvatron": Stack(
+        "galvatron",
+        accumulation_bytes=6.0,
+        gathers_each_microbatch=True,
+        logit_saved_bytes=4.0,
+        logit_transient_bytes=2.0,
+    ),
     "internevo": Stack("internevo", accumulation_bytes=6.0, gradient_reduce_bytes=2.0),
     "mist": Stack("mist", accumulation_bytes=6.0, gradient_bytes=2.0, gradient_reduce_bytes=2.0),
 }
