@@ -1,8 +1,9 @@
 """Does the prediction choose the right plan? Kendall's tau and top-1 regret inside comparable groups.
 
 A group holds runs of one model on one machine at one batch. Runs of one plan (repeats, or another release of
-the framework) count once, by their means: they compare software and noise, not plans. Two rows are the same
-plan when degrees, virtual stages and microbatch agree and no other choice that both print differs.
+the framework) count once, by their means: they compare software and noise, not plans. Two plans closer than
+``NOISE`` tie as far as one run of each can tell; tau is given with and without such pairs. Two rows are the
+same plan when degrees, virtual stages and microbatch agree and no other choice that both print differs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ GROUP_COLUMNS = (
 )
 LAYOUT_COLUMNS = ("dp", "tp", "pp", "vp", "cp", "ep", "micro_batch")
 CHOICE_COLUMNS = ("sp", "zero_stage", "recompute")
+# Runs of one configuration differ by 3 to 6 % (README of the measurements).
+NOISE = 0.04
 SCHEDULE = re.compile(r"schedule ([\w-]+)")
 
 
@@ -79,13 +82,16 @@ def compared_plans(rows: list[RowResult]) -> dict[tuple[str, ...], list[tuple[fl
     }
 
 
-def ranking_by_group(rows: list[RowResult]) -> tuple[list[float], list[float]]:
-    """(tau-b of each group where it is defined, top-1 regret of each).
+def ranking_by_group(rows: list[RowResult]) -> tuple[list[float], list[float], list[float]]:
+    """(tau-b of each group where it is defined, the same of plans ``NOISE`` apart, top-1 regret of each).
 
     Regret: the measured loss of running the predicted-best plan instead of the measured-best.
     """
-    scores = [(kendall_tau(pairs), top1_regret(pairs)) for pairs in compared_plans(rows).values()]
-    return [tau for tau, _ in scores if tau is not None], [regret for _, regret in scores]
+    groups = compared_plans(rows).values()
+    whole, apart = (
+        [tau for pairs in groups if (tau := kendall_tau(pairs, noise)) is not None] for noise in (0.0, NOISE)
+    )
+    return whole, apart, [top1_regret(pairs) for pairs in groups]
 
 
 def group_records(rows: list[RowResult]) -> list[dict[str, Any]]:
@@ -95,6 +101,7 @@ def group_records(rows: list[RowResult]) -> list[dict[str, Any]]:
             **dict(zip(("source", *GROUP_COLUMNS), key, strict=True)),
             "plans": len(pairs),
             "kendall_tau": kendall_tau(pairs),
+            "kendall_tau_apart": kendall_tau(pairs, NOISE),
             "top1_regret": top1_regret(pairs),
         }
         for key, pairs in compared_plans(rows).items()
@@ -106,11 +113,16 @@ def top1_regret(pairs: list[tuple[float, float]]) -> float:
     return min(pairs)[1] / min(measured for _, measured in pairs) - 1.0
 
 
-def kendall_tau(pairs: list[tuple[float, float]]) -> float | None:
-    """Kendall's tau-b of (predicted, measured) pairs; None when one side is constant (Kendall 1945)."""
+def kendall_tau(pairs: list[tuple[float, float]], noise: float = 0.0) -> float | None:
+    """Kendall's tau-b of (predicted, measured) pairs; None when one side is constant (Kendall 1945).
+
+    ``noise``: plans whose measured values differ by no more than this share of the smaller are not compared.
+    """
     concordant = ties_first = ties_second = total = 0
     for i, (a, b) in enumerate(pairs):
         for c, d in pairs[:i]:
+            if noise and abs(b - d) <= noise * min(b, d):
+                continue
             first, second = (a > c) - (a < c), (b > d) - (b < d)
             concordant += first * second
             ties_first += first == 0

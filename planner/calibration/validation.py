@@ -135,7 +135,8 @@ class Summary:
     """Errors of one group of rows; shares, not per cent. None where there is nothing to score.
 
     memory_mape: only where all rows measured one kind; memory_by_kind: {rows, mape, bias} of each.
-    ranking_groups: groups of comparable rows behind kendall_tau and top1_regret. sim_*: the source's own
+    ranking_groups: groups of comparable rows behind kendall_tau and top1_regret; kendall_tau_apart: tau over
+    plans further apart than repeated runs are, in ranking_groups_apart of them. sim_*: the source's own
     simulator on the rows it gives (and that are priced here), own_* this project's error on the same rows.
     """
 
@@ -149,6 +150,8 @@ class Summary:
     memory_mape: float | None
     memory_kind: str
     kendall_tau: float | None
+    kendall_tau_apart: float | None
+    ranking_groups_apart: int
     top1_regret: float | None
     ranking_groups: int
     memory_by_kind: dict[str, dict[str, float]]
@@ -289,7 +292,7 @@ def summary(name: str, rows: list[RowResult]) -> Summary:
             memory[kind].append(error)
     own_kinds = {memory_kind(r.case) for r in rows if r.memory_error() is not None}
     one = next(iter(own_kinds)) if len(own_kinds) == 1 else ""
-    taus, regrets = ranking_by_group(rows)
+    taus, taus_apart, regrets = ranking_by_group(rows)
     pairs = [
         (abs(ours), abs(theirs))
         for r in rows
@@ -307,6 +310,8 @@ def summary(name: str, rows: list[RowResult]) -> Summary:
         memory_mape=_mean([abs(e) for e in memory[one]]) if one else None,
         memory_kind="+".join(sorted(own_kinds)),
         kendall_tau=_mean(taus),
+        kendall_tau_apart=_mean(taus_apart),
+        ranking_groups_apart=len(taus_apart),
         top1_regret=_mean(regrets),
         ranking_groups=len(regrets),
         memory_by_kind={kind: _memory_errors(memory[kind]) for kind in MEMORY_KINDS if memory[kind]},

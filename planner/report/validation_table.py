@@ -9,6 +9,7 @@ from rich.table import Table
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_cluster import case_device
+from planner.calibration.ranking import NOISE
 from planner.calibration.validation import RowResult, Summary, is_doubtful
 from planner.units import significant
 
@@ -101,11 +102,20 @@ def overall_lines(summaries: list[Summary]) -> list[str]:
     if groups:
         ranked = [s for s in summaries if s.ranking_groups]
         regret = sum((s.top1_regret or 0.0) * s.ranking_groups for s in ranked) / groups
-        taus = [(s.kendall_tau, s.ranking_groups) for s in ranked if s.kendall_tau is not None]
-        tau = sum(t * n for t, n in taus) / sum(n for _, n in taus) if taus else None
-        words = "-" if tau is None else f"{tau:.2f}"
-        lines.append(f"ranking of {groups} groups: tau {words}, top-1 regret {_percent(regret)} per cent")
+        tau = _weighted([(s.kendall_tau, s.ranking_groups) for s in ranked])
+        apart = _weighted([(s.kendall_tau_apart, s.ranking_groups_apart) for s in ranked])
+        lines.append(
+            f"ranking of {groups} groups: tau {tau} ({apart} of plans over {NOISE:.0%} apart), "
+            f"top-1 regret {_percent(regret)} per cent"
+        )
     return lines
+
+
+def _weighted(values: list[tuple[float | None, int]]) -> str:
+    """Mean of (value, groups behind it), "-" where there is none."""
+    known = [(value, groups) for value, groups in values if value is not None]
+    total = sum(groups for _, groups in known)
+    return f"{sum(value * groups for value, groups in known) / total:.2f}" if total else "-"
 
 
 def markdown_table(summaries: list[Summary]) -> str:

@@ -89,6 +89,8 @@ def test_kendall_tau_of_known_orders():
     assert kendall_tau([(1, 3), (2, 2), (3, 1)]) == pytest.approx(-1.0)
     assert kendall_tau([(1, 1), (2, 3), (3, 2)]) == pytest.approx(1 / 3)
     assert kendall_tau([(1, 1), (1, 2)]) is None
+    assert kendall_tau([(2, 100), (1, 103), (3, 200)], noise=0.04) == pytest.approx(1.0)
+    assert kendall_tau([(2, 100), (1, 103)], noise=0.04) is None
 
 
 def test_regret_is_the_measured_loss_of_running_the_predicted_best():
@@ -97,16 +99,16 @@ def test_regret_is_the_measured_loss_of_running_the_predicted_best():
         row(2.0, 1.0, model_name="m", tp="2"),
         row(3.0, 5.0, model_name="other"),
     ]
-    taus, regrets = ranking_by_group(rows)
+    taus, _, regrets = ranking_by_group(rows)
     assert taus == [pytest.approx(-1.0)]
     assert regrets == [pytest.approx(0.2)]
 
 
 def test_repeated_runs_of_one_plan_are_no_ranking():
     again = [row(1.0, 1.2, model_name="m", tp="1"), row(1.1, 1.0, model_name="m", tp="1", recompute="full")]
-    assert ranking_by_group(again) == ([], [])
+    assert ranking_by_group(again) == ([], [], [])
     third = row(2.0, 1.05, model_name="m", tp="2")
-    taus, regrets = ranking_by_group([*again, third])
+    taus, _, regrets = ranking_by_group([*again, third])
     assert taus == [pytest.approx(-1.0)]
     assert regrets == [pytest.approx(1.1 / 1.05 - 1.0)]
 
