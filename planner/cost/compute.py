@@ -2,7 +2,7 @@
 
 F FLOP of the kernel, p dense peak, e_max achieved share of the peak when large, F0 = p x overhead: the
 FLOP at which half of e_max is reached (e = e_max F / (F + F0)). A matrix product also loses to tile and
-wave quantisation: its (m, n) output is cut in tiles (``TILES``, whichever is best) and the last wave of
+wave quantisation: its (m, n) output is cut in tiles (of five shapes, the best) and the last wave of
 them over the multiprocessors takes as long as a full one. Its inner length k pays for starting and storing
 each tile: k + depth. Dimensions that are no multiple of 32 elements miss the widest loads. Williams,
 Waterman and Patterson 2009 (roofline); NVIDIA's matrix multiplication performance guide (tiles and waves).
@@ -17,15 +17,17 @@ import numpy as np
 
 from planner.cluster.host import Host
 from planner.cluster.spec import DeviceSpec
-from planner.cost.arrays import Number, ceil_div
+from planner.cost.arrays import Number
 from planner.cost.constants import Constants
 from planner.errors import UnsupportedFeature
 from planner.workload import Workload
 
 TILE = 128
-# (rows, columns, rate): output tiles a library chooses from, and their rate against the widest. The order is
-# NVIDIA's guide's (256 x 128 best, smaller tiles load their factors more often); the two rates are assumed.
-TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.9), (64, 128, 0.75), (128, 64, 0.75))
+# Output tiles a library chooses from: 256 x 128 either way, 128 x 128, 128 x 64 either way. The order of
+# their rates is NVIDIA's guide's (smaller tiles load their factors more often); the rates against the largest
+# are assumed.
+MIDDLE_TILE_RATE = 0.9
+SMALL_TILE_RATE = 0.75
 ALIGNED = 32.0  # elements
 ELEMENT_BYTES = 2.0
 FP8_BYTES = 1.0
@@ -125,14 +127,20 @@ class Device:
     def _covered(self, m: Number, n: Number, batch: Number) -> Number:
         """Output elements that ``batch`` (m, n) products cost, with the best of the tiles.
 
-        Whole waves of whole tiles, one tile a multiprocessor, at the tile's rate.
+        Whole waves of whole tiles, one tile a multiprocessor; a smaller tile's elements cost more.
         """
-        found = np.inf
-        for rows, columns, rate in TILES:
-            tiles = ceil_div(m, rows) * ceil_div(n, columns) * batch
-            waves = np.ceil(tiles / self.multiprocessors)
-            found = np.minimum(found, waves * (self.multiprocessors * rows * columns / rate))
-        return found
+        rows, columns = m / TILE, n / TILE
+        whole, wide = np.ceil(rows), np.ceil(columns)
+        squares = whole * batch, wide * batch
+        large = self._waves(np.ceil(0.5 * rows) * squares[1], squares[0] * np.ceil(0.5 * columns))
+        middle = np.ceil(squares[0] * wide / self.multiprocessors) / MIDDLE_TILE_RATE
+        small = self._waves(np.ceil(2.0 * rows) * squares[1], squares[0] * np.ceil(2.0 * columns))
+        best = np.minimum(np.minimum(2.0 * large, middle), 0.5 / SMALL_TILE_RATE * small)
+        return best * (self.multiprocessors * TILE * TILE)
+
+    def _waves(self, tall: Number, wide: Number) -> Number:
+        """Waves of tiles that are twice as long as wide, or as wide as long, whichever are fewer."""
+        return np.ceil(np.minimum(tall, wide) / self.multiprocessors)
 
     def start_seconds(self) -> float:
         """What one product costs beside its FLOP: the FLOP at which half of the peak's share is reached."""
