@@ -17,8 +17,8 @@ from planner.cost.sends import blocks_sends, send_times, tied_embedding_seconds
 from planner.cost.stage import CAUSES
 from planner.cost.tail import Tail
 from planner.model.flop import model_step_flop
-from planner.schedule.orders import operation_order
-from planner.schedule.timeline import Timeline, replay
+from planner.schedule.steady import timeline as schedule_timeline
+from planner.schedule.timeline import Timeline
 from planner.strategy.decision import Decision, rank_of_stage
 
 ROUNDING = 1e-12
@@ -117,23 +117,14 @@ def _replay(
     blocking: bool,
     keep_events: bool,
 ) -> Timeline:
-    order = operation_order(
-        decision.schedule, decision.degrees.pp, decision.microbatches, decision.virtual_stages
-    )
+    shape = decision.schedule, decision.degrees.pp, decision.microbatches, decision.virtual_stages
     before = [0.0, *sends[:-1]]
     if blocking:
         forward = [f + s for f, s in zip(forward, sends, strict=True)]
         backward = [b + s for b, s in zip(backward, before, strict=True)]
-        return replay(order, forward, backward, keep_events=keep_events)
-    return replay(
-        order,
-        forward,
-        backward,
-        sends,
-        before,
-        weight_seconds=weight,
-        schedule=decision.schedule,
-        keep_events=keep_events,
+        return schedule_timeline(*shape, forward, backward, keep_events=keep_events)
+    return schedule_timeline(
+        *shape, forward, backward, sends, before, weight_seconds=weight, keep_events=keep_events
     )
 
 

@@ -25,16 +25,32 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """finish[r]: seconds when rank r ends its last operation; busy[r]: seconds it computes."""
+    """finish[r]: seconds when rank r ends its last operation; busy[r]: seconds it computes.
+
+    ends[r]: seconds when rank r ends each of its operations, in its order.
+    """
 
     makespan: float
     finish: tuple[float, ...]
     busy: tuple[float, ...]
     events: tuple[Event, ...] = ()
+    ends: tuple[list[float], ...] = ()
 
     def bubble(self, rank: int) -> float:
         """Idle fraction of a rank over the makespan."""
         return 1.0 - self.busy[rank] / self.makespan
+
+
+def busy_seconds(
+    schedule: str, pp: int, microbatches: int, forward_seconds: list[float], backward_seconds: list[float]
+) -> tuple[float, ...]:
+    """Seconds each rank computes; ranks with equal work are equally busy to the last digit."""
+    per_rank = len(forward_seconds) // pp
+    stages = [[virtual_stage(schedule, rank, chunk, pp) for chunk in range(per_rank)] for rank in range(pp)]
+    return tuple(
+        microbatches * sum(forward_seconds[stage] + backward_seconds[stage] for stage in mine)
+        for mine in stages
+    )
 
 
 def replay(
@@ -74,14 +90,15 @@ def replay(
     forward_ready[0] = [0.0] * microbatches
     always = [[0.0] * microbatches] * stages
     ready_at = (forward_ready, backward_ready, backward_ready, always)
-    position, clock, busy = [0] * pp, [0.0] * pp, [0.0] * pp
+    position, clock = [0] * pp, [0.0] * pp
     events: list[Event] = []
+    ends: tuple[list[float], ...] = tuple([] for _ in order)
     remaining = sum(len(operations) for operations in order)
     while remaining:
         before = remaining
         for rank in range(pp):
             operations = order[rank]
-            at, now, worked = position[rank], clock[rank], busy[rank]
+            at, now, ended = position[rank], clock[rank], ends[rank]
             while at < len(operations):
                 kind, microbatch, chunk = operations[at]
                 stage = placed[rank][chunk]
@@ -97,12 +114,13 @@ def replay(
                         backward_ready[stage][microbatch] = now
                 elif kind != WEIGHT_GRADIENT and stage:
                     backward_ready[stage - 1][microbatch] = now + backward_delay[stage]
-                worked += now - start
+                ended.append(now)
                 if keep_events:
                     events.append(Event(rank, operations[at], start, now))
                 at += 1
-                remaining -= 1
-            position[rank], clock[rank], busy[rank] = at, now, worked
+            remaining -= at - position[rank]
+            position[rank], clock[rank] = at, now
         if remaining == before:
             raise ValueError("the operation order deadlocks: no rank can issue its next operation")
-    return Timeline(max(clock), tuple(clock), tuple(busy), tuple(events))
+    busy = busy_seconds(schedule, pp, microbatches, forward_seconds, backward_seconds)
+    return Timeline(max(clock), tuple(clock), busy, tuple(events), ends)
