@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from planner.calibration.case import Case, Unsupported
-from planner.calibration.case_decision import price_case
+from planner.calibration.case_pricing import PricedCase, price_cases
 from planner.calibration.fitted import site_key
 from planner.calibration.validation import case_cost_model, is_doubtful
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants
 from planner.cost.model import CostModel
 from planner.cost.step import price
-from planner.errors import InputError
 from planner.strategy.decision import Decision
 
 # Sources the measurements' own notes ask to weigh lightly (tiny models on slow Ethernet; doubtful rows).
@@ -62,19 +61,20 @@ def split_rows(cases: list[Case]) -> tuple[list[Case], list[Case]]:
 def samples(cases: list[Case], constants_for: Callable[[DeviceSpec, str, str], Constants]) -> list[Sample]:
     """The rows that can be priced and have a step time; suspect rows are left out."""
     found = []
-    for case in cases:
-        if is_doubtful(case):
-            continue
-        try:
-            measured = case.number("measured_step_s")
-            if not measured:
-                continue
-            model = case_cost_model(case, constants_for)
-            decision, _ = price_case(case, model)
-        except (Unsupported, InputError):
-            continue
-        found.append(Sample(case, model, decision, model.stack.fitted_as, measured))
+    wanted = [case for case in cases if not is_doubtful(case) and _measured(case)]
+    for priced in price_cases(wanted, lambda case: case_cost_model(case, constants_for)):
+        if isinstance(priced, PricedCase):
+            model, measured = priced.model, _measured(priced.case)
+            found.append(Sample(priced.case, model, priced.decision, model.stack.fitted_as, measured))
     return found
+
+
+def _measured(case: Case) -> float:
+    """The measured step, 0 where the cell is empty or holds no number."""
+    try:
+        return case.number("measured_step_s") or 0.0
+    except Unsupported:
+        return 0.0
 
 
 def row_weights(rows: list[Sample]) -> list[float]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_cluster import case_cluster
-from planner.calibration.case_decision import price_case
 from planner.calibration.case_model import case_model
+from planner.calibration.case_pricing import PricedCase, Refused, price_cases
 from planner.calibration.fitted import site_key
 from planner.calibration.ranking import ranking_by_group
 from planner.cluster.spec import DeviceSpec
@@ -166,13 +166,15 @@ class Summary:
 def validate_cases(cases: list[Case], constants_for: ConstantsFor | None = None) -> list[RowResult]:
     """Every case priced, in order."""
     chosen = constants_for or (lambda device, stack, site: default_constants(device))
-    return [_validate(case, chosen) for case in cases]
+    return [_result(priced) for priced in price_cases(cases, lambda case: case_cost_model(case, chosen))]
 
 
-def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
+def _result(priced: PricedCase | Refused) -> RowResult:
+    case = priced.case
     try:
-        model = case_cost_model(case, constants_for)
-        _, prediction = price_case(case, model)
+        if isinstance(priced, Refused):
+            raise priced.reason
+        model, prediction = priced.model, priced.prediction
         case.number("measured_step_s")
         case.number("measured_peak_mem_gb")
         case.number("sim_by_source_step_s")
@@ -228,11 +230,12 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
             "attention": attention,
         }
     )
-    problem = Problem(case_model(case, sequence), cluster, workload, cluster.device.memory_bytes)
+    spec, chain = case_model(case, sequence)
+    problem = Problem(spec, cluster, workload, cluster.device.memory_bytes)
     stack = case_stack(case)
     fitted = STACKS[stack].fitted_as if stack in STACKS else stack
     site = site_key(case.source, cluster.device.generation)
-    return CostModel.of(problem, constants_for(cluster.device, fitted, site), stack)
+    return CostModel.of(problem, constants_for(cluster.device, fitted, site), stack, chain)
 
 
 def case_stack(case: Case) -> str:

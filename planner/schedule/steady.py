@@ -1,13 +1,13 @@
 """The timeline of a schedule without replaying every microbatch: its steady state, found and continued.
 
-Behind its warm-up a rank repeats one pattern of operations, a *period*: of one microbatch under 1F1B, of pp of
-them when interleaved. A tensor is used in the period that made it or in the next one. So if x(n) are the ends
-of all operations of period n, on all ranks, then x(n+1) = F(x(n)), where F takes maxima and adds constants: it
-hands on what is added to all of its arguments, F(x + t) = F(x) + t, and brings no two further apart,
-|F(x) - F(y)| <= |x - y|. Hence, once a period has moved every end by the same t, all later ones do, and k
-periods more let every rank finish k t later. Where the moves agree to ``ROUNDING`` of the clock, the result is
-off by k times that at most. Baccelli, Cohen, Olsder and Quadrat, Synchronization and Linearity (1992), chapter
-3, on such (max, +) recurrences.
+Behind its warm-up a rank repeats one pattern of operations, a *period*: of one microbatch under 1F1B, of pp
+of them when interleaved. A tensor is used in the period that made it or in the next one. So if x(n) are the
+ends of all operations of period n, on all ranks, then x(n+1) = F(x(n)), where F takes maxima and adds
+constants: it hands on what is added to all of its arguments, F(x + t) = F(x) + t, and brings no two further
+apart, |F(x) - F(y)| <= |x - y|. Hence, once a period has moved every end by the same t, all later ones do,
+and k periods more let every rank finish k t later. Where the moves agree to ``ROUNDING`` of the clock, the
+result is off by k times that at most. Baccelli, Cohen, Olsder and Quadrat, Synchronization and Linearity
+(1992), chapter 3, on such (max, +) recurrences.
 
 Where no steady state is found early, and for the other schedules, every microbatch is replayed.
 """
