@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from planner.calibration.case import Case, Unsupported
@@ -13,6 +13,7 @@ from planner.calibration.fitted import site_key
 from planner.calibration.validation import case_cost_model, is_doubtful
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants
+from planner.cost.many_rows import many_rows
 from planner.cost.model import CostModel
 from planner.cost.step import price
 from planner.strategy.decision import Decision
@@ -41,10 +42,18 @@ class Sample:
             return site_key(self.case.source, self.device.generation)
         return self.device.generation if scope == "generation" else self.stack
 
-    def log_error(self, constants: Constants) -> float:
-        """log(predicted / measured) of the step time."""
-        model = CostModel.of(self.model.problem, constants, self.model.stack.name, self.model.chain)
-        return math.log(price(model, self.decision).step_seconds / self.measured)
+    def under(self, constants: Constants) -> CostModel:
+        """The row's cost model with other constants."""
+        return CostModel.of(self.model.problem, constants, self.model.stack.name, self.model.chain)
+
+
+def log_errors(rows: Sequence[tuple[Sample, Constants]]) -> list[float]:
+    """log(predicted / measured) of the step time of every row under its constants."""
+    pairs = [(sample.under(constants), sample.decision) for sample, constants in rows]
+    return [
+        math.log(price(model, decision, rows=priced).step_seconds / sample.measured)
+        for (model, decision), priced, (sample, _) in zip(pairs, many_rows(pairs), rows, strict=True)
+    ]
 
 
 def split_rows(cases: list[Case]) -> tuple[list[Case], list[Case]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from planner.schedule.orders import operation_order, warmup_operations
-from planner.schedule.timeline import Timeline, busy_seconds, replay
+from planner.schedule.timeline import Program, Seconds, Timeline, busy_seconds, resolve, run, timeline_of
 
 PERIODIC = ("1f1b", "interleaved")
 # A share of the clock: some units in the last place, as sums of many doubles differ by.
@@ -44,17 +44,17 @@ class Period:
         forwards = self.operations // 2
         return self.microbatches * (periods + -(-self.first[0] // forwards))
 
-    def seconds(self, ends: tuple[list[float], ...], number: int) -> float | None:
+    def seconds(self, program: Program, ends: list[float], number: int) -> float | None:
         """By how much period ``number`` moved all ends of the one before; None where they differ."""
         moved = None
-        for first, ended in zip(self.first, ends, strict=True):
+        for first, mine in zip(self.first, program.of_rank, strict=True):
             at = first + number * self.operations
-            for before, after in zip(
-                ended[at - self.operations : at], ended[at : at + self.operations], strict=True
-            ):
+            for step in range(at, at + self.operations):
+                after = ends[mine[step]]
+                apart = after - ends[mine[step - self.operations]]
                 if moved is None:
-                    moved = after - before
-                elif abs(after - before - moved) > ROUNDING * after:
+                    moved = apart
+                elif abs(apart - moved) > ROUNDING * after:
                     return None
         return moved
 
@@ -82,36 +82,31 @@ def timeline(
     weight_seconds: list[float] | None = None,
     keep_events: bool = False,
 ) -> Timeline:
-    """``replay`` of ``operation_order``: its makespan, finish and busy, mostly without replaying all of it.
+    """``replay`` of ``operation_order``: mostly without replaying all of it.
 
-    Seconds as in ``replay``. Ends and events are those of the whole schedule with ``keep_events``, else there
-    may be none. Raises InputError as ``operation_order`` does.
+    Seconds as in ``replay``. Raises InputError as ``operation_order`` does.
     """
+    seconds = Seconds(
+        forward_seconds, backward_seconds, forward_delay or [], backward_delay or [], weight_seconds or []
+    )
+    if schedule in PERIODIC and not keep_events:
+        repeated = period(schedule, pp, virtual_stages)
+        for periods in (FIRST_LOOK, SECOND_LOOK_PER_STAGE * (pp + 1)):
+            short = repeated.shortest(periods)
+            left, rest = divmod(microbatches - short, repeated.microbatches)
+            if left <= 0 or rest:
+                break
+            begun = program(schedule, pp, short, virtual_stages)
+            ends = run(begun, seconds)
+            moved = repeated.seconds(begun, ends, periods - 1)
+            if moved is not None:
+                finish = tuple(ends[mine[-1]] + left * moved for mine in begun.of_rank)
+                return Timeline(max(finish), finish, busy_seconds(schedule, pp, microbatches, seconds))
+    whole = program(schedule, pp, microbatches, virtual_stages)
+    return timeline_of(whole, seconds, run(whole, seconds), keep_events=keep_events)
 
-    def replayed(count: int) -> Timeline:
-        return replay(
-            operation_order(schedule, pp, count, virtual_stages),
-            forward_seconds,
-            backward_seconds,
-            forward_delay,
-            backward_delay,
-            weight_seconds=weight_seconds,
-            schedule=schedule,
-            keep_events=keep_events,
-        )
 
-    if keep_events or schedule not in PERIODIC:
-        return replayed(microbatches)
-    repeated = period(schedule, pp, virtual_stages)
-    for periods in (FIRST_LOOK, SECOND_LOOK_PER_STAGE * (pp + 1)):
-        short = repeated.shortest(periods)
-        left, rest = divmod(microbatches - short, repeated.microbatches)
-        if left <= 0 or rest:
-            break
-        begun = replayed(short)
-        seconds = repeated.seconds(begun.ends, periods - 1)
-        if seconds is not None:
-            finish = tuple(end + left * seconds for end in begun.finish)
-            busy = busy_seconds(schedule, pp, microbatches, forward_seconds, backward_seconds)
-            return Timeline(max(finish), finish, busy)
-    return replayed(microbatches)
+@lru_cache(maxsize=64)
+def program(schedule: str, pp: int, microbatches: int, virtual_stages: int) -> Program:
+    """``resolve`` of ``operation_order``."""
+    return resolve(operation_order(schedule, pp, microbatches, virtual_stages), schedule, pp * virtual_stages)

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.errors import InputError
+from planner.schedule import steady
 from planner.schedule.orders import FORWARD, operation_order, virtual_stage
-from planner.schedule.steady import PERIODIC, period, timeline
+from planner.schedule.steady import FIRST_LOOK, PERIODIC, period, timeline
 from planner.schedule.timeline import replay
 
 SETTINGS = settings(deadline=None, max_examples=300, derandomize=True)
@@ -51,15 +52,17 @@ def test_a_continued_steady_state_is_the_whole_replay(case):
     "shape", [("1f1b", 1, 64, 1), ("1f1b", 8, 512, 1), ("interleaved", 4, 128, 3), ("interleaved", 8, 64, 6)]
 )
 @pytest.mark.parametrize("slow", [1.0, 1.5])
-def test_few_microbatches_are_replayed_where_one_stage_or_none_is_the_slowest(shape, slow):
-    """No ends are left: the timeline was continued, and it is still that of the whole replay."""
+def test_few_microbatches_are_replayed_where_one_stage_or_none_is_the_slowest(shape, slow, monkeypatch):
     stages = shape[1] * shape[3]
     forward = [1.0] * (stages - 1) + [slow]
     delay = [0.1 if shape[0] == "interleaved" else 0.0] * stages  # 1F1B waits for its sends: they are its own
     seconds = forward, [2.0 * one for one in forward], delay, delay
-    short = timeline(*shape, *seconds)
-    assert not short.ends
-    assert short.finish == pytest.approx(whole(shape, seconds).finish, rel=1e-13)
+    steps, real = [], steady.run
+    monkeypatch.setattr(steady, "run", lambda program, given: steps.append(program) or real(program, given))
+    short, full = timeline(*shape, *seconds), whole(shape, seconds)
+    assert short.finish == pytest.approx(full.finish, rel=1e-13)
+    assert [program.microbatches for program in steps] == [period(*shape[:2], shape[3]).shortest(FIRST_LOOK)]
+    assert steps[0].microbatches < shape[2]
 
 
 def test_a_slow_way_to_the_steady_state_is_replayed_to_the_end():
