@@ -90,7 +90,10 @@ def _decision(case: Case, problem: Problem, size: int) -> Decision:
     m = batch // (dp * size)
     degrees = Degrees(dp, tp, pp, cp, ep)
     if degrees.world_size != problem.world_size:
-        raise Unsupported(f"dp x tp x pp x cp = {degrees.world_size}, but {problem.world_size} GPUs ran")
+        rest, left = divmod(problem.world_size, tp * pp * cp)
+        fit = f"; dp {rest} fills them" if rest and not left else ""
+        words = f"dp {dp} x tp {tp} x pp {pp} x cp {cp} = {degrees.world_size} ranks"
+        raise Unsupported(f"{words}, but {problem.world_size} GPUs ran{fit}")
     is_interleaved = vp > 1 and pp > 1
     schedule = next((name for text, name in NOTED_SCHEDULES.items() if text in case.text("notes")), "1f1b")
     if schedule != "1f1b":

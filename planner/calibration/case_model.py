@@ -8,6 +8,7 @@ from typing import Any
 
 from planner.calibration.case import Case, Unsupported
 from planner.catalog import load_model
+from planner.documents import validate
 from planner.errors import InputError
 from planner.model.chain import LayerChain, layer_chain
 from planner.model.spec import ModelSpec
@@ -94,7 +95,7 @@ def _dense_model(
         ],
         "head": {"kind": "language_model", "tied": is_tied},
     }
-    spec = ModelSpec.model_validate(document)
+    spec = validate(ModelSpec, document, "")
     return spec, layer_chain(spec)
 
 

@@ -22,6 +22,7 @@ from planner.cost.constants import Constants, default_constants
 from planner.cost.model import CostModel
 from planner.cost.stack import STACKS
 from planner.cost.step import Prediction
+from planner.documents import validate
 from planner.errors import InputError
 from planner.strategy.candidates import Problem
 from planner.units import GIB
@@ -62,7 +63,7 @@ class RowResult:
 
     @property
     def measured_step_s(self) -> float | None:
-        return self.case.number("measured_step_s")
+        return _known(self.case, "measured_step_s")
 
     def time_error(self) -> float | None:
         """(predicted - measured) / measured of the step time, None when either is missing."""
@@ -73,7 +74,7 @@ class RowResult:
 
     def memory_error(self) -> float | None:
         """The same of peak memory, of the kind the row measured."""
-        measured = self.case.number("measured_peak_mem_gb")
+        measured = _known(self.case, "measured_peak_mem_gb")
         if not measured or is_doubtful(self.case) or self.predicted_peak_mem_gib is None:
             return None
         return self.predicted_peak_mem_gib / measured - 1.0
@@ -89,7 +90,7 @@ class RowResult:
 
     def sim_error(self) -> float | None:
         """(simulated - measured) / measured of the source's own simulator, None when it gives no figure."""
-        measured, simulated = self.measured_step_s, self.case.number("sim_by_source_step_s")
+        measured, simulated = self.measured_step_s, _known(self.case, "sim_by_source_step_s")
         return simulated / measured - 1.0 if measured and simulated else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def _result(priced: PricedCase | Refused) -> RowResult:
     except Unsupported as reason:
         return RowResult(case, "unsupported", str(reason))
     except InputError as error:
-        return RowResult(case, "invalid", error.message)
+        return RowResult(case, "invalid", "; ".join(filter(None, (str(error), error.hint))))
     return RowResult(
         case,
         "ok",
@@ -222,14 +223,13 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
     cluster = case_cluster(case)
     precision = case.text("precision") or _default_precision(case, cluster)
     attention = case.text("attention") or _default_attention(case, cluster)
-    workload = Workload.model_validate(
-        {
-            "sequence_length": sequence,
-            "global_batch": case.count("global_batch"),
-            "precision": precision,
-            "attention": attention,
-        }
-    )
+    stated = {
+        "sequence_length": sequence,
+        "global_batch": case.count("global_batch"),
+        "precision": precision,
+        "attention": attention,
+    }
+    workload = validate(Workload, stated, "")
     spec, chain = case_model(case, sequence)
     problem = Problem(spec, cluster, workload, cluster.device.memory_bytes)
     stack = case_stack(case)

@@ -20,6 +20,7 @@ RESIDUAL_WIDTH, RESIDUAL_HEIGHT = 540.0, 270.0
 RESIDUAL_LEFT = 68.0  # "-50 %" is wider than the scatters' numbers
 LONGEST_NAME = 48
 RATIO_TICKS = (0.2, 0.33, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)
+FINE_RATIO_TICKS = (0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25)
 # Runs of one setting are spread sideways by the golden ratio: even, and the same on every machine.
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 BY_WORDS = {"source": "source", "gpu": "GPU"}
@@ -45,10 +46,13 @@ AXES = (
 
 
 def validation_page(results: list[RowResult], fitted_ids: set[str], fitted: Fitted, table: str) -> str:
-    """The page of ``validate --html``; ``fitted_ids`` are the rows the constants were fitted on."""
+    """The page of ``validate --html``.
+
+    ``fitted_ids``: the rows of this table the constants were fitted on, none where they come from another.
+    """
     scored = [r for r in results if r.time_error() is not None]
     body = [
-        page.heading("Predicted against measured", f"{len(results)} runs of {table}"),
+        page.heading("Predicted against measured", f"{_counted(len(results), 'run')} of {table}"),
         _headline(results, scored, fitted_ids, fitted),
     ]
     if scored:
@@ -56,10 +60,10 @@ def validation_page(results: list[RowResult], fitted_ids: set[str], fitted: Fitt
             page.section(
                 "Step time by source",
                 "Each point is one run. On the diagonal the prediction is right. The band is the 80 % "
-                f"interval of its error: {_ground_words(scored, fitted)}; a source on several of these grounds shows "
-                "the widest. Both axes are logarithmic, seconds.",
+                f"interval of its error: {_ground_words(scored, fitted)}; a source on several of these "
+                "grounds shows the widest. Both axes are logarithmic, seconds.",
             ),
-            _legend(("band", "80 % interval")),
+            _legend(fitted_ids, ("band", "80 % interval")),
             page.panels(
                 _scatter(name, rows, fitted_ids, _band(rows, fitted))
                 for name, rows in _groups(scored, "source")
@@ -69,7 +73,7 @@ def validation_page(results: list[RowResult], fitted_ids: set[str], fitted: Fitt
                 "Predicted over measured step time against five properties of the run; each bar is the "
                 "median of those around a power of two. A slope would be a term the cost model gets wrong.",
             ),
-            _legend(("mid", "median")),
+            _legend(fitted_ids, ("mid", "median")),
             page.panels(
                 (_residuals(title, column, scored, fitted_ids) for title, column in AXES), css="wide"
             ),
@@ -77,7 +81,7 @@ def validation_page(results: list[RowResult], fitted_ids: set[str], fitted: Fitt
     body += _memory(results, fitted_ids, fitted)
     for by in ("source", "gpu"):
         body += [
-            page.section(f"Errors by {BY_WORDS[by]}", ERRORS_WORDS),
+            page.section(f"Errors by {BY_WORDS[by]}", ERRORS_WORDS if by == "source" else "The same rows."),
             _summary_table(by, summarise(results, GROUPINGS[by])),
         ]
     body += [*_simulators(results), *_unpriced(results), _rows(results, fitted_ids)]
@@ -86,13 +90,15 @@ def validation_page(results: list[RowResult], fitted_ids: set[str], fitted: Fitt
 
 def _headline(results: list[RowResult], scored: list[RowResult], fitted_ids: set[str], fitted: Fitted) -> str:
     judged = [r for r in scored if r.case.id not in fitted_ids]
-    chosen, words = (judged, "judged rows") if judged else (scored, "all rows")
+    is_split = 0 < len(judged) < len(scored)
+    chosen, words = (judged, "judged rows") if is_split else (scored, "all rows")
     by_source = summarise(chosen, GROUPINGS["source"])
     medians = [s.time_median_ape for s in by_source if s.time_median_ape is not None]
     whole, held = summary("all", chosen), coverage(fitted, chosen)
     items = [(f"{sum(r.status == 'ok' for r in results)} of {len(results)}", "rows priced", "")]
     if medians:
         items.append((_percent(sum(medians) / len(medians)), f"median error, mean of sources, {words}", ""))
+    if len(medians) > 1:
         items.append((_percent(median(medians)), f"median error of the middle source, {words}", ""))
     if held is not None:
         items.append((f"{held * 100:.0f} %", f"of {words} inside their 80 % interval", ""))
@@ -103,8 +109,9 @@ def _headline(results: list[RowResult], scored: list[RowResult], fitted_ids: set
     return page.cards(items)
 
 
-def _legend(*more: tuple[str, str]) -> str:
-    return page.legend([("dot s0", "judged: the fit never saw it"), ("ring", "fitted"), *more])
+def _legend(fitted_ids: set[str], *more: tuple[str, str]) -> str:
+    split = [("dot s0", "judged: the fit never saw it"), ("ring", "fitted")]
+    return page.legend([*(split if fitted_ids else [("dot s0", "run")]), *more])
 
 
 def _groups(rows: list[RowResult], by: str) -> list[tuple[str, list[RowResult]]]:
@@ -180,13 +187,13 @@ def _scatter(name: str, rows: list[RowResult], fitted_ids: set[str], band: tuple
     judged = [r for r in rows if r.case.id not in fitted_ids]
     error = median(abs(r.time_error() or 0.0) for r in judged or rows)
     of_what = "judged median" if judged and len(judged) < len(rows) else "median"
-    note = f"{_runs(len(rows))}, {of_what} {_percent(error)}"
+    note = f"{_counted(len(rows), 'run')}, {of_what} {_percent(error)}"
     title = " · ".join(filter(None, (name, _long_name(rows[0]))))
     return page.panel(title, note, svg.svg(SIDE, SIDE, parts, f"{name}: predicted against measured"))
 
 
-def _runs(count: int) -> str:
-    return f"{count} run{'s' * (count != 1)}"
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _drawn(
@@ -207,7 +214,7 @@ def _residuals(title: str, column: str, scored: list[RowResult], fitted_ids: set
         if value:
             by_value[value].append(row)
     missing = len(scored) - sum(map(len, by_value.values()))
-    note = f"{_runs(missing)} without it" if missing else ""
+    note = f"{_counted(missing, 'run')} without it" if missing else ""
     if not by_value:
         return page.panel(f"Against {title}", note, "")
     low, high = svg.padded_log_range(by_value)
@@ -215,6 +222,7 @@ def _residuals(title: str, column: str, scored: list[RowResult], fitted_ids: set
     ratios = [1.0 + (r.time_error() or 0.0) for r in scored]
     floor, ceiling = svg.padded_log_range([*ratios, 1.0 / 1.1, 1.1], 1.08)
     y = svg.Scale(floor, ceiling, RESIDUAL_HEIGHT - BOTTOM, TOP, is_log=True)
+    ratio_ticks = RATIO_TICKS if ceiling > 1.6 * floor else FINE_RATIO_TICKS
     powers = [2.0**n for n in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
     every = math.ceil(len(powers) / 11)
     parts = svg.axes(
@@ -223,7 +231,7 @@ def _residuals(title: str, column: str, scored: list[RowResult], fitted_ids: set
         title,
         "predicted / measured",
         x_ticks=powers[::every],
-        y_ticks=[tick for tick in RATIO_TICKS if y.low <= tick <= y.high],
+        y_ticks=[tick for tick in ratio_ticks if y.low <= tick <= y.high],
         x_label=lambda value: f"{value / 1024:g}k" if value >= 8192 else f"{value:g}",
         y_label=lambda ratio: _signed(ratio - 1.0) if ratio != 1.0 else "0",
     )
@@ -265,7 +273,7 @@ def _memory(results: list[RowResult], fitted_ids: set[str], fitted: Fitted) -> l
             tip = f"{r.case.id}: predicted {significant(p)}, measured {significant(m)} GiB"
             parts.append(svg.dot(x(m), y(p), _css(r, fitted_ids), tip))
         error = sum(abs(r.memory_error() or 0.0) for r in mine) / len(mine)
-        note = f"{kind}, {_runs(len(mine))}, mean error {_percent(error)}"
+        note = f"{kind}, {_counted(len(mine), 'run')}, mean error {_percent(error)}"
         picture = svg.svg(SIDE, SIDE, parts, f"{source}: predicted against measured peak memory")
         title = " · ".join(filter(None, (source, _long_name(mine[0]))))
         found.append(page.panel(title, note, picture))
@@ -273,7 +281,11 @@ def _memory(results: list[RowResult], fitted_ids: set[str], fitted: Fitted) -> l
         "What the sources counted differs and is never pooled: bytes of tensors (allocated), what the "
         "allocator holds (reserved), what the device reports (device), or a counter they do not name."
     )
-    return [page.section("Peak memory", lead), _legend(("band", "80 % interval")), page.panels(found)]
+    return [
+        page.section("Peak memory", lead),
+        _legend(fitted_ids, ("band", "80 % interval")),
+        page.panels(found),
+    ]
 
 
 def _summary_table(by: str, summaries: list[Summary]) -> str:
@@ -320,7 +332,7 @@ def _unpriced(results: list[RowResult]) -> list[str]:
     return [
         page.section("Not priced", "Every row has a fate; these have no prediction."),
         page.table(("source", "rows", "reason"), summary_rows, text_columns=(2,)),
-        page.folded(f"all {len(missing)} rows", each),
+        page.folded(_counted(len(missing), "row"), each),
     ]
 
 
@@ -340,7 +352,9 @@ def _rows(results: list[RowResult], fitted_ids: set[str]) -> str:
         for r in results
         if r.status == "ok"
     ]
-    return page.section("Every row") + page.folded(f"{len(rows)} priced rows", page.table(headers, rows))
+    return page.section("Every row") + page.folded(
+        _counted(len(rows), "priced row"), page.table(headers, rows)
+    )
 
 
 def _bare(value: float | None) -> str:
