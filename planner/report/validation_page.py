@@ -103,7 +103,9 @@ def _headline(results: list[RowResult], scored: list[RowResult], fitted_ids: set
     if held is not None:
         items.append((f"{held * 100:.0f} %", f"of {words} inside their 80 % interval", ""))
     if whole.top1_regret is not None:
-        items.append((_percent(whole.top1_regret), f"top-1 regret, {whole.ranking_groups} groups", ""))
+        items.append(
+            (_percent(whole.top1_regret), f"top-1 regret, {_counted(whole.ranking_groups, 'group')}", "")
+        )
     if whole.kendall_tau is not None:
         items.append((f"{whole.kendall_tau:.2f}", "Kendall tau, mean of groups", ""))
     return page.cards(items)
