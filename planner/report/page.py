@@ -59,8 +59,9 @@ a{color:var(--c0)}code{font-family:ui-monospace,Menlo,Consolas,monospace;font-si
 .card span{color:var(--soft);font-size:13px}.card.bad b{color:var(--bad)}.card.good b{color:var(--good)}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(265px,1fr));gap:14px;margin:12px 0}
 .grid .panel{display:flex;flex-direction:column}.grid svg{margin-top:auto}
+.wide svg{max-width:660px}
 .stack{display:grid;gap:14px;margin:12px 0}
-.wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));gap:14px;margin:12px 0}
+.wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(430px,100%),1fr));gap:14px;margin:12px 0}
 .panel h3 small{font-weight:400;color:var(--soft)}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{fill:var(--soft);font-size:10.5px;font-family:inherit}svg text.axis{font-size:11.5px}

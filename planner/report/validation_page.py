@@ -90,7 +90,7 @@ def validation_page(results: list[RowResult], fitted_ids: set[str], fitted: Fitt
 
 def _headline(results: list[RowResult], scored: list[RowResult], fitted_ids: set[str], fitted: Fitted) -> str:
     judged = [r for r in scored if r.case.id not in fitted_ids]
-    is_split = 0 < len(judged) < len(scored)
+    is_split = bool(fitted_ids and judged)
     chosen, words = (judged, "judged rows") if is_split else (scored, "all rows")
     by_source = summarise(chosen, GROUPINGS["source"])
     medians = [s.time_median_ape for s in by_source if s.time_median_ape is not None]

@@ -155,8 +155,21 @@ def reasons_text(results: list[RowResult]) -> list[str]:
         f"not priced: {ids[source, message] if n == 1 else f'{n} of {source}'}: {message}"
         for (source, message), n in counts.most_common()
     ]
-    doubtful = Counter(r.case.source for r in results if r.status == "ok" and is_doubtful(r.case))
-    return unpriced + [
-        f"not scored: {n} of {source}: marked suspect, or the layer count is not stated"
-        for source, n in doubtful.most_common()
+    priced = [r for r in results if r.status == "ok"]
+    doubtful = Counter(r.case.source for r in priced if is_doubtful(r.case))
+    unmeasured = Counter(
+        r.case.source
+        for r in priced
+        if not any(map(r.case.number, ("measured_step_s", "measured_peak_mem_gb")))
+    )
+    return [
+        *unpriced,
+        *(
+            f"not scored: {n} of {source}: marked suspect, or the layer count is not stated"
+            for source, n in doubtful.most_common()
+        ),
+        *(
+            f"not scored: {n} of {source}: neither measured_step_s nor measured_peak_mem_gb is stated"
+            for source, n in unmeasured.most_common()
+        ),
     ]

@@ -86,3 +86,11 @@ def test_a_folder_is_not_a_table(cli, tmp_path):
     outcome = cli("validate", tmp_path)
     assert outcome.code == 2
     assert "give a CSV file" in outcome.err
+
+
+def test_runs_without_a_measurement_are_priced_and_said_not_to_be_scored(cli, rows, tmp_path):
+    empty = {"measured_step_s": "", "measured_peak_mem_gb": ""}
+    outcome = cli("validate", write(tmp_path / "runs.csv", [{**row, **empty} for row in rows]))
+    assert outcome.code == 0
+    assert "4 of 4 rows priced" in outcome.out
+    assert "not scored: 4 of vtm: neither measured_step_s nor measured_peak_mem_gb is stated" in outcome.err
