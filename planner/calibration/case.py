@@ -55,6 +55,9 @@ COLUMNS = (
 )
 REQUIRED = ("id", "gpu_name", "gpus", "dp", "tp", "pp")
 MAX_ROWS = 200_000
+SEPARATORS = ((";", "semicolons"), ("\t", "tabs"))
+# Figures that were measured: none is 0, and a row without one leaves the cell empty.
+POSITIVE = ("measured_step_s", "measured_peak_mem_gb", "sim_by_source_step_s")
 
 
 class Unsupported(Exception):
@@ -89,9 +92,9 @@ class Case:
         try:
             value = float(text)
         except ValueError:
-            raise Unsupported(f"{name} is {text!r}, not a number") from None
-        if not math.isfinite(value) or value < 0:
-            raise Unsupported(f"{name} is {text}, not a non-negative number")
+            raise Unsupported(f"{name} is {text!r}; {_number_words(name)}") from None
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in POSITIVE):
+            raise Unsupported(f"{name} is {text}; {_number_words(name)}")
         return value
 
     def count(self, name: str, default: int | None = None) -> int:
@@ -102,12 +105,18 @@ class Case:
                 raise Unsupported(f"{name} is not stated")
             return default
         if value < 1 or value != int(value):
-            raise Unsupported(f"{name} is {value:g}, not a positive whole number")
+            raise Unsupported(f"{name} is {value:g}; write a whole number, 1 or more")
         return int(value)
 
     def assume(self, text: str) -> None:
         """Record what an empty cell was taken to mean."""
         self.notes.append(text)
+
+
+def _number_words(name: str) -> str:
+    """What a cell of numbers may hold."""
+    least = "a number above 0" if name in POSITIVE else "0 or more"
+    return f"write {least}, or leave it empty where it is not known"
 
 
 def read_cases(path: str | Path) -> list[Case]:
@@ -117,10 +126,16 @@ def read_cases(path: str | Path) -> list[Case]:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(
-            f"cannot read the table: {error.strerror or error}", file=str(path), hint="give a CSV file"
+            f"cannot read the table: {error.strerror or error}",
+            file=str(path),
+            hint="give a CSV file, one measured run a line",
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text: {error.reason}", file=str(path), hint="save as UTF-8") from error
+        raise InputError(
+            f"not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {error.start}",
+            file=str(path),
+            hint="save the table as CSV in UTF-8",
+        ) from error
     reader = csv.DictReader(text.splitlines())
     names = reader.fieldnames or []
     missing = [name for name in REQUIRED if name not in names]
@@ -129,7 +144,7 @@ def read_cases(path: str | Path) -> list[Case]:
             f"the table lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             file=str(path),
             allowed=list(COLUMNS),
-            hint="the first line must name the columns",
+            hint=_columns_hint(text),
         )
     cases: list[Case] = []
     lines: dict[str, int] = {}
@@ -140,7 +155,13 @@ def read_cases(path: str | Path) -> list[Case]:
                 file=str(path),
                 hint="quote cells that hold a comma",
             )
-        first = lines.setdefault(row["id"] or "", reader.line_num)
+        if not (row["id"] or "").strip():
+            raise InputError(
+                f"line {reader.line_num}: the id is empty",
+                file=str(path),
+                hint="give every run an id of its own",
+            )
+        first = lines.setdefault(row["id"], reader.line_num)
         if first != reader.line_num:
             raise InputError(
                 f"line {reader.line_num}: id {row['id']!r} is that of line {first} too",
@@ -153,3 +174,13 @@ def read_cases(path: str | Path) -> list[Case]:
     if not cases:
         raise InputError("the table has no rows", file=str(path), hint="one measured run a line")
     return cases
+
+
+def _columns_hint(text: str) -> str:
+    """What to do about a first line that does not name the columns."""
+    first = text.split("\n", 1)[0]
+    separator = next((name for mark, name in SEPARATORS if mark in first and "," not in first), "")
+    if separator:
+        return f"cells are separated by {separator} here: save the table with commas"
+    start = "the file is empty; its" if not text.strip() else "the"
+    return f"{start} first line must name the columns, at least {','.join(REQUIRED)}"

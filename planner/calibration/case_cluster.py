@@ -59,7 +59,8 @@ def case_device(case: Case) -> DeviceSpec:
     if kinds > 1 or "+" in text:
         raise Unsupported(f"mixed GPUs ({case.text('gpu_name')}) are not planned yet")
     for pattern, name in DEVICES:
-        if re.search(pattern, text):
+        # "h1000" is another GPU than "h100".
+        if re.search(rf"{pattern}(?!\d)", text):
             return _device(name)
     try:
         return _device(text)

@@ -14,12 +14,10 @@ from itertools import pairwise
 
 from planner.calibration.case import Case, Unsupported
 from planner.cost.decision_rows import decision_candidates
-from planner.cost.model import CostModel
 from planner.cost.stack import STACKS
-from planner.cost.step import Prediction, price
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Problem
-from planner.strategy.decision import RECOMPUTES, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import RECOMPUTE_NONE, RECOMPUTES, SHARDINGS, Decision, Degrees
 from planner.strategy.rules import broken_rules
 
 STACK_SHARDING = {
@@ -34,21 +32,25 @@ ZERO_STAGES = {"0": "none", "1": "optimizer", "2": "gradients", "3": "parameters
 IGNORED_RULES = ("island-sharding", "sharding-needs-replicas", "layers-by-stages")
 
 
-def price_case(case: Case, model: CostModel) -> tuple[Decision, Prediction]:
-    """The run's decision and its prediction. Raises Unsupported when the row breaks a hard rule."""
-    best: tuple[Decision, Prediction] | None = None
+def case_decisions(case: Case, problem: Problem) -> list[list[Decision]]:
+    """What a run may have been: by microbatch size, from the least recompute to the most.
+
+    Raises Unsupported when the row breaks a hard rule with every size.
+    """
+    found: list[list[Decision]] = []
     reason = Unsupported("no microbatch size divides the batch")
     for size in _microbatch_sizes(case):
         try:
-            found = _least_recompute(case, model, size)
+            modes = list(_recompute_modes(case))
+            decision = _decision(case, problem, size)
         except Unsupported as error:
             reason = error
             continue
-        if best is None or found[1].step_seconds < best[1].step_seconds:
-            best = found
-    if best is None:
+        blocks = len(decision.recompute)
+        found.append([replace(decision, recompute=(mode,) * blocks) for mode in modes])
+    if not found:
         raise reason
-    return best
+    return found
 
 
 def _microbatch_sizes(case: Case) -> list[int]:
@@ -60,17 +62,6 @@ def _microbatch_sizes(case: Case) -> list[int]:
         raise Unsupported(f"global batch {batch} is not a multiple of dp {dp}")
     case.assume("microbatch size not printed: the fastest that fits of 1, 2, 4, 8")
     return [size for size in (1, 2, 4, 8) if batch // dp % size == 0]
-
-
-def _least_recompute(case: Case, model: CostModel, size: int) -> tuple[Decision, Prediction]:
-    limit = model.problem.cluster.device.memory_bytes
-    found: list[tuple[Decision, Prediction]] = []
-    for mode in _recompute_modes(case):
-        decision = _decision(case, model.problem, size, mode)
-        found.append((decision, price(model, decision)))
-        if found[-1][1].peak_memory_bytes <= limit:
-            break
-    return found[-1]
 
 
 def _recompute_modes(case: Case) -> Iterator[int]:
@@ -88,7 +79,8 @@ def _recompute_modes(case: Case) -> Iterator[int]:
 NOTED_SCHEDULES = {"schedule ZB-1p": "zb-h1", "schedule ZB-2p": "zb-h2"}
 
 
-def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
+def _decision(case: Case, problem: Problem, size: int) -> Decision:
+    """The run at a microbatch size, nothing recomputed."""
     dp, tp, pp = case.count("dp"), case.count("tp"), case.count("pp")
     cp, ep = case.count("cp", 1), case.count("ep", 1)
     vp = _virtual_stages(case, problem, pp)
@@ -98,7 +90,10 @@ def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
     m = batch // (dp * size)
     degrees = Degrees(dp, tp, pp, cp, ep)
     if degrees.world_size != problem.world_size:
-        raise Unsupported(f"dp x tp x pp x cp = {degrees.world_size}, but {problem.world_size} GPUs ran")
+        rest, left = divmod(problem.world_size, tp * pp * cp)
+        fit = f"; dp {rest} fills them" if rest and not left else ""
+        words = f"dp {dp} x tp {tp} x pp {pp} x cp {cp} = {degrees.world_size} ranks"
+        raise Unsupported(f"{words}, but {problem.world_size} GPUs ran{fit}")
     is_interleaved = vp > 1 and pp > 1
     schedule = next((name for text, name in NOTED_SCHEDULES.items() if text in case.text("notes")), "1f1b")
     if schedule != "1f1b":
@@ -116,7 +111,7 @@ def _decision(case: Case, problem: Problem, size: int, mode: int) -> Decision:
         microbatch_size=size,
         microbatches=m,
         chunks=_chunks(case, problem, pp * (vp if is_interleaved else 1)),
-        recompute=(mode,) * problem.model.num_layers,
+        recompute=(RECOMPUTE_NONE,) * problem.model.num_layers,
     )
     candidates = decision_candidates(decision, [decision.sharding])
     broken = [rule for rule in broken_rules(candidates, problem) if rule.name not in IGNORED_RULES]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from planner.calibration.case import Case, Unsupported
 from planner.catalog import load_model
+from planner.documents import validate
 from planner.errors import InputError
+from planner.model.chain import LayerChain, layer_chain
 from planner.model.spec import ModelSpec
 
 # Families whose feed-forward is gated with RMS norms and rotary positions; all others are taken as plain
@@ -22,22 +25,47 @@ NAMED_SHAPES: dict[str, dict[str, int]] = {
 DEFAULT_VOCABULARY = 51200
 
 
-def case_model(case: Case, sequence_length: int) -> ModelSpec:
-    """The run's model. Raises Unsupported when neither shapes nor a known name are given."""
+def case_model(case: Case, sequence_length: int) -> tuple[ModelSpec, LayerChain]:
+    """The run's model and its chain: the same objects for runs of the same shapes.
+
+    Raises Unsupported when neither shapes nor a known name are given.
+    """
     name = case.text("model_name") or "model"
     if case.number("moe_experts"):
         return _sparse_model(case, name)
     shape = _shape(case, name)
     is_gated = bool(GATED.search(name))
-    heads, kv = shape["heads"], shape["kv_heads"]
-    if shape["hidden"] % heads:
-        raise Unsupported(f"hidden {shape['hidden']} is not a multiple of {heads} heads")
+    if shape["hidden"] % shape["heads"]:
+        raise Unsupported(f"hidden {shape['hidden']} is not a multiple of {shape['heads']} heads")
+    return _dense_model(
+        re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip("-") or "model",
+        sequence_length,
+        tuple(shape.items()),
+        is_gated=is_gated,
+        is_parallel="parallel transformer block" in case.text("notes"),
+        has_dropout=not is_gated and case.text("stack").startswith("megatron"),
+        is_tied=not is_gated and not SQUARED_RELU.search(name),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _dense_model(
+    name: str,
+    sequence_length: int,
+    shape_items: tuple[tuple[str, int], ...],
+    *,
+    is_gated: bool,
+    is_parallel: bool,
+    has_dropout: bool,
+    is_tied: bool,
+) -> tuple[ModelSpec, LayerChain]:
+    shape = dict(shape_items)
     block: dict[str, Any] = {
         "attention": {
             "kind": "gqa",
-            "num_heads": heads,
-            "num_kv_heads": kv,
-            "head_dim": shape["hidden"] // heads,
+            "num_heads": shape["heads"],
+            "num_kv_heads": shape["kv_heads"],
+            "head_dim": shape["hidden"] // shape["heads"],
             "qkv_bias": not is_gated,
             "out_bias": not is_gated,
         },
@@ -48,12 +76,12 @@ def case_model(case: Case, sequence_length: int) -> ModelSpec:
             "bias": not is_gated,
         },
         "norm": {"kind": "rmsnorm" if is_gated else "layernorm", "bias": not is_gated},
-        "parallel": "parallel transformer block" in case.text("notes"),
-        "dropout": not is_gated and case.text("stack").startswith("megatron"),
+        "parallel": is_parallel,
+        "dropout": has_dropout,
     }
     document = {
-        "name": re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip("-") or "model",
-        "source": f"measured run {case.id}",
+        "name": name,
+        "source": "measured runs",
         "hidden_size": shape["hidden"],
         "vocab_size": shape["vocab"],
         "max_sequence_length": sequence_length,
@@ -65,9 +93,10 @@ def case_model(case: Case, sequence_length: int) -> ModelSpec:
                 "layout": [{"kinds": ["block"], "repeat": shape["layers"]}],
             }
         ],
-        "head": {"kind": "language_model", "tied": not is_gated and not SQUARED_RELU.search(name)},
+        "head": {"kind": "language_model", "tied": is_tied},
     }
-    return ModelSpec.model_validate(document)
+    spec = validate(ModelSpec, document, "")
+    return spec, layer_chain(spec)
 
 
 def _shape(case: Case, name: str) -> dict[str, int]:
@@ -108,24 +137,39 @@ def _usual_heads(hidden: int, tp: int) -> int:
     return min(options, key=lambda heads: abs(hidden // heads - 128))
 
 
-def _sparse_model(case: Case, name: str) -> ModelSpec:
+@lru_cache(maxsize=256)
+def _built_in_model(name: str) -> ModelSpec:
+    spec, _ = load_model(name)
+    return spec
+
+
+@lru_cache(maxsize=256)
+def _cut_model(name: str, layers: int) -> tuple[ModelSpec, LayerChain]:
+    """A built-in model with its first layers only. Raises Unsupported where they end inside a run."""
+    spec = _built_in_model(name)
+    if layers != spec.num_layers:
+        stack = spec.stacks[0]
+        left, runs = layers, []
+        for run in stack.layout:
+            take = min(run.repeat, left // len(run.kinds))
+            if take:
+                runs.append(run.model_copy(update={"repeat": take}))
+                left -= take * len(run.kinds)
+        if left:
+            raise Unsupported(f"{layers} layers do not cut the layout of {spec.name}")
+        spec = spec.model_copy(update={"stacks": [stack.model_copy(update={"layout": runs})]})
+    return spec, layer_chain(spec)
+
+
+def _sparse_model(case: Case, name: str) -> tuple[ModelSpec, LayerChain]:
     """Experts: a built-in model of the same name, cut to the stated number of layers."""
-    base = re.sub(r"[-_ ]l\d+.*$", "", name.lower())
+    base = re.sub(r"deepseek-?v", "deepseek-v", re.sub(r"[-_ ]l\d+.*$", "", name.lower()))
     try:
-        spec, _ = load_model(re.sub(r"deepseek-?v", "deepseek-v", base))
+        whole = _built_in_model(base)
     except InputError as error:
         raise Unsupported(f"mixture of experts {name!r} is not a built-in model: {error.message}") from None
-    layers = case.count("layers", spec.num_layers)
-    if layers == spec.num_layers:
-        return spec
-    stack = spec.stacks[0]
-    left, runs = layers, []
-    for run in stack.layout:
-        take = min(run.repeat, left // len(run.kinds))
-        if take:
-            runs.append(run.model_copy(update={"repeat": take}))
-            left -= take * len(run.kinds)
-    if left:
-        raise Unsupported(f"{layers} layers do not cut the layout of {spec.name}")
-    case.assume(f"{spec.name} cut to {layers} layers")
-    return spec.model_copy(update={"stacks": [stack.model_copy(update={"layout": runs})]})
+    layers = case.count("layers", whole.num_layers)
+    found = _cut_model(base, layers)
+    if layers != whole.num_layers:
+        case.assume(f"{whole.name} cut to {layers} layers")
+    return found

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from planner.calibration.case import Case
 from planner.calibration.fitted import PARAMETERS, Evidence, Fitted, Parameter
-from planner.calibration.rows import Sample, row_weights, samples
+from planner.calibration.rows import Sample, log_errors, row_weights, samples
 from planner.cost.arrays import Array
 from planner.cost.constants import Constants, default_constants
 from planner.errors import InputError
@@ -97,15 +97,18 @@ class Pricer:
     known: dict[tuple[int, Constants], float] = field(default_factory=dict)
     priced: int = 0
 
-    def log_error(self, index: int, fitted: Fitted) -> float:
-        """log(predicted / measured) of row ``index`` under ``fitted``."""
-        sample = self.rows[index]
-        constants = fitted.constants_for(sample.device, sample.stack, sample.key("site"))
-        key = (index, constants)
-        if key not in self.known:
-            self.known[key] = sample.log_error(constants)
-            self.priced += 1
-        return self.known[key]
+    def log_errors(self, indices: list[int], fitted: Fitted) -> list[float]:
+        """log(predicted / measured) of the rows at ``indices`` under ``fitted``."""
+        keys = []
+        for index in indices:
+            sample = self.rows[index]
+            constants = fitted.constants_for(sample.device, sample.stack, sample.key("site"))
+            keys.append((index, constants))
+        new = [key for key in dict.fromkeys(keys) if key not in self.known]
+        errors = log_errors([(self.rows[index], constants) for index, constants in new])
+        self.known.update(zip(new, errors, strict=True))
+        self.priced += len(new)
+        return [self.known[key] for key in keys]
 
 
 def fit(
@@ -191,7 +194,7 @@ class Task:
         return found
 
     def residuals(self, fitted: Fitted) -> Array:
-        return np.array([self.pricer.log_error(index, fitted) for index in self.chosen])
+        return np.array(self.pricer.log_errors(self.chosen, fitted))
 
     def coordinates(self, fitted: Fitted, columns: list[Column]) -> Array:
         return np.array(
@@ -247,9 +250,9 @@ class Task:
             probe = self.at(fitted, [column], moved[j : j + 1])
             width = self.coordinates(probe, [column])[0] - at[j]
             scope = column.parameter.scope
-            for i, row in enumerate(self.rows):
-                if row.key(scope) == column.key:
-                    result[i, j] = (self.pricer.log_error(self.chosen[i], probe) - base[i]) / width
+            mine = [i for i, row in enumerate(self.rows) if row.key(scope) == column.key]
+            errors = self.pricer.log_errors([self.chosen[i] for i in mine], probe)
+            result[mine, j] = (np.array(errors) - base[mine]) / width
         return result
 
     def cost(self, fitted: Fitted, columns: list[Column]) -> float:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from planner import __version__
+from planner.calibration.case import Case
+from planner.calibration.rows import split_rows
 from planner.errors import InputError
 
 
@@ -21,11 +23,23 @@ def provenance(path: str, rows: int) -> dict[str, Any]:
     file = Path(path)
     return {
         "table": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": _digest(file),
         "rows_fitted": rows,
         "date": _today().isoformat(),
         "planner_version": __version__,
     }
+
+
+def fitted_ids(record: dict[str, Any], path: str, cases: list[Case]) -> set[str]:
+    """The rows of the table at ``path`` that the fit of ``record`` saw; none where it saw another table."""
+    if record.get("sha256") != _digest(Path(path)):
+        return set()
+    seen = cases if record.get("rows_fitted") == len(cases) else split_rows(cases)[0]
+    return {case.id for case in seen}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _today() -> datetime.date:

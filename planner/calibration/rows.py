@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from planner.calibration.case import Case, Unsupported
-from planner.calibration.case_decision import price_case
+from planner.calibration.case_pricing import PricedCase, price_cases
 from planner.calibration.fitted import site_key
 from planner.calibration.validation import case_cost_model, is_doubtful
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants
+from planner.cost.many_rows import many_rows
 from planner.cost.model import CostModel
 from planner.cost.step import price
-from planner.errors import InputError
 from planner.strategy.decision import Decision
 
 # Sources the measurements' own notes ask to weigh lightly (tiny models on slow Ethernet; doubtful rows).
@@ -42,10 +42,18 @@ class Sample:
             return site_key(self.case.source, self.device.generation)
         return self.device.generation if scope == "generation" else self.stack
 
-    def log_error(self, constants: Constants) -> float:
-        """log(predicted / measured) of the step time."""
-        model = CostModel.of(self.model.problem, constants, self.model.stack.name, self.model.chain)
-        return math.log(price(model, self.decision).step_seconds / self.measured)
+    def under(self, constants: Constants) -> CostModel:
+        """The row's cost model with other constants."""
+        return CostModel.of(self.model.problem, constants, self.model.stack.name, self.model.chain)
+
+
+def log_errors(rows: Sequence[tuple[Sample, Constants]]) -> list[float]:
+    """log(predicted / measured) of the step time of every row under its constants."""
+    pairs = [(sample.under(constants), sample.decision) for sample, constants in rows]
+    return [
+        math.log(price(model, decision, rows=priced).step_seconds / sample.measured)
+        for (model, decision), priced, (sample, _) in zip(pairs, many_rows(pairs), rows, strict=True)
+    ]
 
 
 def split_rows(cases: list[Case]) -> tuple[list[Case], list[Case]]:
@@ -62,19 +70,20 @@ def split_rows(cases: list[Case]) -> tuple[list[Case], list[Case]]:
 def samples(cases: list[Case], constants_for: Callable[[DeviceSpec, str, str], Constants]) -> list[Sample]:
     """The rows that can be priced and have a step time; suspect rows are left out."""
     found = []
-    for case in cases:
-        if is_doubtful(case):
-            continue
-        try:
-            measured = case.number("measured_step_s")
-            if not measured:
-                continue
-            model = case_cost_model(case, constants_for)
-            decision, _ = price_case(case, model)
-        except (Unsupported, InputError):
-            continue
-        found.append(Sample(case, model, decision, model.stack.fitted_as, measured))
+    wanted = [case for case in cases if not is_doubtful(case) and _measured(case)]
+    for priced in price_cases(wanted, lambda case: case_cost_model(case, constants_for)):
+        if isinstance(priced, PricedCase):
+            model, measured = priced.model, _measured(priced.case)
+            found.append(Sample(priced.case, model, priced.decision, model.stack.fitted_as, measured))
     return found
+
+
+def _measured(case: Case) -> float:
+    """The measured step, 0 where the cell is empty or holds no number."""
+    try:
+        return case.number("measured_step_s") or 0.0
+    except Unsupported:
+        return 0.0
 
 
 def row_weights(rows: list[Sample]) -> list[float]:

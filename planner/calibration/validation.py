@@ -12,8 +12,8 @@ from typing import Any
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_cluster import case_cluster
-from planner.calibration.case_decision import price_case
 from planner.calibration.case_model import case_model
+from planner.calibration.case_pricing import PricedCase, Refused, price_cases
 from planner.calibration.fitted import site_key
 from planner.calibration.ranking import ranking_by_group
 from planner.cluster.spec import DeviceSpec
@@ -22,6 +22,7 @@ from planner.cost.constants import Constants, default_constants
 from planner.cost.model import CostModel
 from planner.cost.stack import STACKS
 from planner.cost.step import Prediction
+from planner.documents import validate
 from planner.errors import InputError
 from planner.strategy.candidates import Problem
 from planner.units import GIB
@@ -62,7 +63,7 @@ class RowResult:
 
     @property
     def measured_step_s(self) -> float | None:
-        return self.case.number("measured_step_s")
+        return _known(self.case, "measured_step_s")
 
     def time_error(self) -> float | None:
         """(predicted - measured) / measured of the step time, None when either is missing."""
@@ -73,7 +74,7 @@ class RowResult:
 
     def memory_error(self) -> float | None:
         """The same of peak memory, of the kind the row measured."""
-        measured = self.case.number("measured_peak_mem_gb")
+        measured = _known(self.case, "measured_peak_mem_gb")
         if not measured or is_doubtful(self.case) or self.predicted_peak_mem_gib is None:
             return None
         return self.predicted_peak_mem_gib / measured - 1.0
@@ -89,7 +90,7 @@ class RowResult:
 
     def sim_error(self) -> float | None:
         """(simulated - measured) / measured of the source's own simulator, None when it gives no figure."""
-        measured, simulated = self.measured_step_s, self.case.number("sim_by_source_step_s")
+        measured, simulated = self.measured_step_s, _known(self.case, "sim_by_source_step_s")
         return simulated / measured - 1.0 if measured and simulated else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -169,13 +170,15 @@ class Summary:
 def validate_cases(cases: list[Case], constants_for: ConstantsFor | None = None) -> list[RowResult]:
     """Every case priced, in order."""
     chosen = constants_for or (lambda device, stack, site: default_constants(device))
-    return [_validate(case, chosen) for case in cases]
+    return [_result(priced) for priced in price_cases(cases, lambda case: case_cost_model(case, chosen))]
 
 
-def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
+def _result(priced: PricedCase | Refused) -> RowResult:
+    case = priced.case
     try:
-        model = case_cost_model(case, constants_for)
-        _, prediction = price_case(case, model)
+        if isinstance(priced, Refused):
+            raise priced.reason
+        model, prediction = priced.model, priced.prediction
         case.number("measured_step_s")
         case.number("measured_peak_mem_gb")
         case.number("sim_by_source_step_s")
@@ -184,7 +187,7 @@ def _validate(case: Case, constants_for: ConstantsFor) -> RowResult:
     except Unsupported as reason:
         return RowResult(case, "unsupported", str(reason))
     except InputError as error:
-        return RowResult(case, "invalid", error.message)
+        return RowResult(case, "invalid", "; ".join(filter(None, (str(error), error.hint))))
     return RowResult(
         case,
         "ok",
@@ -223,19 +226,19 @@ def case_cost_model(case: Case, constants_for: ConstantsFor) -> CostModel:
     cluster = case_cluster(case)
     precision = case.text("precision") or _default_precision(case, cluster)
     attention = case.text("attention") or _default_attention(case, cluster)
-    workload = Workload.model_validate(
-        {
-            "sequence_length": sequence,
-            "global_batch": case.count("global_batch"),
-            "precision": precision,
-            "attention": attention,
-        }
-    )
-    problem = Problem(case_model(case, sequence), cluster, workload, cluster.device.memory_bytes)
+    stated = {
+        "sequence_length": sequence,
+        "global_batch": case.count("global_batch"),
+        "precision": precision,
+        "attention": attention,
+    }
+    workload = validate(Workload, stated, "")
+    spec, chain = case_model(case, sequence)
+    problem = Problem(spec, cluster, workload, cluster.device.memory_bytes)
     stack = case_stack(case)
     fitted = STACKS[stack].fitted_as if stack in STACKS else stack
     site = site_key(case.source, cluster.device.generation)
-    return CostModel.of(problem, constants_for(cluster.device, fitted, site), stack)
+    return CostModel.of(problem, constants_for(cluster.device, fitted, site), stack, chain)
 
 
 def case_stack(case: Case) -> str:

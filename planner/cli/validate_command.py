@@ -41,6 +41,7 @@ def validate(
     from planner.calibration.case import read_cases
     from planner.calibration.fitted import Fitted
     from planner.calibration.intervals import coverage, with_interval
+    from planner.calibration.provenance import fitted_ids
     from planner.calibration.ranking import group_records
     from planner.calibration.rows import split_rows
     from planner.calibration.shipped import load_calibration, shipped
@@ -67,8 +68,8 @@ def validate(
     if html is not None:
         from planner.report.validation_page import validation_page
 
-        fitted_ids = set() if priors else {case.id for case in halves[0]}
-        save_atomic(html, validation_page(results, fitted_ids, used, cases))
+        seen = set() if priors else fitted_ids(used.provenance, cases, every)
+        save_atomic(html, validation_page(results, seen, used, cases))
         note(f"wrote {html}")
     if as_json:
         unpriced = [{"id": r.case.id, "reason": r.message} for r in results if r.status != "ok"]
@@ -90,8 +91,9 @@ def validate(
     if rows:
         out.print(tables.rows_table(results))
         out.print()
+    typer.echo(tables.CAPTION)
     out.print(tables.summary_table(first, summaries))
-    for line in tables.overall_lines(summaries):
+    for line in tables.overall_lines(summaries, coverage(used, results)):
         typer.echo(line)
     if by is None:
         typer.echo("")

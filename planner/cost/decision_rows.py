@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from planner.cost.layer import cost_table
 from planner.cost.layout_change import NO_CHANGE, LayoutChange, layout_change
 from planner.cost.memory import Item
 from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, candidate_row
+from planner.model.chain import LayerChain
 from planner.schedule.orders import alive_states, virtual_stage
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import SCHEDULES, Decision, row_code, row_parts
@@ -109,19 +112,12 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
     """(virtual stage, items) of one pipeline rank: each layer with mode, cost row, in-flight count."""
     d, chain = decision.degrees, model.chain
     states = alive_states(decision.schedule, rank, d.pp, decision.microbatches, decision.virtual_stages)
-    position = {layer: block for block, layer in enumerate(chain.block_layers)}
     last = len(decision.chunks) - 1
     found = []
     for chunk, (first, end) in decision.blocks_of_rank(rank):
-        counts: dict[tuple[int, int, int], int] = {}
         stage = virtual_stage(decision.schedule, rank, chunk, d.pp)
         low, high = chain.stage_range(first, end, is_first=stage == 0, is_last=stage == last)
-        if high > low:
-            for layer in range(low, high):
-                block = position.get(layer)
-                mode = decision.recompute[block] if block is not None else 0
-                key = (chain.layers[layer], mode, decision.row_code(block))
-                counts[key] = counts.get(key, 0) + 1
+        counts = _layer_counts(chain, decision, low, high)
         alive = tuple(state[chunk] for state in states)
         items = []
         for (kind, mode, code), count in counts.items():
@@ -129,3 +125,21 @@ def rank_items(model: CostModel, decision: Decision, rank: int) -> list[tuple[in
             items.append(Item(kind, count, mode, sharding, alive, unit, tensor))
         found.append((stage, items))
     return found
+
+
+def _layer_counts(
+    chain: LayerChain, decision: Decision, low: int, high: int
+) -> dict[tuple[int, int, int], int]:
+    """How many of the layers [low, high) have each (kind, recompute mode, cost row), in chain order."""
+    modes = set(decision.recompute)
+    if len(modes) == 1 and not decision.has_layer_choices:
+        (mode,) = modes
+        kinds = Counter(chain.layers[low:high]).items()
+        return {(k, mode if chain.kinds[k].block else 0, decision.sharding): count for k, count in kinds}
+    position = {layer: block for block, layer in enumerate(chain.block_layers)}
+    counts: Counter[tuple[int, int, int]] = Counter()
+    for layer in range(low, high):
+        block = position.get(layer)
+        mode = decision.recompute[block] if block is not None else 0
+        counts[chain.layers[layer], mode, decision.row_code(block)] += 1
+    return counts

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.arrays import Number
+from planner.cost.arrays import IntArray, Number
 from planner.cost.collectives import GroupCosts, group_costs_arrays
 from planner.cost.constants import Constants
 from planner.strategy.candidates import Candidates, Problem
@@ -27,6 +27,16 @@ class Groups:
     expert_data_outer: GroupCosts
     shard_size: Number
     expert_shard_size: Number
+
+    def take(self, chosen: IntArray) -> Groups:
+        """The groups of the candidates at these indices."""
+
+        def one(value: Number) -> Number:
+            if isinstance(value, GroupCosts):
+                return GroupCosts(*(column[chosen] for column in vars(value).values()))
+            return value[chosen]
+
+        return Groups(**{name: one(value) for name, value in vars(self).items()})
 
 
 def rank_groups(problem: Problem, constants: Constants, c: Candidates) -> Groups:
@@ -58,3 +68,17 @@ def rank_groups(problem: Problem, constants: Constants, c: Candidates) -> Groups
         shard_size=inner.astype(np.float64),
         expert_shard_size=expert_inner.astype(np.float64),
     )
+
+
+def joined_groups(parts: list[tuple[IntArray, Groups]]) -> Groups:
+    """One table of groups from several, each with the indices its candidates have in the whole."""
+    back = np.argsort(np.concatenate([indices for indices, _ in parts]))
+
+    def one(values: list[Number]) -> Number:
+        if isinstance(values[0], GroupCosts):
+            columns = zip(*(vars(value).values() for value in values), strict=True)
+            return GroupCosts(*(np.concatenate(column)[back] for column in columns))
+        return np.concatenate(values)[back]
+
+    tables = [vars(groups) for _, groups in parts]
+    return Groups(**{name: one([table[name] for table in tables]) for name in tables[0]})

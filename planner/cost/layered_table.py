@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError
-from planner.schedule.orders import operation_order
-from planner.schedule.timeline import Timeline, replay
+from planner.schedule.steady import timeline as schedule_timeline
+from planner.schedule.timeline import Timeline
 from planner.strategy.layered import LayerChoice
 
 Floats = NDArray[np.float64]
@@ -199,9 +199,10 @@ def pipeline_timeline(
     setting: LayeredSetting, forward: list[float], backward: list[float], *, keep_events: bool = False
 ) -> Timeline:
     """The replayed 1F1B timeline of stages with these seconds a microbatch."""
-    order = operation_order("1f1b", setting.pp, setting.microbatches)
     sends = [setting.send_forward_seconds] * setting.pp, [setting.send_backward_seconds] * setting.pp
-    return replay(order, forward, backward, *sends, keep_events=keep_events)
+    return schedule_timeline(
+        "1f1b", setting.pp, setting.microbatches, 1, forward, backward, *sends, keep_events=keep_events
+    )
 
 
 def step_seconds(

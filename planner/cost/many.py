@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.cost.arrays import Array, IntArray, Number
-from planner.cost.collectives import GroupCosts
+from planner.cost.arrays import Array, IntArray
 from planner.cost.data_parallel import moves_seconds, norm_move
-from planner.cost.groups import Groups
 from planner.cost.layer import CostTable
 from planner.cost.model import CostModel
 from planner.cost.row import candidate_row, reserve_bytes
@@ -200,7 +198,7 @@ class _Pricer:
         moments = model.problem.workload.moment_bytes_per_parameter
         for code in np.flatnonzero(np.bincount(self.c.sharding)).tolist():
             at = np.flatnonzero(self.c.sharding == code)
-            groups = _groups_of(self.many.table.groups, self.many.rows[at])
+            groups = self.many.table.groups.take(self.many.rows[at])
             args = (stack, int(code), has_pipeline, groups, moments)
             total = sync(*args, "dp", dense[:, at]) + sync(*args, "expert_dp", expert[:, at])
             is_sequence = ((self.c.sequence_parallel == 1) & (self.c.tp > 1))[at].astype(np.float64)
@@ -235,12 +233,3 @@ class _Pricer:
             static + slack * (np.array(saved) + working + transient + gathered + boundary) + reserve
         )
         return result
-
-
-def _groups_of(groups: Groups, chosen: IntArray) -> Groups:
-    def one(value: Number) -> Number:
-        if isinstance(value, GroupCosts):
-            return GroupCosts(*(column[chosen] for column in vars(value).values()))
-        return value[chosen]
-
-    return Groups(**{name: one(value) for name, value in vars(groups).items()})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 
 from planner.cost.constants import Constants
@@ -38,7 +39,7 @@ class Item:
     unit: int = UNIT_BLOCK
     tensor: int = 0
 
-    @property
+    @cached_property
     def key(self) -> int:
         """Which of a rank's candidate rows prices it."""
         return row_code(self.sharding, self.unit, self.tensor)

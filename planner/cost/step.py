@@ -15,10 +15,10 @@ from planner.cost.offload import fullest_node_bytes
 from planner.cost.row import CandidateRow
 from planner.cost.sends import blocks_sends, send_times, tied_embedding_seconds
 from planner.cost.stage import CAUSES
-from planner.cost.tail import Tail
+from planner.cost.tail import Sync, Tail
 from planner.model.flop import model_step_flop
-from planner.schedule.orders import operation_order
-from planner.schedule.timeline import Timeline, replay
+from planner.schedule.steady import timeline as schedule_timeline
+from planner.schedule.timeline import Timeline
 from planner.strategy.decision import Decision, rank_of_stage
 
 ROUNDING = 1e-12
@@ -79,6 +79,7 @@ def price(
 
     forward, backward, weight = ([0.0] * len(decision.chunks) for _ in range(3))
     predictions = []
+    known: dict[tuple[tuple[int, ...], ...], tuple[tuple[float, float], dict[str, float], Sync]] = {}
     for rank in range(pp):
         per_chunk = rank_items(model, decision, rank)
         items = [item for _, chunk in per_chunk for item in chunk]
@@ -89,10 +90,12 @@ def price(
         for stage, _ in per_chunk:
             forward[stage] += changes[stage].forward_seconds
             backward[stage] += changes[stage].backward_seconds
-        f, b = stages.seconds(items)
-        causes = stages.causes(items)
-        causes["tp"] += change.forward_seconds + change.backward_seconds
-        total = stages.synchronised(items)
+        # Most ranks hold the same layers; only the microbatches they keep alive differ.
+        layers = tuple((item.kind, item.count, item.mode, item.key) for item in items)
+        if layers not in known:
+            known[layers] = stages.seconds(items), stages.causes(items), stages.synchronised(items)
+        (f, b), causes, total = known[layers]
+        causes = {**causes, "tp": causes["tp"] + change.forward_seconds + change.backward_seconds}
         predictions.append(
             StagePrediction(
                 rank,
@@ -117,23 +120,14 @@ def _replay(
     blocking: bool,
     keep_events: bool,
 ) -> Timeline:
-    order = operation_order(
-        decision.schedule, decision.degrees.pp, decision.microbatches, decision.virtual_stages
-    )
+    shape = decision.schedule, decision.degrees.pp, decision.microbatches, decision.virtual_stages
     before = [0.0, *sends[:-1]]
     if blocking:
         forward = [f + s for f, s in zip(forward, sends, strict=True)]
         backward = [b + s for b, s in zip(backward, before, strict=True)]
-        return replay(order, forward, backward, keep_events=keep_events)
-    return replay(
-        order,
-        forward,
-        backward,
-        sends,
-        before,
-        weight_seconds=weight,
-        schedule=decision.schedule,
-        keep_events=keep_events,
+        return schedule_timeline(*shape, forward, backward, keep_events=keep_events)
+    return schedule_timeline(
+        *shape, forward, backward, sends, before, weight_seconds=weight, keep_events=keep_events
     )
 
 

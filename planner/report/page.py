@@ -53,13 +53,15 @@ h2{font-size:19px;margin:40px 0 6px}h3{font-size:15px;margin:0 0 6px}
 h3 small{display:block;font-size:12px;overflow-wrap:anywhere;line-height:1.35}
 p{margin:6px 0 12px;max-width:78ch}p.lead,.soft{color:var(--soft)}
 a{color:var(--c0)}code{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.92em}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:20px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px;margin:20px 0}
 .card,.panel{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
 .card b{display:block;font-size:24px;line-height:1.25;font-weight:650;letter-spacing:-.01em}
 .card span{color:var(--soft);font-size:13px}.card.bad b{color:var(--bad)}.card.good b{color:var(--good)}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(265px,1fr));gap:14px;margin:12px 0}
+.grid .panel{display:flex;flex-direction:column}.grid svg{margin-top:auto}
+.wide svg{max-width:660px}
 .stack{display:grid;gap:14px;margin:12px 0}
-.wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));gap:14px;margin:12px 0}
+.wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(430px,100%),1fr));gap:14px;margin:12px 0}
 .panel h3 small{font-weight:400;color:var(--soft)}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{fill:var(--soft);font-size:10.5px;font-family:inherit}svg text.axis{font-size:11.5px}
@@ -69,13 +71,14 @@ line.diag{stroke:var(--diag);stroke-width:1.2}line.mid{stroke:var(--ink);stroke-
 line.limit{stroke:var(--bad);stroke-width:1.6;stroke-dasharray:5 3}
 line.cap{stroke:var(--ink);stroke-width:1.4}line.whisk{stroke:var(--c0);stroke-width:3}
 polygon.band,rect.band{fill:var(--band)}
-circle.fitted{fill:none;stroke:var(--c1);stroke-width:1.3}
+circle.fitted{fill:none;stroke:var(--c1);stroke-width:1.3;stroke-opacity:.75}
 circle.judged{fill:var(--c0);fill-opacity:.8;stroke:var(--card);stroke-width:.6}
 circle:hover,rect:hover{stroke:var(--ink);stroke-width:1.6}
 SERIES
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:8px 0;color:var(--soft);font-size:13px}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;vertical-align:-1px}
 .legend i.mid{height:3px;vertical-align:3px;background:var(--ink)}
+.legend i.band{width:18px;background:var(--band);border:1px solid var(--line)}
 .legend i.dot{border-radius:50%}.legend i.ring{border-radius:50%;border:2px solid var(--c1);background:none}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px;margin:10px 0}
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}

@@ -54,11 +54,11 @@ def _linear_ticks(low: float, high: float, room: int) -> list[float]:
     return [n * step for n in range(first, last + 1)]
 
 
-def padded_log_range(values: Iterable[float]) -> tuple[float, float]:
-    """A range around positive values with room at both ends, at least a factor of two wide."""
+def padded_log_range(values: Iterable[float], room: float = 1.25) -> tuple[float, float]:
+    """A range around positive values, a factor ``room`` wider at both ends, at least 2 ``room`` - 1."""
     known = list(values)
     low, high = min(known), max(known)
-    middle, half = math.sqrt(low * high), max(math.sqrt(high / low) * 1.25, 1.5)
+    middle, half = math.sqrt(low * high), max(math.sqrt(high / low) * room, 2.0 * room - 1.0)
     return middle / half, middle * half
 
 

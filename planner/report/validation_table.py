@@ -86,8 +86,14 @@ def simulator_table(by: str, summaries: list[Summary]) -> Table | None:
     return table if table.row_count else None
 
 
-def overall_lines(summaries: list[Summary]) -> list[str]:
-    """The figures that stand for the whole table, every group weighing the same."""
+CAPTION = "Errors in per cent: step time (median, mean, bias, p90) and memory (mean)"
+
+
+def overall_lines(summaries: list[Summary], held: float | None = None) -> list[str]:
+    """The figures that stand for the whole table, every group weighing the same.
+
+    ``held``: the share of step times inside their 80 % interval, None where there are none.
+    """
 
     def mean(values: list[float | None]) -> str:
         known = [value for value in values if value is not None]
@@ -95,8 +101,8 @@ def overall_lines(summaries: list[Summary]) -> list[str]:
 
     groups = sum(s.ranking_groups for s in summaries)
     lines = [
-        f"mean over groups: median {mean([s.time_median_ape for s in summaries])}, "
-        f"mean {mean([s.time_mape for s in summaries])} per cent of step time; "
+        f"mean of groups: median {mean([s.time_median_ape for s in summaries])}, "
+        f"mean {mean([s.time_mape for s in summaries])} per cent of time; "
         f"{sum(s.priced for s in summaries)} of {sum(s.rows for s in summaries)} rows priced"
     ]
     if groups:
@@ -105,9 +111,11 @@ def overall_lines(summaries: list[Summary]) -> list[str]:
         tau = _weighted([(s.kendall_tau, s.ranking_groups) for s in ranked])
         apart = _weighted([(s.kendall_tau_apart, s.ranking_groups_apart) for s in ranked])
         lines.append(
-            f"ranking of {groups} groups: tau {tau} ({apart} of plans over {NOISE:.0%} apart), "
-            f"top-1 regret {_percent(regret)} per cent"
+            f"ranking of {groups} group{'s' * (groups > 1)}: tau {tau} ({apart} of plans over "
+            f"{NOISE * 100:.0f} % apart), top-1 regret {_percent(regret)} per cent"
         )
+    if held is not None:
+        lines.append(f"80 % interval holds {held * 100:.0f} per cent of step times")
     return lines
 
 
@@ -148,11 +156,28 @@ def rows_table(results: list[RowResult]) -> Table:
 
 
 def reasons_text(results: list[RowResult]) -> list[str]:
-    """Rows without a prediction or without a score, counted by reason."""
+    """Rows without a prediction or without a score, counted by reason; one alone by its id."""
     counts = Counter((r.case.source, r.message) for r in results if r.status != "ok")
-    unpriced = [f"not priced: {n} of {source}: {message}" for (source, message), n in counts.most_common()]
-    doubtful = Counter(r.case.source for r in results if r.status == "ok" and is_doubtful(r.case))
-    return unpriced + [
-        f"not scored: {n} of {source}: marked suspect, or the layer count is not stated"
-        for source, n in doubtful.most_common()
+    ids = {(r.case.source, r.message): r.case.id for r in results}
+    unpriced = [
+        f"not priced: {ids[source, message] if n == 1 else f'{n} of {source}'}: {message}"
+        for (source, message), n in counts.most_common()
+    ]
+    priced = [r for r in results if r.status == "ok"]
+    doubtful = Counter(r.case.source for r in priced if is_doubtful(r.case))
+    unmeasured = Counter(
+        r.case.source
+        for r in priced
+        if not any(map(r.case.number, ("measured_step_s", "measured_peak_mem_gb")))
+    )
+    return [
+        *unpriced,
+        *(
+            f"not scored: {n} of {source}: marked suspect, or the layer count is not stated"
+            for source, n in doubtful.most_common()
+        ),
+        *(
+            f"not scored: {n} of {source}: neither measured_step_s nor measured_peak_mem_gb is stated"
+            for source, n in unmeasured.most_common()
+        ),
     ]

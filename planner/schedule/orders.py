@@ -173,21 +173,18 @@ def _one_f_one_b(rank: int, pp: int, microbatches: int) -> tuple[Operation, ...]
     return tuple(forward[:warmup] + steady + backward[microbatches - warmup :])
 
 
-def _virtual_microbatch(k: int, pp: int, virtual_stages: int) -> tuple[int, int]:
-    """(microbatch, chunk) of the k-th forward: pp microbatches through chunk 0, then chunk 1, ..."""
-    group, within = divmod(k, pp * virtual_stages)
-    chunk, offset = divmod(within, pp)
-    return group * pp + offset, chunk
-
-
 def _interleaved(rank: int, pp: int, microbatches: int, v: int) -> tuple[Operation, ...]:
+    """pp microbatches through chunk 0, then chunk 1, ...; backward the other way round."""
     total = microbatches * v
     warmup = min(total, 2 * (pp - rank - 1) + (v - 1) * pp)
-    forward = [Operation(FORWARD, *_virtual_microbatch(k, pp, v)) for k in range(total)]
-    backward = []
-    for k in range(total):
-        microbatch, chunk = _virtual_microbatch(k, pp, v)
-        backward.append(Operation(BACKWARD, microbatch, v - 1 - chunk))
+    turns = [
+        (microbatch, chunk)
+        for first in range(0, microbatches, pp)
+        for chunk in range(v)
+        for microbatch in range(first, first + pp)
+    ]
+    forward = [Operation(FORWARD, microbatch, chunk) for microbatch, chunk in turns]
+    backward = [Operation(BACKWARD, microbatch, v - 1 - chunk) for microbatch, chunk in turns]
     steady = [op for pair in zip(forward[warmup:], backward, strict=False) for op in pair]
     return tuple(forward[:warmup] + steady + backward[total - warmup :])
 

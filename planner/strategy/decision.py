@@ -99,6 +99,11 @@ class Decision:
     def global_batch(self) -> int:
         return self.degrees.dp * self.microbatch_size * self.microbatches
 
+    @property
+    def has_layer_choices(self) -> bool:
+        """Whether any block differs from the plan's own sharding, whole-block gathers and tensor degree."""
+        return bool(self.layer_sharding or self.layer_units or self.layer_tp)
+
     def sharding_of(self, block: int) -> int:
         """Sharding code of one block."""
         return self.layer_sharding[block] if self.layer_sharding else self.sharding
@@ -133,13 +138,15 @@ class Decision:
 
     def row_code(self, block: int | None = None) -> int:
         """The code of a block, or of embedding and head; without ``layer_tp`` and units the sharding's."""
-        if block is None:
+        if block is None or not self.has_layer_choices:
             return self.sharding
         tensor = self.tensor_degrees.index(self.tp_of(block)) if self.layer_tp else 0
         return row_code(self.sharding_of(block), self.unit_of(block), tensor)
 
     def row_codes(self) -> list[int]:
         """Every cost row in use, that of embedding and head first."""
+        if not self.has_layer_choices:
+            return [self.sharding]
         others = {self.row_code(block) for block in range(len(self.recompute))}
         return [self.sharding, *sorted(others - {self.sharding})]
 

@@ -345,7 +345,7 @@ RULES: tuple[Rule, ...] = (
 
 def broken_rules(candidate: Candidates, problem: Problem) -> list[Rule]:
     """The rules a single candidate breaks, in order."""
-    return [rule for rule in RULES if not bool(np.all(rule.holds(candidate, problem)))]
+    return [rule for rule in RULES if not rule.holds(candidate, problem).all()]
 
 
 def legal_values(rule: Rule, candidate: Candidates, problem: Problem, limit: int = 12) -> list[int]:

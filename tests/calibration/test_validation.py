@@ -124,7 +124,7 @@ def test_quantiles_lie_between_neighbours():
         ({"gpu_name": "T4 x4 + V100 x4"}, "mixed"),
         ({"gpu_name": "H9000"}, "H9000"),
         ({"gpus": "7", "gpus_per_node": "4"}, "do not fill"),
-        ({"dp": "4"}, "dp x tp"),
+        ({"dp": "4"}, "ranks, but"),
         ({"global_batch": "nan"}, "global_batch"),
         ({"recompute": "some"}, "recompute"),
         ({"heads": "7"}, "heads"),
