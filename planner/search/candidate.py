@@ -19,6 +19,7 @@ from planner.search.partition import Partitioner
 from planner.search.policy import RecomputePolicy
 from planner.search.ranges import Ranges
 from planner.search.recompute import Choice, Group, plain_items
+from planner.search.row_decision import row_decision
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
 
 MOMENT_TRIES = 5
@@ -305,19 +306,8 @@ class CandidateSolver:
         for rank in picks:
             for first, end, groups, choice in rank:
                 self._assign(recompute, first, end, groups, choice)
-        return Decision(
-            degrees=row.degrees,
-            sequence_parallel=row.sequence_parallel and row.degrees.tp > 1,
-            sharding=row.sharding,
-            sharding_group=row.sharding_group,
-            schedule=row.schedule,
-            virtual_stages=row.virtual_stages,
-            microbatch_size=row.microbatch_size,
-            microbatches=row.microbatches,
-            chunks=chunks,
-            recompute=tuple(recompute),
-            offload=int(self.model.stack.has_host_optimizer),
-        )
+        has_host_optimizer = self.model.stack.has_host_optimizer
+        return row_decision(row, chunks, tuple(recompute), has_host_optimizer=has_host_optimizer)
 
     def _assign(
         self, recompute: list[int], first: int, end: int, groups: tuple[Group, ...], choice: Choice

@@ -8,8 +8,6 @@ layer: the largest working set in use is fixed first, charged, and only modes wi
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,10 +15,16 @@ from dataclasses import dataclass, replace
 from planner.cost.memory import Item, Moment
 from planner.cost.row import KindCost
 from planner.cost.stage import StageModel
+from planner.search.recompute_fronts import (
+    TOLERANCE,
+    Point,
+    cheapest_of_kind,
+    cheapest_pair,
+    kind_front,
+    merged,
+)
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE
 
-Point = tuple[float, float, tuple[tuple[int, int], ...]]
-TOLERANCE = 1.0 - 1e-12
 LIMIT_TRIES = 5
 MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
 
@@ -261,65 +265,17 @@ def _cheapest(
 
     if len(blocks) == 1:
         kind = blocks[0]
-        return _single_kind(kinds[kind], _by_in_flight(groups, kind), modes(kind), need)
-    fronts = [_kind_front(kinds[kind], _by_in_flight(groups, kind), modes(kind), need) for kind in blocks]
+        return cheapest_of_kind(kinds[kind], _by_in_flight(groups, kind), modes(kind), need)
+    fronts = [kind_front(kinds[kind], _by_in_flight(groups, kind), modes(kind), need) for kind in blocks]
     order = sorted(range(len(blocks)), key=lambda index: (len(fronts[index]), index))
     left = fronts[order[0]]
     for index in order[1:-1]:
-        left = _merge(left, fronts[index])
-    found = _cheapest_pair(left, fronts[order[-1]], need * TOLERANCE)
+        left = merged(left, fronts[index])
+    found = cheapest_pair(left, fronts[order[-1]], need * TOLERANCE)
     if found is None:
         return None
     counts = dict(zip(order, found[2], strict=True))
     return found[0], found[1], tuple(counts[index] for index in range(len(blocks)))
-
-
-def _cheapest_pair(left: list[Point], right: list[Point], need: float) -> Point | None:
-    """The cheapest sum of a point of each front that frees ``need``, by bisection in the right front.
-
-    Along a front more seconds free more bytes, so for each left point the first right point that frees the
-    rest is the cheapest.
-    """
-    freed = [point[1] for point in right]
-    best: Point | None = None
-    for extra, bytes_freed, counts in left:
-        if best is not None and extra >= best[0]:
-            break
-        at = bisect.bisect_left(freed, need - bytes_freed)
-        if at == len(right):
-            continue
-        total = extra + right[at][0]
-        if best is None or total < best[0]:
-            best = (total, bytes_freed + right[at][1], counts + right[at][2])
-    return best
-
-
-def _single_kind(kind: KindCost, in_flight: list[int], modes: list[int], need: float) -> Point | None:
-    """The same for one kind: for each number of full layers, the fewest selective ones by bisection."""
-    reach = [0, *itertools.accumulate(in_flight)]
-    count = len(in_flight)
-    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
-    freed = [kind.saved_bytes[0] - kind.saved_bytes[mode] for mode in range(3)]
-    can_select = RECOMPUTE_SELECTIVE in modes and freed[1] > 0.0
-    best: Point | None = None
-    for full in range((count if RECOMPUTE_FULL in modes else 0) + 1):
-        base = reach[full] * freed[2]
-        left = need * TOLERANCE - base
-        if left <= 0.0:
-            selective = 0
-        elif not can_select:
-            continue
-        else:
-            selective = bisect.bisect_left(reach, reach[full] + left / freed[1], lo=full) - full
-            if full + selective > count:
-                continue
-        extra = full * costs[2] + selective * costs[1]
-        if best is None or extra < best[0]:
-            total = base + (reach[full + selective] - reach[full]) * freed[1]
-            best = (extra, total, ((selective, full),))
-        if left <= 0.0:
-            break
-    return best
 
 
 def _working_sets(kinds: tuple[KindCost, ...], blocks: list[int], offered: tuple[int, ...]) -> list[float]:
@@ -347,29 +303,6 @@ def _by_in_flight(groups: tuple[Group, ...], kind: int) -> list[int]:
     return sorted(counts, reverse=True)
 
 
-def _kind_front(kind: KindCost, in_flight: list[int], modes: list[int], need: float) -> list[Point]:
-    """Pareto front over how many layers of one kind are recomputed selectively and in full (``modes``).
-
-    Every layer costs the same seconds and frees bytes in proportion to its in-flight count, and full frees
-    more than selective: so full goes to the layers with most in flight, selective to the next.
-    """
-    reach = [0, *itertools.accumulate(in_flight)]
-    count = len(in_flight)
-    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
-    freed = [kind.saved_bytes[0] - kind.saved_bytes[mode] for mode in range(3)]
-    points: list[Point] = []
-    for full in range((count if RECOMPUTE_FULL in modes else 0) + 1):
-        base = reach[full] * freed[2]
-        for selective in range((count - full if RECOMPUTE_SELECTIVE in modes else 0) + 1):
-            total = base + (reach[full + selective] - reach[full]) * freed[1]
-            points.append((full * costs[2] + selective * costs[1], total, ((selective, full),)))
-            if total >= need or freed[1] <= 0.0:
-                break
-        if base >= need:
-            break
-    return _pareto(points)
-
-
 def _deal(groups: tuple[Group, ...], counts: dict[int, tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """(selective, full) per group from the totals per kind: most in flight first."""
     left = {kind: list(pair) for kind, pair in counts.items()}
@@ -385,19 +318,3 @@ def _deal(groups: tuple[Group, ...], counts: dict[int, tuple[int, int]]) -> tupl
         pool[1] -= full
         result[index] = (selective, full)
     return tuple(result)
-
-
-def _merge(left: list[Point], right: list[Point]) -> list[Point]:
-    return _pareto([(a + d, b + e, c + f) for a, b, c in left for d, e, f in right])
-
-
-def _pareto(points: list[Point]) -> list[Point]:
-    """Points no other beats in both less time and more bytes freed."""
-    points.sort(key=lambda point: (point[0], -point[1]))
-    kept: list[Point] = []
-    most = -1.0
-    for point in points:
-        if point[1] > most:
-            kept.append(point)
-            most = point[1]
-    return kept
