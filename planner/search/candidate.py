@@ -135,13 +135,21 @@ class CandidateSolver:
         return Solved(tuple(decisions), bounds, bounds[0])
 
     def _sends(self, row: CandidateRow) -> list[list[float]]:
-        """Seconds of a send from every rank to the next, by the block the cut lies before."""
+        """Seconds of a send from every rank to the next, by the block the cut lies before.
+
+        Ranks whose sends cost the same have one list between them.
+        """
         n, pp = self.layout.num_blocks, row.degrees.pp
         scales = self.layout.cut_scales(self.model.problem.model)
+        distinct = sorted(set(scales))
+        known: dict[tuple[float, ...], list[float]] = {}
         found = []
         for rank in range(pp - 1):
-            by_scale = {scale: boundary_send_seconds(self.model, row, rank, scale) for scale in set(scales)}
-            found.append([0.0, *(by_scale[scale] for scale in scales), 0.0])
+            seconds = tuple(boundary_send_seconds(self.model, row, rank, scale) for scale in distinct)
+            if seconds not in known:
+                by_scale = dict(zip(distinct, seconds, strict=True))
+                known[seconds] = [0.0, *map(by_scale.__getitem__, scales), 0.0]
+            found.append(known[seconds])
         return [*found, [0.0] * (n + 1)]
 
     def _chunked(

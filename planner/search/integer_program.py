@@ -23,7 +23,7 @@ Objective: minimise T + U.
 Constraints (t, f, b seconds of one microbatch on a rank: both passes, forward, backward; c the stragglers)
     1. every layer has one option          sum_o x[g, o] = n_g                                   (_assignment)
     2. options switch their buffers on     x[g, o] <= n_g z[i, o]                                  (_switches)
-    3. buffers                             a[i] >= gathered[g, o] z[i, o],  b[i] >= working[g, o] z[i, o]
+    3. buffers, the largest of any g       a[i] >= gathered[g, o] z[i, o],  b[i] >= working[g, o] z[i, o]
     4. memory, for every state k           static + alive_k x saved + a + b <= limit                 (_memory)
     5. pipeline                            T >= c (S_i + m t_i) + r[0],  T >= c (F_i + m t_i) + r[i], S and F
                                            the fill of the ranks before i, with and without drain  (_pipeline)
@@ -40,7 +40,7 @@ states no bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,6 +118,7 @@ class LayerProgram:
         self.stages: StageModel = model.stage_model(rows)
         self.options: list[Option] = [(s, r) for s in strategies for r in (RECOMPUTE_NONE, *offered)]
         self.groups = list(self._groups())
+        self.tails: dict[tuple[int, int, int], dict[str, float]] = {}
         self.problem = pulp.LpProblem("layers", pulp.LpMinimize)
         self.step = pulp.LpVariable("T", lowBound=0)
         self.update = pulp.LpVariable("U", lowBound=0)
@@ -154,7 +155,7 @@ class LayerProgram:
             for number, option in enumerate(self._allowed(group)):
                 name = f"x_{index}_{number}"
                 self.x[index, option] = self.pulp.LpVariable(name, 0, group.count, cat="Integer")
-            total = self.pulp.lpSum(self.x[index, option] for option in self._allowed(group))
+            total = self._weighted((self.x[index, option], 1.0) for option in self._allowed(group))
             self.problem += total == group.count
 
     def _on(self, rank: int) -> list[tuple[int, _Group]]:
@@ -166,7 +167,8 @@ class LayerProgram:
         for index, group in self._on(rank):
             if group.is_block:
                 for option in self.options:
-                    self.problem += self.x[index, option] <= group.count * self.z[rank, option]
+                    terms = (self.x[index, option], 1.0), (self.z[rank, option], -group.count)
+                    self.problem += self._weighted(terms) <= 0
 
     def _memory(self, rank: int) -> None:
         """All bytes in GiB, to keep the solver's numbers near one."""
@@ -175,22 +177,29 @@ class LayerProgram:
         gathered = lp.LpVariable(f"a_{rank}", lowBound=0)
         working = lp.LpVariable(f"b_{rank}", lowBound=0)
         transient, states = 0.0, max((len(group.alive) for _, group in on), default=0)
-        terms: list[list[Any]] = [[] for _ in range(states)]
+        terms: list[list[tuple[Any, float]]] = [[] for _ in range(states)]
+        # The largest buffers of an option's layers stand for all; None for what every plan has.
+        largest: dict[Option | None, tuple[float, float]] = {}
         for index, group in on:
             for option in self._allowed(group):
                 kind, mode = self._kind(group, option[0]), option[1]
                 for state, alive in enumerate(group.alive):
                     each = kind.static_bytes + slack * alive * kind.saved_bytes[mode]
-                    terms[state].append(each / GIB * self.x[index, option])
-                is_on = self.z[rank, option] if group.is_block else 1.0
-                self.problem += gathered >= kind.gathered_bytes[mode] / GIB * is_on
-                if mode:
-                    self.problem += working >= kind.working_bytes[mode] / GIB * is_on
+                    terms[state].append((self.x[index, option], each / GIB))
+                key = option if group.is_block else None
+                known = largest.get(key, (0.0, 0.0))
+                needs = kind.working_bytes[mode] if mode else 0.0
+                largest[key] = max(known[0], kind.gathered_bytes[mode]), max(known[1], needs)
                 transient = max(transient, kind.transient_bytes)
+        for key, sizes in largest.items():
+            is_on = 1.0 if key is None else self.z[rank, key]
+            for buffer, size in zip((gathered, working), sizes, strict=True):
+                if size:
+                    self.problem += buffer >= size / GIB * is_on
         empty = self.stages.memory([])["total"]
         spare = (self.model.problem.memory_limit_bytes - empty - slack * transient) / GIB
         for state in range(states):
-            self.problem += lp.lpSum(terms[state]) + slack * gathered + slack * working <= spare
+            self.problem += self._weighted([*terms[state], (gathered, slack), (working, slack)]) <= spare
 
     def _sum(self, rank: int, value: Callable[[KindCost, int], float], chunk: int | None = None) -> Any:
         """``value`` of a layer and its mode, summed over a rank's layers (or those of one of its chunks)."""
@@ -199,8 +208,12 @@ class LayerProgram:
             if chunk is not None and group.chunk != chunk:
                 continue
             for option in self._allowed(group):
-                terms.append(value(self._kind(group, option[0]), option[1]) * self.x[index, option])
-        return self.pulp.lpSum(terms)
+                terms.append((self.x[index, option], value(self._kind(group, option[0]), option[1])))
+        return self._weighted(terms)
+
+    def _weighted(self, terms: Iterable[tuple[Any, float]]) -> Any:
+        """The sum of (variable, weight), each variable once."""
+        return self.pulp.LpAffineExpression(list(terms))
 
     def _pipeline(self) -> None:
         """Milliseconds. What rank 0 reduces follows the drain of every rank, a rank's own its own work."""
@@ -220,12 +233,12 @@ class LayerProgram:
     def _tail(self, rank: int) -> Any:
         """The reduction a rank leaves exposed, as ``exposed_tail`` has it; its update and gather go to U."""
         stack, theft = self.model.stack, self.model.constants.overlap_theft
-        terms: dict[str, list[Any]] = {"reduce": [], "gather": [], "optimizer": []}
+        terms: dict[str, list[tuple[Any, float]]] = {"reduce": [], "gather": [], "optimizer": []}
         elements = 0.0
         for index, group in self._on(rank):
             for option in self._allowed(group):
                 for name, each in self._layer_tail(group, option).items():
-                    terms[name].append(each * self.x[index, option])
+                    terms[name].append((self.x[index, option], each))
             kind = self._kind(group, (self.old.sharding, UNIT_BLOCK))
             elements += group.count * (kind.dense_parameters + kind.expert_parameters)
         data_ranks = self.old.degrees.dp * self.old.degrees.cp
@@ -236,7 +249,7 @@ class LayerProgram:
             ("reduce", stack.hides_gradient_reduction, _backward_milliseconds),
             ("gather", stack.hides_parameter_gather, _forward_milliseconds),
         ):
-            whole = self.pulp.lpSum(terms[name])
+            whole = self._weighted(terms[name])
             left = self.pulp.LpVariable(f"{name}_{rank}", lowBound=0)
             if is_hidden:
                 self.problem += left >= max(theft, 1.0 / buckets) * whole
@@ -244,11 +257,17 @@ class LayerProgram:
             else:
                 self.problem += left >= whole
             exposed.append(left)
-        self.problem += self.update >= self.pulp.lpSum(terms["optimizer"]) + exposed[1]
+        self.problem += self.update >= self._weighted(terms["optimizer"]) + exposed[1]
         return exposed[0]
 
     def _layer_tail(self, group: _Group, option: Option) -> dict[str, float]:
         """Milliseconds one layer adds to a rank's reduction, gather and update; latencies left out."""
+        key = group.kind, *option[0]
+        if key not in self.tails:
+            self.tails[key] = self._kind_tail(group, option)
+        return self.tails[key]
+
+    def _kind_tail(self, group: _Group, option: Option) -> dict[str, float]:
         (sharding, unit), mode = option
         found = []
         for count in (1, 2):

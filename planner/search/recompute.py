@@ -204,11 +204,11 @@ def _by_efficiency(
     byte until what is ``needed`` beside the largest working set is free. The relaxation without working
     sets is the bound (Dantzig 1957; multiple-choice knapsack, Sinha and Zoltners 1979).
     """
+    chains = [_steps(kinds[g.kind], g.in_flight, offered) if g.is_block else [] for g in groups]
     steps = sorted(
         (seconds / freed, index, step, freed, seconds)
-        for index, group in enumerate(groups)
-        if group.is_block
-        for step, (freed, seconds) in enumerate(_steps(kinds[group.kind], group.in_flight, offered))
+        for index, (group, chain) in enumerate(zip(groups, chains, strict=True))
+        for step, (freed, seconds) in enumerate(chain)
         for _ in range(group.count)
     )
     working = max((max(kinds[g.kind].working_bytes) for g in groups if g.is_block and g.count), default=0.0)
@@ -221,33 +221,36 @@ def _by_efficiency(
         if freed < need:
             least += rate * min(bytes_freed, need - freed)
         freed, extra = freed + bytes_freed, extra + seconds
-        taken.setdefault(index, [0, 0])[step] += 1
+        if index not in taken:
+            taken[index] = [0, 0]
+        taken[index][step] += 1
     if freed < need_all * TOLERANCE:
         return None
     counts = []
-    for index, group in enumerate(groups):
-        first, second = taken.get(index, [0, 0])
+    for index, chain in enumerate(chains):
+        first, second = taken.get(index, (0, 0))
         if RECOMPUTE_FULL not in offered:
             counts.append((first, 0))
-            continue
-        is_single = len(_steps(kinds[group.kind], group.in_flight, offered)) == 1
-        counts.append((0, first) if is_single else (first - second, second))
+        else:
+            counts.append((0, first) if len(chain) == 1 else (first - second, second))
     return Choice(extra, tuple(counts), extra - least)
 
 
 def _steps(kind: KindCost, in_flight: int, offered: tuple[int, ...]) -> list[tuple[float, float]]:
     """(bytes freed, seconds) of going to selective and on to full, or to full at once where cheaper."""
-    freed = [(kind.saved_bytes[0] - kind.saved_bytes[mode]) * in_flight for mode in range(3)]
-    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
+    plain, selective, full = kind.saved_bytes
+    plain_seconds, selective_seconds, full_seconds = kind.backward_seconds
+    freed, cost = (plain - selective) * in_flight, selective_seconds - plain_seconds
+    can_select = freed > 0.0 and RECOMPUTE_SELECTIVE in offered
     if RECOMPUTE_FULL not in offered:
-        return [(freed[1], costs[1])] if freed[1] > 0.0 and RECOMPUTE_SELECTIVE in offered else []
-    if freed[2] <= 0.0:
+        return [(freed, cost)] if can_select else []
+    most_freed, most_cost = (plain - full) * in_flight, full_seconds - plain_seconds
+    if most_freed <= 0.0:
         return []
-    more_freed, more_cost = freed[2] - freed[1], costs[2] - costs[1]
-    can_select = RECOMPUTE_SELECTIVE in offered and freed[1] > 0.0
-    if can_select and more_freed > 0.0 and costs[1] * more_freed <= more_cost * freed[1]:
-        return [(freed[1], costs[1]), (more_freed, more_cost)]
-    return [(freed[2], costs[2])]
+    more_freed, more_cost = most_freed - freed, most_cost - cost
+    if can_select and more_freed > 0.0 and cost * more_freed <= more_cost * freed:
+        return [(freed, cost), (more_freed, more_cost)]
+    return [(most_freed, most_cost)]
 
 
 def _cheapest(

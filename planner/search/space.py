@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,10 +56,11 @@ class Opened:
 class _Wave:
     """Candidates bounded together, in the order of their bounds; ``origin`` is each one's row of ``table``.
 
-    is_rough: only the work spread perfectly is counted yet.
+    ``rows``: of the table, those asked for. is_rough: only the work spread perfectly is counted yet.
     """
 
     table: CostTable
+    rows: dict[int, CandidateRow]
     values: KindValues
     candidates: Candidates
     origin: IntArray
@@ -133,14 +134,12 @@ class Space:
     def row(self, opened: Opened) -> CandidateRow:
         """The candidate's slice of the cost table."""
         wave, index = self.waves[opened.wave], opened.index
-        return candidate_row(
-            self.model.problem,
-            wave.table,
-            self.model.stack,
-            int(wave.origin[index]),
-            int(wave.candidates.schedule[index]),
-            int(wave.candidates.virtual_stages[index]),
-        )
+        at, code = int(wave.origin[index]), int(wave.candidates.schedule[index])
+        virtual_stages = int(wave.candidates.virtual_stages[index])
+        if at not in wave.rows:
+            problem, stack = self.model.problem, self.model.stack
+            wave.rows[at] = candidate_row(problem, wave.table, stack, at, code, virtual_stages)
+        return replace(wave.rows[at], schedule=SCHEDULES[code], virtual_stages=virtual_stages)
 
     def kind(self, opened: Opened) -> Kind:
         """What makes a candidate another answer than the next one (``strategy.kind``)."""
@@ -256,7 +255,7 @@ class Space:
         bounds = np.maximum(bounds, self._bounds[chosen][base[origin]])
         order = np.argsort(bounds, kind="stable")
         self.expanded.absorb(step)
-        self.waves.append(_Wave(table, values, scheduled, origin, bounds, order, is_rough=True))
+        self.waves.append(_Wave(table, {}, values, scheduled, origin, bounds, order, is_rough=True))
         self._push(len(self.waves) - 1, 0)
 
     def _refine(self, number: int, position: int, best_seconds: float) -> None:
@@ -275,7 +274,7 @@ class Space:
         self.expanded.absorb(step)
         self._push(number, position + len(chosen))
         self.waves.append(
-            _Wave(rough.table, rough.values, candidates, origin, bounds, finite, is_rough=False)
+            _Wave(rough.table, rough.rows, rough.values, candidates, origin, bounds, finite, is_rough=False)
         )
         self._push(len(self.waves) - 1, 0)
 
