@@ -142,6 +142,8 @@ def polished(model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution
     best = ranked[0]
     if limits.recompute_granularity != "layer" or pins.recompute is not None:
         return ranked
+    if best.decision.virtual_stages > 1 and paid_share(best.decision, best.prediction) < WORTH:
+        return ranked  # only recomputation moves there
     modes = offered_modes(limits)
     if best.decision.schedule in ZERO_BUBBLE:
         modes = tuple(mode for mode in modes if RECOMPUTES[mode] in SPLIT_RECOMPUTES)
