@@ -34,7 +34,7 @@ def may_end_within(
     ``rows``: the row of the table of each; ``values``: of all rows of the table.
     """
     order = np.argsort(-c.pp, kind="stable")
-    reach = _Reach.of(model, table, values.taken(rows[order]), layout, c.take(order), rows[order])
+    reach = _Reach.of(model, table, values, layout, c.take(order), rows[order])
     found = np.empty(len(c), dtype=bool)
     found[order] = reach.within((seconds - model.constants.step_overhead_seconds) / model.straggler_factor)
     return found
@@ -68,17 +68,21 @@ class _Reach:
         c: Candidates,
         rows: IntArray,
     ) -> _Reach:
-        before = layout.layers_before
-        rate, second = values.first_rate.min(axis=0), values.second_rate.min(axis=0)
+        rate, second = values.first_rate.min(axis=0)[rows], values.second_rate.min(axis=0)[rows]
+
+        def sums(column: Array) -> Array:
+            result: Array = layout.layers_before @ column[:, rows]
+            return result
+
         return _Reach(
             counts=[int((c.pp > rank).sum()) for rank in range(int(c.pp.max(initial=1)))],
             pp=c.pp,
             m=c.microbatches(model.problem.workload.global_batch),
-            work=before @ values.seconds,
-            static=before @ values.static,
-            saved=before @ values.saved,
-            freed=before @ values.freeable,
-            cheap=before @ values.cheap,
+            work=sums(values.seconds),
+            static=sums(values.static),
+            saved=sums(values.saved),
+            freed=sums(values.freeable),
+            cheap=sums(values.cheap),
             rates=(rate, np.where(np.isfinite(second), second, rate)),
             spare=values.spare_bytes - _least_buffers(model, table, layout, rows),
         )

@@ -56,7 +56,7 @@ def split_share(
     goal = (layer_counts(table) * blocks) @ values.seconds / total
     # The most ranks first: what every rank can hold is then asked of the first so many candidates.
     order = np.argsort(-c.pp, kind="stable")
-    ranks = _Ranks.of(table, values.taken(order), c.take(order), rows[order], m[order], schedule)
+    ranks = _Ranks.of(table, values, c, rows, m, schedule).in_order(order)
     low, high = m / c.pp, np.full(len(c), np.inf)
     middle = 2.0 * plain_share(c.pp, m, 1.0)  # first ask whether anything fits, recomputation included
     for _ in range(BISECTIONS):
@@ -133,6 +133,25 @@ class _Ranks:
             turn=turn,
             least=least,
             divisors=divisors,
+        )
+
+    def in_order(self, order: IntArray) -> _Ranks:
+        """The same of the candidates in another order."""
+
+        def taken(value: Array) -> Array:
+            return value[..., order]
+
+        return _Ranks(
+            counts=self.counts,
+            m=taken(self.m),
+            waiting=taken(self.waiting),
+            fixed=taken(self.fixed),
+            gains=(taken(self.gains[0]), taken(self.gains[1])),
+            rates=(taken(self.rates[0]), taken(self.rates[1])),
+            most=taken(self.most),
+            turn=taken(self.turn),
+            least=taken(self.least),
+            divisors=(taken(self.divisors[0]), taken(self.divisors[1])) if self.divisors else None,
         )
 
     def placed(self, goal: Array) -> Array:
