@@ -40,16 +40,16 @@ states no bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
-from planner.cost.decision_rows import rank_items
 from planner.cost.memory import Item
 from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, KindCost
 from planner.cost.sends import tied_embedding_seconds
 from planner.cost.stage import StageModel
+from planner.search.layer_groups import LayerGroup, Option, layer_groups, options_of
 from planner.strategy.decision import (
     RECOMPUTE_NONE,
     UNIT_BLOCK,
@@ -61,24 +61,10 @@ from planner.units import GIB, MILLI
 
 TIME_LIMIT_SECONDS = 2.0
 RELATIVE_GAP = 1e-4
+# Few launchers run a plan whose layers differ: it has to be worth that.
+MIN_GAIN = 1e-3
 # CBC's own on constraints is 1e-7, and its answers are read with ten digits.
 TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Equal layers on one rank and chunk; ``alive`` microbatches in flight in each state."""
-
-    rank: int
-    chunk: int
-    kind: int
-    count: int
-    alive: tuple[int, ...]
-    is_block: bool
-
-
-# (sharding, gather unit) and the recompute mode of a layer.
-Option = tuple[tuple[int, int], int]
 
 
 def solver_library() -> Any | None:
@@ -117,7 +103,8 @@ class LayerProgram:
         self.pulp, self.model, self.old, self.rows = pulp, model, decision, rows
         self.stages: StageModel = model.stage_model(rows)
         self.options: list[Option] = [(s, r) for s in strategies for r in (RECOMPUTE_NONE, *offered)]
-        self.groups = list(self._groups())
+        self.groups = list(layer_groups(model, decision))
+        self.floors: list[tuple[Any, Any]] = []
         self.tails: dict[tuple[int, int, int], dict[str, float]] = {}
         self.problem = pulp.LpProblem("layers", pulp.LpMinimize)
         self.step = pulp.LpVariable("T", lowBound=0)
@@ -131,22 +118,10 @@ class LayerProgram:
             self._memory(rank)
         self._pipeline()
 
-    def _groups(self) -> Iterator[_Group]:
-        chain = self.model.chain
-        for rank in range(self.old.degrees.pp):
-            for stage, items in rank_items(self.model, self.old, rank):
-                merged: dict[tuple[int, tuple[int, ...]], int] = {}
-                for item in items:
-                    key = (item.kind, item.alive)
-                    merged[key] = merged.get(key, 0) + item.count
-                for (kind, alive), count in merged.items():
-                    is_block = chain.kinds[kind].role == "block"
-                    yield _Group(rank, stage // self.old.degrees.pp, kind, count, alive, is_block)
-
-    def _kind(self, group: _Group, strategy: tuple[int, int]) -> KindCost:
+    def _kind(self, group: LayerGroup, strategy: tuple[int, int]) -> KindCost:
         return self.rows[row_code(*strategy)].kinds[group.kind]
 
-    def _allowed(self, group: _Group) -> list[Option]:
+    def _allowed(self, group: LayerGroup) -> list[Option]:
         """Blocks choose; embeddings and heads keep the plan's sharding and are never recomputed."""
         return self.options if group.is_block else [((self.old.sharding, UNIT_BLOCK), RECOMPUTE_NONE)]
 
@@ -158,7 +133,7 @@ class LayerProgram:
             total = self._weighted((self.x[index, option], 1.0) for option in self._allowed(group))
             self.problem += total == group.count
 
-    def _on(self, rank: int) -> list[tuple[int, _Group]]:
+    def _on(self, rank: int) -> list[tuple[int, LayerGroup]]:
         return [(index, group) for index, group in enumerate(self.groups) if group.rank == rank]
 
     def _switches(self, rank: int) -> None:
@@ -225,8 +200,8 @@ class LayerProgram:
             reduction = self._tail(rank)
             first_reduction = first_reduction if rank else reduction
             own = self._sum(rank, _pass_milliseconds)
-            self.problem += self.step >= factor * (filled + m * own) + first_reduction
-            self.problem += self.step >= factor * (forward_filled + m * own) + reduction
+            self._at_least(self.step, factor * (filled + m * own) + first_reduction)
+            self._at_least(self.step, factor * (forward_filled + m * own) + reduction)
             filled = filled + self._sum(rank, _pass_milliseconds, first_chunk)
             forward_filled = forward_filled + self._sum(rank, _forward_milliseconds, first_chunk)
 
@@ -252,22 +227,40 @@ class LayerProgram:
             whole = self._weighted(terms[name])
             left = self.pulp.LpVariable(f"{name}_{rank}", lowBound=0)
             if is_hidden:
-                self.problem += left >= max(theft, 1.0 / buckets) * whole
-                self.problem += left >= whole - (1.0 - theft) * self._sum(rank, window)
+                self._at_least(left, max(theft, 1.0 / buckets) * whole)
+                self._at_least(left, whole - (1.0 - theft) * self._sum(rank, window))
             else:
-                self.problem += left >= whole
+                self._at_least(left, whole)
             exposed.append(left)
-        self.problem += self.update >= self._weighted(terms["optimizer"]) + exposed[1]
+        self._at_least(self.update, self._weighted(terms["optimizer"]) + exposed[1])
         return exposed[0]
 
-    def _layer_tail(self, group: _Group, option: Option) -> dict[str, float]:
+    def _at_least(self, variable: Any, value: Any) -> None:
+        """A constraint from below; ``value``: of x and of variables all of whose own are stated before."""
+        self.problem += variable >= value
+        self.floors.append((variable, value))
+
+    def _known_milliseconds(self) -> float:
+        """The objective of the decision the program starts from."""
+        chosen = options_of(self.model, self.old)
+        for (index, option), variable in self.x.items():
+            group = self.groups[index]
+            own = chosen.get((group.rank, group.chunk, group.kind), []) if group.is_block else []
+            variable.varValue = own.count(option) if group.is_block else group.count
+        for variable, _ in self.floors:
+            variable.varValue = 0.0
+        for variable, value in self.floors:
+            variable.varValue = max(variable.varValue, self.pulp.value(value))
+        return float(self.pulp.value(self.step + self.update))
+
+    def _layer_tail(self, group: LayerGroup, option: Option) -> dict[str, float]:
         """Milliseconds one layer adds to a rank's reduction, gather and update; latencies left out."""
         key = group.kind, *option[0]
         if key not in self.tails:
             self.tails[key] = self._kind_tail(group, option)
         return self.tails[key]
 
-    def _kind_tail(self, group: _Group, option: Option) -> dict[str, float]:
+    def _kind_tail(self, group: LayerGroup, option: Option) -> dict[str, float]:
         (sharding, unit), mode = option
         found = []
         for count in (1, 2):
@@ -282,7 +275,8 @@ class LayerProgram:
     def solve(self, to_beat_seconds: float = math.inf) -> dict[str, object]:
         """Run the bundled CBC; the status is data, never an exception.
 
-        Only relaxed where even that does not come below ``to_beat_seconds``.
+        Only relaxed where even that does not come below ``to_beat_seconds``, or takes less than MIN_GAIN off
+        what the program makes of the decision it starts from: it sees nothing to gain, whatever the price.
         """
         pulp = self.pulp
         report: dict[str, object] = {
@@ -293,9 +287,11 @@ class LayerProgram:
         }
         try:
             relaxed = self._relaxed_milliseconds()
-            if relaxed is not None and self._floor_seconds(relaxed) >= to_beat_seconds:
+            if relaxed is not None and math.isfinite(to_beat_seconds):
+                is_near = relaxed >= self._known_milliseconds() * (1.0 - MIN_GAIN)
                 bound = self._floor_seconds(relaxed)
-                return {**report, "status": "no better by its relaxation", "bound_seconds": bound}
+                if is_near or bound >= to_beat_seconds:
+                    return {**report, "status": "no better by its relaxation", "bound_seconds": bound}
             self.problem.solve(self._command())
         except pulp.PulpSolverError as error:
             return {**report, "status": "failed", "message": str(error)[:300]}
