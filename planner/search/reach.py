@@ -34,7 +34,25 @@ def may_end_within(
     ``rows``: the row of the table of each; ``values``: of all rows of the table.
     """
     order = np.argsort(-c.pp, kind="stable")
-    reach = _Reach.of(model, table, values, layout, c.take(order), rows[order])
+    c, rows = c.take(order), rows[order]
+    rate, second = values.first_rate.min(axis=0)[rows], values.second_rate.min(axis=0)[rows]
+
+    def sums(column: Array) -> Array:
+        result: Array = layout.layers_before @ column[:, rows]
+        return result
+
+    reach = _Reach(
+        counts=[int((c.pp > rank).sum()) for rank in range(int(c.pp.max(initial=1)))],
+        pp=c.pp,
+        m=c.microbatches(model.problem.workload.global_batch),
+        work=sums(values.seconds),
+        static=sums(values.static),
+        saved=sums(values.saved),
+        freed=sums(values.freeable),
+        cheap=sums(values.cheap),
+        rates=(rate, np.where(np.isfinite(second), second, rate)),
+        spare=values.spare_bytes - _least_buffers(model, table, layout, rows),
+    )
     found = np.empty(len(c), dtype=bool)
     found[order] = reach.within((seconds - model.constants.step_overhead_seconds) / model.straggler_factor)
     return found
@@ -58,34 +76,6 @@ class _Reach:
     cheap: Array
     rates: tuple[Array, Array]
     spare: Array
-
-    @staticmethod
-    def of(
-        model: CostModel,
-        table: CostTable,
-        values: KindValues,
-        layout: Layout,
-        c: Candidates,
-        rows: IntArray,
-    ) -> _Reach:
-        rate, second = values.first_rate.min(axis=0)[rows], values.second_rate.min(axis=0)[rows]
-
-        def sums(column: Array) -> Array:
-            result: Array = layout.layers_before @ column[:, rows]
-            return result
-
-        return _Reach(
-            counts=[int((c.pp > rank).sum()) for rank in range(int(c.pp.max(initial=1)))],
-            pp=c.pp,
-            m=c.microbatches(model.problem.workload.global_batch),
-            work=sums(values.seconds),
-            static=sums(values.static),
-            saved=sums(values.saved),
-            freed=sums(values.freeable),
-            cheap=sums(values.cheap),
-            rates=(rate, np.where(np.isfinite(second), second, rate)),
-            spare=values.spare_bytes - _least_buffers(model, table, layout, rows),
-        )
 
     def within(self, seconds: float) -> BoolArray:
         """Whether the ranks reach back to the first block when the step may take ``seconds``."""

@@ -89,6 +89,7 @@ class Space:
         self._bounds, self._least = self._bound_bases()
         self._order = self._fitting_order()
         self._sieved: dict[int, float] = {}
+        self._num_slow = 0
         self._next = 0
         self._size = FIRST_WAVE
 
@@ -181,6 +182,9 @@ class Space:
         ]
         self.funnel.steps += self.expanded.steps
         popped = sum(len(wave.order) for wave in self.waves if not wave.is_rough)
+        if self._num_slow:
+            reason = "no split ends every rank before the best plan"
+            self.funnel.add("split-reach", popped, reason, self._num_slow)
         self.funnel.add("solved", solved, "stages and recompute chosen by dynamic program", popped - solved)
 
     @property
@@ -303,11 +307,7 @@ class Space:
             args = (self.model, wave.table, wave.values, self.layout, chosen, rows, best_seconds)
             is_slow[asked] = ~may_end_within(*args)
         kept = left[~is_slow[left]]
-        step = Funnel()
-        step.add(
-            "split-reach", len(kept), "no split ends every rank before the best plan", int(is_slow.sum())
-        )
-        self.expanded.absorb(step)
+        self._num_slow += int(is_slow.sum())
         self.waves[number] = replace(wave, order=np.concatenate([wave.order[:position], kept]))
         self._push(number, position)
 
