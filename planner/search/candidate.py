@@ -19,6 +19,7 @@ from planner.search.partition import Partitioner
 from planner.search.policy import RecomputePolicy
 from planner.search.ranges import Ranges
 from planner.search.recompute import Choice, Group, plain_items
+from planner.search.row_decision import row_decision
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
 
 MOMENT_TRIES = 5
@@ -134,13 +135,21 @@ class CandidateSolver:
         return Solved(tuple(decisions), bounds, bounds[0])
 
     def _sends(self, row: CandidateRow) -> list[list[float]]:
-        """Seconds of a send from every rank to the next, by the block the cut lies before."""
+        """Seconds of a send from every rank to the next, by the block the cut lies before.
+
+        Ranks whose sends cost the same have one list between them.
+        """
         n, pp = self.layout.num_blocks, row.degrees.pp
         scales = self.layout.cut_scales(self.model.problem.model)
+        distinct = sorted(set(scales))
+        known: dict[tuple[float, ...], list[float]] = {}
         found = []
         for rank in range(pp - 1):
-            by_scale = {scale: boundary_send_seconds(self.model, row, rank, scale) for scale in set(scales)}
-            found.append([0.0, *(by_scale[scale] for scale in scales), 0.0])
+            seconds = tuple(boundary_send_seconds(self.model, row, rank, scale) for scale in distinct)
+            if seconds not in known:
+                by_scale = dict(zip(distinct, seconds, strict=True))
+                known[seconds] = [0.0, *map(by_scale.__getitem__, scales), 0.0]
+            found.append(known[seconds])
         return [*found, [0.0] * (n + 1)]
 
     def _chunked(
@@ -305,19 +314,8 @@ class CandidateSolver:
         for rank in picks:
             for first, end, groups, choice in rank:
                 self._assign(recompute, first, end, groups, choice)
-        return Decision(
-            degrees=row.degrees,
-            sequence_parallel=row.sequence_parallel and row.degrees.tp > 1,
-            sharding=row.sharding,
-            sharding_group=row.sharding_group,
-            schedule=row.schedule,
-            virtual_stages=row.virtual_stages,
-            microbatch_size=row.microbatch_size,
-            microbatches=row.microbatches,
-            chunks=chunks,
-            recompute=tuple(recompute),
-            offload=int(self.model.stack.has_host_optimizer),
-        )
+        has_host_optimizer = self.model.stack.has_host_optimizer
+        return row_decision(row, chunks, tuple(recompute), has_host_optimizer=has_host_optimizer)
 
     def _assign(
         self, recompute: list[int], first: int, end: int, groups: tuple[Group, ...], choice: Choice

@@ -1,37 +1,33 @@
 """Stages of a layer graph that need not be a chain: Piper's space, searched by feasibility.
 
 A stage is the difference of two sets closed under successors (Tarnawski et al., NeurIPS 2021: "downsets"
-there;
-in a chain they are the suffixes). For a load T, walk the sets from the empty one and keep the Pareto front of
-(devices, replicas) that cover a set with no stage above T: fewer of either never hurts what comes in
-front, so
-a stage takes the fewest replicas that meet T and fit. Memory sees only ceil(replicas behind / its own): each
-choice of leaner alternatives turns into the greatest such number it can carry, and T into a budget of
-seconds.
-The least feasible T is found by bisection, every feasible T replaced by the load of the plan it gave.
+there; in a chain they are the suffixes). For a load T, walk the sets from the empty one and keep the Pareto
+front of (devices, replicas) that cover a set with no stage above T: fewer of either never hurts what comes in
+front, so a stage takes the fewest replicas that meet T and fit. Memory sees only ceil(replicas behind / its
+own): each choice of leaner alternatives turns into the greatest such number it can carry, and T into a budget
+of seconds. The least feasible T is found by bisection, every feasible T replaced by the load of the plan it
+gave.
 
-Choices of leaner alternatives are exact when few classes of equal savings exist (the cheapest of a class
-first); else greedy orders, and the bound comes from letting every node be fast and lean at once. Sets beyond
-``MAX_SETS`` are those of several topological orders and their unions; then the bound is the work over the
-devices.
+Choices of leaner alternatives are those of ``graph_rows``; where they are greedy, the bound comes from rows
+that let every node be fast and lean at once. Sets beyond ``MAX_SETS`` are those of several topological orders
+and their unions; then the bound is the work over the devices.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-from planner.cost.graph_table import GraphStage, GraphTable, WidthCosts, plan_load
+from planner.cost.graph_table import GraphStage, GraphTable, plan_load
 from planner.cost.layered_table import Codes, Floats
 from planner.errors import InfeasibleError
+from planner.search.graph_rows import GraphRows, configs_of, graph_rows, has_few_classes
 from planner.units import format_bytes
 
 MAX_SETS = 600
-MAX_CONFIGS = 4096
 CLOSED = 1e-9
 
 
@@ -93,30 +89,12 @@ def _along_orders(heads: list[int], count: int, most: int) -> set[int]:
     return found
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """One row a (set, subset, width): what a stage of that difference costs.
-
-    ``configs`` [row, config] are seconds of compute by rising cost, ``carried`` the most samples a replica
-    can
-    keep with it or a cheaper one (both padded).
-    """
-
-    whole: Codes
-    rest: Codes
-    width: Codes
-    cut_seconds: Floats
-    sync_seconds: Floats
-    configs: Floats
-    carried: Floats
-
-
 def search_graph(table: GraphTable) -> GraphPlan:
     """The least load of a plan on at most ``table.devices`` devices. Raises InfeasibleError when nothing
     fits."""
     sets, is_all = successor_closed_sets(table)
     masks = np.array([[mask >> v & 1 for v in range(len(table.nodes))] for mask in sets], dtype=float)
-    rows, is_exact = _rows(table, masks, relaxed=False)
+    rows, is_exact = graph_rows(table, masks, relaxed=False)
     best = _least(table, masks, rows)
     if best is None:
         raise _infeasible(table)
@@ -125,14 +103,14 @@ def search_graph(table: GraphTable) -> GraphPlan:
     if not (is_all and is_exact):
         bound, status = _work_bound(table), "gap"
         if is_all:
-            optimistic, _ = _rows(table, masks, relaxed=True)
+            optimistic, _ = graph_rows(table, masks, relaxed=True)
             bound = max(bound, _least_load(table, masks, optimistic, load))
         if bound >= load * (1 - 2 * CLOSED):
             status = "proved"
     return GraphPlan(stages, load, bound, status, len(sets), len(rows.whole))
 
 
-def _least(table: GraphTable, masks: Floats, rows: _Rows) -> tuple[tuple[GraphStage, ...], float] | None:
+def _least(table: GraphTable, masks: Floats, rows: GraphRows) -> tuple[tuple[GraphStage, ...], float] | None:
     found = _cover(table, masks, rows, math.inf)
     if found is None:
         return None
@@ -150,7 +128,7 @@ def _least(table: GraphTable, masks: Floats, rows: _Rows) -> tuple[tuple[GraphSt
     return stages, high
 
 
-def _least_load(table: GraphTable, masks: Floats, rows: _Rows, high: float) -> float:
+def _least_load(table: GraphTable, masks: Floats, rows: GraphRows, high: float) -> float:
     """A load below which even ``rows`` cover nothing, within a millionth."""
     low = _work_bound(table)
     if _cover(table, masks, rows, high * (1 - CLOSED)) is None:
@@ -170,176 +148,6 @@ def _work_bound(table: GraphTable) -> float:
     return float(least.sum()) / table.devices
 
 
-def _rows(table: GraphTable, masks: Floats, *, relaxed: bool) -> tuple[_Rows, bool]:
-    inside = masks.astype(bool)
-    whole, rest = np.nonzero(
-        (masks @ (1.0 - masks).T == 0).T & (masks.sum(1)[:, None] > masks.sum(1)[None, :])
-    )
-    tails = [tail for tail, _ in table.edges]
-    heads = [head for _, head in table.edges]
-    parts: list[tuple[Codes, Codes, int, Floats, Floats]] = []
-    tables: list[tuple[Floats, Floats]] = []
-    is_exact = _has_few_classes(table)
-    for t, costs in table.widths.items():
-        open_in = (masks[:, heads] * (1.0 - masks[:, tails]) * costs.in_bytes) @ (1.0 - masks[:, heads]).T
-        open_out = (masks[:, tails] * costs.out_bytes) @ ((1.0 - masks[:, tails]) * masks[:, heads]).T
-        cut = 2.0 * (open_in + open_out) / table.bytes_per_s
-        weights = masks @ np.where(np.isfinite(costs.seconds), costs.weight_bytes, 0.0)
-        sync = 4.0 * (weights[:, None] - weights[None, :]) / table.samples / table.bytes_per_s
-        blocked = masks @ (~np.isfinite(costs.seconds)).astype(float)
-        usable = blocked[whole] == blocked[rest]
-        w, r = whole[usable], rest[usable]
-        parts.append((w, r, t, cut[w, r], sync[w, r]))
-        if relaxed or not is_exact:
-            tables.append(_greedy_rows(table, costs, masks, w, r, relaxed=relaxed))
-        else:
-            found = [
-                _configs(table, costs, np.flatnonzero(inside[a] & ~inside[b]), is_exact)
-                for a, b in zip(w.tolist(), r.tolist(), strict=True)
-            ]
-            tables.append(_padded([[(seconds, kept) for seconds, kept, _ in configs] for configs in found]))
-    width = max(seconds.shape[1] for seconds, _ in tables)
-    seconds = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=np.inf) for x, _ in tables]
-    carried = [np.pad(x, ((0, 0), (0, width - x.shape[1])), mode="edge") for _, x in tables]
-    rows = _Rows(
-        np.concatenate([p[0] for p in parts]),
-        np.concatenate([p[1] for p in parts]),
-        np.concatenate([np.full(len(p[0]), p[2]) for p in parts]),
-        np.concatenate([p[3] for p in parts]),
-        np.concatenate([p[4] for p in parts]),
-        np.concatenate(seconds),
-        np.concatenate(carried),
-    )
-    return rows, is_exact
-
-
-def _has_few_classes(table: GraphTable) -> bool:
-    """Whether the equal savings of leaner alternatives are few enough to list every choice."""
-    for costs in table.widths.values():
-        pairs = zip(costs.saved_kept_bytes.tolist(), costs.saved_fixed_bytes.tolist(), strict=True)
-        classes = Counter(pair for pair in pairs if max(pair) > 0)
-        if math.prod(count + 1 for count in classes.values()) > MAX_CONFIGS:
-            return False
-    return True
-
-
-def _padded(configs: list[list[tuple[float, int]]]) -> tuple[Floats, Floats]:
-    width = max((len(c) for c in configs), default=1) or 1
-    seconds, carried = np.full((len(configs), width), np.inf), np.zeros((len(configs), width))
-    for index, found in enumerate(configs):
-        for at, (value, kept) in enumerate(found):
-            seconds[index, at], carried[index, at:] = value, kept
-    return seconds, carried
-
-
-def _greedy_order(costs: WidthCosts) -> Codes:
-    """Nodes with a leaner alternative, the least seconds a byte saved first (at two samples kept)."""
-    saved = 2.0 * costs.saved_kept_bytes + costs.saved_fixed_bytes
-    nodes = np.flatnonzero((saved > 0) & np.isfinite(costs.seconds))
-    return nodes[np.argsort(costs.extra_seconds[nodes] / saved[nodes], kind="stable")]
-
-
-def _is_one_order(costs: WidthCosts, order: Codes) -> bool:
-    """Whether the greedy order is the same whatever is kept: fixed savings in one ratio to kept savings.
-
-    Then its prefixes with a part of the next node solve the fractional knapsack, a bound of the whole one.
-    """
-    if not len(order) or (costs.saved_kept_bytes[order] <= 0).any():
-        return False
-    outside = np.setdiff1d(np.flatnonzero(np.isfinite(costs.seconds)), order)
-    if (costs.saved_kept_bytes[outside] > 0).any() or (costs.saved_fixed_bytes[outside] > 0).any():
-        return False
-    ratio = costs.saved_fixed_bytes[order] / costs.saved_kept_bytes[order]
-    return bool(np.ptp(ratio) <= 1e-6)
-
-
-def _greedy_rows(
-    table: GraphTable, costs: WidthCosts, masks: Floats, whole: Codes, rest: Codes, *, relaxed: bool
-) -> tuple[Floats, Floats]:
-    """(seconds, samples kept) of every prefix of the greedy order; relaxed: all lean, at no cost."""
-    finite = np.where(np.isfinite(costs.seconds), costs.seconds, 0.0)
-    order = _greedy_order(costs)
-    most = min(table.samples, table.devices)
-    base = [masks @ x for x in (finite, costs.kept_bytes, costs.fixed_bytes)]
-    sums = [
-        np.concatenate([np.zeros((len(masks), 1)), np.cumsum(masks[:, order] * x[order], axis=1)], axis=1)
-        for x in (costs.extra_seconds, costs.saved_kept_bytes, costs.saved_fixed_bytes)
-    ]
-    is_split = relaxed and _is_one_order(costs, order)
-    if relaxed and not is_split:
-        best = [masks @ x.clip(0.0) for x in (costs.saved_kept_bytes, costs.saved_fixed_bytes)]
-        sums = [np.zeros((len(masks), 1)), best[0][:, None], best[1][:, None]]
-    seconds, carried = [], []
-    for start in range(0, len(whole), 2048):
-        w, r = whole[start : start + 2048], rest[start : start + 2048]
-        extra, less, less_fixed = (x[w] - x[r] for x in sums)
-        kept = (base[1][w] - base[1][r])[:, None] - less
-        room = table.memory_bytes - (base[2][w] - base[2][r])[:, None] + less_fixed
-        with np.errstate(divide="ignore", invalid="ignore"):
-            count = np.where(kept * most <= room, most, np.floor(room / kept))
-        count = np.maximum.accumulate(np.where(room < 0, 0.0, count), axis=1)
-        if is_split:  # the next node lean for free: at least what a part of it buys
-            taken = (masks[w][:, order] - masks[r][:, order]) > 0
-            split = count.copy()
-            for column in range(len(order) - 1, -1, -1):
-                split[:, column] = np.where(taken[:, column], count[:, column + 1], split[:, column + 1])
-            count = split
-        seconds.append((base[0][w] - base[0][r])[:, None] + extra)
-        carried.append(count)
-    return np.concatenate(seconds), np.concatenate(carried)
-
-
-def _configs(
-    table: GraphTable, costs: WidthCosts, nodes: Codes, has_few_classes: bool
-) -> list[tuple[float, int, tuple[int, ...]]]:
-    """[(seconds, most samples kept, lean nodes)] rising in both.
-
-    Every choice within the classes of equal savings when they are few, else the prefixes of the greedy order.
-    """
-    seconds, most = float(costs.seconds[nodes].sum()), min(table.samples, table.devices)
-    kept, fixed = float(costs.kept_bytes[nodes].sum()), float(costs.fixed_bytes[nodes].sum())
-    extra, less, less_fixed = costs.extra_seconds, costs.saved_kept_bytes, costs.saved_fixed_bytes
-
-    def carried(lean: list[int]) -> int:
-        kept_bytes = kept - float(less[lean].sum())
-        room = table.memory_bytes - fixed + float(less_fixed[lean].sum())
-        if room < 0:
-            return 0
-        return most if kept_bytes * most <= room else int(room // kept_bytes)
-
-    plain = carried([])
-    if plain >= most:
-        return [(seconds, plain, ())]
-    inside = set(nodes.tolist())
-    if has_few_classes:
-        classes: dict[tuple[float, float], list[int]] = {}
-        for node in sorted(inside, key=lambda v: (float(extra[v]), v)):
-            if less[node] > 0 or less_fixed[node] > 0:
-                classes.setdefault((float(less[node]), float(less_fixed[node])), []).append(node)
-        choices = [
-            [
-                node
-                for members, count in zip(classes.values(), counts, strict=True)
-                for node in members[:count]
-            ]
-            for counts in product(*(range(len(members) + 1) for members in classes.values()))
-        ]
-    else:
-        order = [node for node in _greedy_order(costs).tolist() if node in inside]
-        choices = [order[:count] for count in range(len(order) + 1)]
-    found = []
-    for chosen in choices:
-        k = carried(chosen)
-        if k >= 1:
-            found.append((seconds + float(extra[chosen].sum()), k, tuple(chosen)))
-    found.sort(key=lambda entry: (entry[0], -entry[1]))
-    front: list[tuple[float, int, tuple[int, ...]]] = []
-    for entry in found:
-        if not front or entry[1] > front[-1][1]:
-            front.append(entry)
-    return front
-
-
 @dataclass(frozen=True)
 class _Found:
     """Per set, the front of (devices, replicas) and how each point arose: row, replicas, point behind."""
@@ -348,7 +156,7 @@ class _Found:
     came: list[Codes]
 
 
-def _cover(table: GraphTable, masks: Floats, rows: _Rows, load: float) -> _Found | None:
+def _cover(table: GraphTable, masks: Floats, rows: GraphRows, load: float) -> _Found | None:
     """Fronts of every set under ``load``; None when the whole graph cannot be covered."""
     limit = min(table.samples, table.devices)
     degrees = np.array([d for d in range(1, limit + 1) if table.samples % d == 0])
@@ -399,7 +207,7 @@ def _cover(table: GraphTable, masks: Floats, rows: _Rows, load: float) -> _Found
     return _Found(fronts, came) if len(fronts[-1]) else None
 
 
-def _stages(table: GraphTable, masks: Floats, rows: _Rows, found: _Found) -> tuple[GraphStage, ...]:
+def _stages(table: GraphTable, masks: Floats, rows: GraphRows, found: _Found) -> tuple[GraphStage, ...]:
     """The plan with the fewest devices of a covering, first stage first."""
     at, point = len(masks) - 1, 0
     stages = []
@@ -409,7 +217,7 @@ def _stages(table: GraphTable, masks: Floats, rows: _Rows, found: _Found) -> tup
         rest, t = int(rows.rest[row]), int(rows.width[row])
         nodes = np.flatnonzero((masks[at] > 0) & (masks[rest] == 0))
         needed = -(-behind // d)
-        options = _configs(table, table.widths[t], nodes, _has_few_classes(table))
+        options = configs_of(table, table.widths[t], nodes, has_few_classes(table))
         lean = next(lean for _, kept, lean in options if kept >= needed)
         stages.append(GraphStage(tuple(nodes.tolist()), d, t, lean))
         at, point = rest, before

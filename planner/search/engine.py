@@ -16,10 +16,8 @@ from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
 from planner.cost.row import CandidateRow
 from planner.cost.step import Prediction, price
-from planner.errors import InfeasibleError
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver, Solved
-from planner.search.nearest_miss import nearest_miss
 from planner.search.policy import SPLIT_RECOMPUTES, offered_modes, recompute_policies, split_policies
 from planner.search.polish import polish
 from planner.search.refinement import WORTH, is_memory_bound, paid_share, refine, strategies_of
@@ -27,10 +25,10 @@ from planner.search.reporter import Reporter
 from planner.search.rescue import rescue
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
+from planner.search.words import describe_space, no_candidates, nothing_fits
 from planner.strategy.decision import RECOMPUTES, Decision
 from planner.strategy.kind import Kind
 from planner.strategy.limits import Limits
-from planner.units import format_bytes
 
 TIE = 1e-9
 PROVED_GAP = 1e-6
@@ -144,6 +142,8 @@ def polished(model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution
     best = ranked[0]
     if limits.recompute_granularity != "layer" or pins.recompute is not None:
         return ranked
+    if best.decision.virtual_stages > 1 and paid_share(best.decision, best.prediction) < WORTH:
+        return ranked  # only recomputation moves there
     modes = offered_modes(limits)
     if best.decision.schedule in ZERO_BUBBLE:
         modes = tuple(mode for mode in modes if RECOMPUTES[mode] in SPLIT_RECOMPUTES)
@@ -342,75 +342,3 @@ class BestFirst:
             self.found.values(),
             key=lambda s: (round(s.seconds, 9), s.prediction.peak_memory_bytes, s.decision.label()),
         )
-
-
-def describe_space(limits: Limits, pins: Pins) -> str:
-    """The space searched, in words: what ``limits`` leave of the whole, and the pins."""
-    degrees = [("tp", 2), ("cp", limits.max_cp), ("pp", limits.max_pp), ("dp", 2), ("ep", limits.max_ep)]
-    axes = ", ".join(name for name, most in degrees if most > 1)
-    schedule = "1F1B with any stage split" if limits.max_pp > 1 else "no pipeline"
-    if limits.max_pp > 1 and "interleaved" in limits.schedules:
-        schedule += ", interleaving with balanced chunks"
-        schedule += "" if limits.is_exact else " (one degree per chunk depth)"
-    if limits.max_pp > 1 and "zb-v" in limits.schedules:
-        schedule += ", zero bubble"
-    where = {"global": "global", "island": "inside an island"}
-    sharding = f"{'/'.join(limits.shardings)} {' or '.join(where[g] for g in limits.sharding_groups)}"
-    if limits.has_layer_sharding:
-        sharding += " (parameters of single layers where memory binds)"
-    recompute = {
-        "layer": f"recompute {'/'.join(limits.recomputes)} per layer",
-        "stage": f"one recompute of {'/'.join(limits.recomputes)}, or full on the first layers of each stage",
-        "uniform": f"one recompute of {'/'.join(limits.recomputes)} for all layers",
-    }[limits.recompute_granularity]
-    text = f"all ({axes}) of all GPUs, microbatch sizes, {schedule}, one sharding of {sharding}, {recompute}"
-    pinned = ", ".join(f"{name}={value}" for name, value in pins.items().items())
-    return f"{text}; pinned: {pinned}" if pinned else text
-
-
-def no_candidates(funnel: Funnel, pins: Pins) -> InfeasibleError:
-    """The error for an empty decision tree: which rule cut the last candidates."""
-    cut = funnel.last_cut() or {"step": "mesh", "reason": "no mesh"}
-    pinned = ", ".join(f"{name} {value}" for name, value in pins.items().items())
-    return InfeasibleError(
-        f"no plan satisfies the rules: the last candidates fell to {cut['step']} ({cut['reason']})",
-        hint=f"free one of the pinned choices: {pinned}"
-        if pinned
-        else "change the number of GPUs or the batch, or allow idle GPUs (plan --allow-idle)",
-        rule=cut["step"],
-        funnel=funnel.steps,
-    )
-
-
-def nothing_fits(model: CostModel, funnel: Funnel, space: Space, pins: Pins) -> InfeasibleError:
-    """The error for a memory limit no candidate meets: the fullest rank of the nearest miss, in bytes.
-
-    Where the rules on shardings left no candidate at all, the error for that.
-    """
-    table, least = space.smallest()
-    if not len(table.candidates):
-        return no_candidates(funnel, pins)
-    miss = nearest_miss(model, table, least)
-    limit = model.problem.memory_limit_bytes
-    over = miss.peak_bytes - limit
-    largest = sorted(
-        ((name, value) for name, value in miss.memory_bytes.items() if name != "total"),
-        key=lambda pair: -pair[1],
-    )[:3]
-    parts = ", ".join(f"{name} {format_bytes(value)}" for name, value in largest)
-    cut = funnel.last_cut() or {"step": "memory", "reason": "no stage split fits the limit"}
-    return InfeasibleError(
-        f"nothing fits {format_bytes(limit)} per GPU. Nearest: {miss.decision.label()}, where rank group of "
-        f"stage {miss.rank} needs {format_bytes(miss.peak_bytes)}, {format_bytes(over)} too much ({parts}); "
-        f"rule {cut['step']} cut the last candidates",
-        rule=cut["step"],
-        nearest_miss={
-            "decision": miss.decision.label(),
-            "stage": miss.rank,
-            "peak_memory_bytes": miss.peak_bytes,
-            "over_bytes": over,
-            "memory_bytes": miss.memory_bytes,
-        },
-        memory_limit_bytes=limit,
-        funnel=funnel.steps,
-    )

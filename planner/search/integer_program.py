@@ -23,7 +23,7 @@ Objective: minimise T + U.
 Constraints (t, f, b seconds of one microbatch on a rank: both passes, forward, backward; c the stragglers)
     1. every layer has one option          sum_o x[g, o] = n_g                                   (_assignment)
     2. options switch their buffers on     x[g, o] <= n_g z[i, o]                                  (_switches)
-    3. buffers                             a[i] >= gathered[g, o] z[i, o],  b[i] >= working[g, o] z[i, o]
+    3. buffers, the largest of any g       a[i] >= gathered[g, o] z[i, o],  b[i] >= working[g, o] z[i, o]
     4. memory, for every state k           static + alive_k x saved + a + b <= limit                 (_memory)
     5. pipeline                            T >= c (S_i + m t_i) + r[0],  T >= c (F_i + m t_i) + r[i], S and F
                                            the fill of the ranks before i, with and without drain  (_pipeline)
@@ -40,16 +40,16 @@ states no bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
-from planner.cost.decision_rows import rank_items
 from planner.cost.memory import Item
 from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, KindCost
 from planner.cost.sends import tied_embedding_seconds
 from planner.cost.stage import StageModel
+from planner.search.layer_groups import LayerGroup, Option, layer_groups, options_of
 from planner.strategy.decision import (
     RECOMPUTE_NONE,
     UNIT_BLOCK,
@@ -61,24 +61,10 @@ from planner.units import GIB, MILLI
 
 TIME_LIMIT_SECONDS = 2.0
 RELATIVE_GAP = 1e-4
+# Few launchers run a plan whose layers differ: it has to be worth that.
+MIN_GAIN = 1e-3
 # CBC's own on constraints is 1e-7, and its answers are read with ten digits.
 TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Equal layers on one rank and chunk; ``alive`` microbatches in flight in each state."""
-
-    rank: int
-    chunk: int
-    kind: int
-    count: int
-    alive: tuple[int, ...]
-    is_block: bool
-
-
-# (sharding, gather unit) and the recompute mode of a layer.
-Option = tuple[tuple[int, int], int]
 
 
 def solver_library() -> Any | None:
@@ -117,7 +103,9 @@ class LayerProgram:
         self.pulp, self.model, self.old, self.rows = pulp, model, decision, rows
         self.stages: StageModel = model.stage_model(rows)
         self.options: list[Option] = [(s, r) for s in strategies for r in (RECOMPUTE_NONE, *offered)]
-        self.groups = list(self._groups())
+        self.groups = list(layer_groups(model, decision))
+        self.floors: list[tuple[Any, Any]] = []
+        self.tails: dict[tuple[int, int, int], dict[str, float]] = {}
         self.problem = pulp.LpProblem("layers", pulp.LpMinimize)
         self.step = pulp.LpVariable("T", lowBound=0)
         self.update = pulp.LpVariable("U", lowBound=0)
@@ -130,22 +118,10 @@ class LayerProgram:
             self._memory(rank)
         self._pipeline()
 
-    def _groups(self) -> Iterator[_Group]:
-        chain = self.model.chain
-        for rank in range(self.old.degrees.pp):
-            for stage, items in rank_items(self.model, self.old, rank):
-                merged: dict[tuple[int, tuple[int, ...]], int] = {}
-                for item in items:
-                    key = (item.kind, item.alive)
-                    merged[key] = merged.get(key, 0) + item.count
-                for (kind, alive), count in merged.items():
-                    is_block = chain.kinds[kind].role == "block"
-                    yield _Group(rank, stage // self.old.degrees.pp, kind, count, alive, is_block)
-
-    def _kind(self, group: _Group, strategy: tuple[int, int]) -> KindCost:
+    def _kind(self, group: LayerGroup, strategy: tuple[int, int]) -> KindCost:
         return self.rows[row_code(*strategy)].kinds[group.kind]
 
-    def _allowed(self, group: _Group) -> list[Option]:
+    def _allowed(self, group: LayerGroup) -> list[Option]:
         """Blocks choose; embeddings and heads keep the plan's sharding and are never recomputed."""
         return self.options if group.is_block else [((self.old.sharding, UNIT_BLOCK), RECOMPUTE_NONE)]
 
@@ -154,10 +130,10 @@ class LayerProgram:
             for number, option in enumerate(self._allowed(group)):
                 name = f"x_{index}_{number}"
                 self.x[index, option] = self.pulp.LpVariable(name, 0, group.count, cat="Integer")
-            total = self.pulp.lpSum(self.x[index, option] for option in self._allowed(group))
+            total = self._weighted((self.x[index, option], 1.0) for option in self._allowed(group))
             self.problem += total == group.count
 
-    def _on(self, rank: int) -> list[tuple[int, _Group]]:
+    def _on(self, rank: int) -> list[tuple[int, LayerGroup]]:
         return [(index, group) for index, group in enumerate(self.groups) if group.rank == rank]
 
     def _switches(self, rank: int) -> None:
@@ -166,7 +142,8 @@ class LayerProgram:
         for index, group in self._on(rank):
             if group.is_block:
                 for option in self.options:
-                    self.problem += self.x[index, option] <= group.count * self.z[rank, option]
+                    terms = (self.x[index, option], 1.0), (self.z[rank, option], -group.count)
+                    self.problem += self._weighted(terms) <= 0
 
     def _memory(self, rank: int) -> None:
         """All bytes in GiB, to keep the solver's numbers near one."""
@@ -175,22 +152,29 @@ class LayerProgram:
         gathered = lp.LpVariable(f"a_{rank}", lowBound=0)
         working = lp.LpVariable(f"b_{rank}", lowBound=0)
         transient, states = 0.0, max((len(group.alive) for _, group in on), default=0)
-        terms: list[list[Any]] = [[] for _ in range(states)]
+        terms: list[list[tuple[Any, float]]] = [[] for _ in range(states)]
+        # The largest buffers of an option's layers stand for all; None for what every plan has.
+        largest: dict[Option | None, tuple[float, float]] = {}
         for index, group in on:
             for option in self._allowed(group):
                 kind, mode = self._kind(group, option[0]), option[1]
                 for state, alive in enumerate(group.alive):
                     each = kind.static_bytes + slack * alive * kind.saved_bytes[mode]
-                    terms[state].append(each / GIB * self.x[index, option])
-                is_on = self.z[rank, option] if group.is_block else 1.0
-                self.problem += gathered >= kind.gathered_bytes[mode] / GIB * is_on
-                if mode:
-                    self.problem += working >= kind.working_bytes[mode] / GIB * is_on
+                    terms[state].append((self.x[index, option], each / GIB))
+                key = option if group.is_block else None
+                known = largest.get(key, (0.0, 0.0))
+                needs = kind.working_bytes[mode] if mode else 0.0
+                largest[key] = max(known[0], kind.gathered_bytes[mode]), max(known[1], needs)
                 transient = max(transient, kind.transient_bytes)
+        for key, sizes in largest.items():
+            is_on = 1.0 if key is None else self.z[rank, key]
+            for buffer, size in zip((gathered, working), sizes, strict=True):
+                if size:
+                    self.problem += buffer >= size / GIB * is_on
         empty = self.stages.memory([])["total"]
         spare = (self.model.problem.memory_limit_bytes - empty - slack * transient) / GIB
         for state in range(states):
-            self.problem += lp.lpSum(terms[state]) + slack * gathered + slack * working <= spare
+            self.problem += self._weighted([*terms[state], (gathered, slack), (working, slack)]) <= spare
 
     def _sum(self, rank: int, value: Callable[[KindCost, int], float], chunk: int | None = None) -> Any:
         """``value`` of a layer and its mode, summed over a rank's layers (or those of one of its chunks)."""
@@ -199,8 +183,12 @@ class LayerProgram:
             if chunk is not None and group.chunk != chunk:
                 continue
             for option in self._allowed(group):
-                terms.append(value(self._kind(group, option[0]), option[1]) * self.x[index, option])
-        return self.pulp.lpSum(terms)
+                terms.append((self.x[index, option], value(self._kind(group, option[0]), option[1])))
+        return self._weighted(terms)
+
+    def _weighted(self, terms: Iterable[tuple[Any, float]]) -> Any:
+        """The sum of (variable, weight), each variable once."""
+        return self.pulp.LpAffineExpression(list(terms))
 
     def _pipeline(self) -> None:
         """Milliseconds. What rank 0 reduces follows the drain of every rank, a rank's own its own work."""
@@ -212,20 +200,20 @@ class LayerProgram:
             reduction = self._tail(rank)
             first_reduction = first_reduction if rank else reduction
             own = self._sum(rank, _pass_milliseconds)
-            self.problem += self.step >= factor * (filled + m * own) + first_reduction
-            self.problem += self.step >= factor * (forward_filled + m * own) + reduction
+            self._at_least(self.step, factor * (filled + m * own) + first_reduction)
+            self._at_least(self.step, factor * (forward_filled + m * own) + reduction)
             filled = filled + self._sum(rank, _pass_milliseconds, first_chunk)
             forward_filled = forward_filled + self._sum(rank, _forward_milliseconds, first_chunk)
 
     def _tail(self, rank: int) -> Any:
         """The reduction a rank leaves exposed, as ``exposed_tail`` has it; its update and gather go to U."""
         stack, theft = self.model.stack, self.model.constants.overlap_theft
-        terms: dict[str, list[Any]] = {"reduce": [], "gather": [], "optimizer": []}
+        terms: dict[str, list[tuple[Any, float]]] = {"reduce": [], "gather": [], "optimizer": []}
         elements = 0.0
         for index, group in self._on(rank):
             for option in self._allowed(group):
                 for name, each in self._layer_tail(group, option).items():
-                    terms[name].append(each * self.x[index, option])
+                    terms[name].append((self.x[index, option], each))
             kind = self._kind(group, (self.old.sharding, UNIT_BLOCK))
             elements += group.count * (kind.dense_parameters + kind.expert_parameters)
         data_ranks = self.old.degrees.dp * self.old.degrees.cp
@@ -236,19 +224,43 @@ class LayerProgram:
             ("reduce", stack.hides_gradient_reduction, _backward_milliseconds),
             ("gather", stack.hides_parameter_gather, _forward_milliseconds),
         ):
-            whole = self.pulp.lpSum(terms[name])
+            whole = self._weighted(terms[name])
             left = self.pulp.LpVariable(f"{name}_{rank}", lowBound=0)
             if is_hidden:
-                self.problem += left >= max(theft, 1.0 / buckets) * whole
-                self.problem += left >= whole - (1.0 - theft) * self._sum(rank, window)
+                self._at_least(left, max(theft, 1.0 / buckets) * whole)
+                self._at_least(left, whole - (1.0 - theft) * self._sum(rank, window))
             else:
-                self.problem += left >= whole
+                self._at_least(left, whole)
             exposed.append(left)
-        self.problem += self.update >= self.pulp.lpSum(terms["optimizer"]) + exposed[1]
+        self._at_least(self.update, self._weighted(terms["optimizer"]) + exposed[1])
         return exposed[0]
 
-    def _layer_tail(self, group: _Group, option: Option) -> dict[str, float]:
+    def _at_least(self, variable: Any, value: Any) -> None:
+        """A constraint from below; ``value``: of x and of variables all of whose own are stated before."""
+        self.problem += variable >= value
+        self.floors.append((variable, value))
+
+    def _known_milliseconds(self) -> float:
+        """The objective of the decision the program starts from."""
+        chosen = options_of(self.model, self.old)
+        for (index, option), variable in self.x.items():
+            group = self.groups[index]
+            own = chosen.get((group.rank, group.chunk, group.kind), []) if group.is_block else []
+            variable.varValue = own.count(option) if group.is_block else group.count
+        for variable, _ in self.floors:
+            variable.varValue = 0.0
+        for variable, value in self.floors:
+            variable.varValue = max(variable.varValue, self.pulp.value(value))
+        return float(self.pulp.value(self.step + self.update))
+
+    def _layer_tail(self, group: LayerGroup, option: Option) -> dict[str, float]:
         """Milliseconds one layer adds to a rank's reduction, gather and update; latencies left out."""
+        key = group.kind, *option[0]
+        if key not in self.tails:
+            self.tails[key] = self._kind_tail(group, option)
+        return self.tails[key]
+
+    def _kind_tail(self, group: LayerGroup, option: Option) -> dict[str, float]:
         (sharding, unit), mode = option
         found = []
         for count in (1, 2):
@@ -263,7 +275,8 @@ class LayerProgram:
     def solve(self, to_beat_seconds: float = math.inf) -> dict[str, object]:
         """Run the bundled CBC; the status is data, never an exception.
 
-        Only relaxed where even that does not come below ``to_beat_seconds``.
+        Only relaxed where even that does not come below ``to_beat_seconds``, or takes less than MIN_GAIN off
+        what the program makes of the decision it starts from: it sees nothing to gain, whatever the price.
         """
         pulp = self.pulp
         report: dict[str, object] = {
@@ -274,9 +287,11 @@ class LayerProgram:
         }
         try:
             relaxed = self._relaxed_milliseconds()
-            if relaxed is not None and self._floor_seconds(relaxed) >= to_beat_seconds:
+            if relaxed is not None and math.isfinite(to_beat_seconds):
+                is_near = relaxed >= self._known_milliseconds() * (1.0 - MIN_GAIN)
                 bound = self._floor_seconds(relaxed)
-                return {**report, "status": "no better by its relaxation", "bound_seconds": bound}
+                if is_near or bound >= to_beat_seconds:
+                    return {**report, "status": "no better by its relaxation", "bound_seconds": bound}
             self.problem.solve(self._command())
         except pulp.PulpSolverError as error:
             return {**report, "status": "failed", "message": str(error)[:300]}

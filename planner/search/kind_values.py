@@ -107,9 +107,12 @@ class KindValues:
         held = (flight[:, :, None] * counts).sum(axis=0)
         need = per_rank @ self.static[:, mine] + held @ self.saved[:, mine] - self.spare_bytes
         deepest = (flight[:, :, None] * (counts > 0)).max(axis=0)
+        # A rank's own kinds first, as many as any rank has: few where no two layers are alike.
+        own = np.argsort(deepest == 0, axis=1, kind="stable")[:, : int((deepest > 0).sum(axis=1).max())]
+        deepest = np.take_along_axis(deepest, own, axis=1)[:, :, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             rates = [
-                np.where(deepest[:, :, None] > 0, rate[:, mine] / deepest[:, :, None], np.inf).min(axis=1)
+                np.where(deepest > 0, rate[own[:, :, None], mine] / deepest, np.inf).min(axis=1)
                 for rate in (self.first_rate, self.second_rate)
             ]
         second = np.where(np.isfinite(rates[1]), rates[1], rates[0])

@@ -16,7 +16,8 @@ import numpy as np
 
 from planner.cost.arrays import Array, IntArray
 from planner.cost.row import KindCost
-from planner.search.recompute import TOLERANCE, Choice, Group
+from planner.search.recompute import Choice, Group
+from planner.search.recompute_fronts import TOLERANCE
 
 MOST_POINTS = 50_000
 Mode = tuple[int, float, float, float]

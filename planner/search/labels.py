@@ -48,35 +48,38 @@ class Label(NamedTuple):
     def bound(self) -> float:
         return self.total + self.update
 
-    def covers(self, other: Label) -> bool:
-        """Nothing that continues ``other`` can beat the same continuation of this label."""
+    def covers(self, other: Label, factor: float, *, has_drain: bool) -> bool:
+        """Nothing that continues ``other`` can beat the same continuation of this label.
+
+        ``factor``: the straggler factor. A longer update u is made up for where all else ends u sooner:
+        what was seen, and what a later rank ends with, whose end grows by ``factor`` times the seconds before
+        it (before + R; F for its own end; V + L without a drain).
+        """
+        longer = max(0.0, self.update - other.update)
         return (
-            self.total <= other.total + SMALL
-            and self.update <= other.update + SMALL
-            and self.before <= other.before + SMALL
-            and self.forward <= other.forward + SMALL
-            and self.reduce <= other.reduce + SMALL
-            and self.turn <= other.turn + SMALL
-            and self.last <= other.last + SMALL
+            self.total + longer <= other.total + SMALL
+            and self.reduce + longer <= other.reduce + factor * (other.before - self.before) + SMALL
+            and longer <= factor * (other.forward - self.forward) + SMALL
+            and (has_drain or self.last + longer <= other.last + factor * (other.turn - self.turn) + SMALL)
         )
 
 
-def keep(labels: list[Label], new: Label) -> None:
+def keep(labels: list[Label], new: Label, factor: float, *, has_drain: bool) -> None:
     """Add ``new`` to the labels of one state unless covered; drop what it covers."""
-    total, update, before = new.total + SMALL, new.update + SMALL, new.before + SMALL
-    forward, reduce = new.forward + SMALL, new.reduce + SMALL
-    turn, last = new.turn + SMALL, new.last + SMALL
+    total, update = new[0] + SMALL, new[1]
+    before, forward = factor * new[2] + new[4] + SMALL, factor * new[3] + SMALL
+    turn = factor * new[5] + new[6] + SMALL
     for old in labels:
         # ``covers`` written out: this line runs more often than any other of a deep model's search.
+        longer = old[1] - update if old[1] > update else 0.0
         if (
-            old[0] <= total
-            and old[2] <= before
-            and old[3] <= forward
-            and old[1] <= update
-            and old[4] <= reduce
-            and old[5] <= turn
-            and old[6] <= last
+            old[0] + longer <= total
+            and factor * old[2] + old[4] + longer <= before
+            and factor * old[3] + longer <= forward
+            and (has_drain or factor * old[5] + old[6] + longer <= turn)
         ):
             return
-    labels[:] = [old for old in labels if new[0] > old[0] + SMALL or not new.covers(old)]
+    labels[:] = [
+        old for old in labels if new[0] > old[0] + SMALL or not new.covers(old, factor, has_drain=has_drain)
+    ]
     labels.append(new)

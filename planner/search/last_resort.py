@@ -14,8 +14,9 @@ from planner.cost.model import CostModel
 from planner.cost.offload import host_bytes, usable_bytes
 from planner.errors import InfeasibleError
 from planner.model.parameters import total_parameters
-from planner.search.engine import SearchResult, describe_space, search
+from planner.search.engine import SearchResult, search
 from planner.search.tree import Pins
+from planner.search.words import describe_space
 from planner.strategy.decision import OFFLOAD_OPTIMIZER
 from planner.strategy.limits import Limits
 from planner.strategy.rules import HOST_OPTIMIZERS

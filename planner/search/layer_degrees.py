@@ -28,6 +28,7 @@ from planner.cost.step import price
 from planner.search.engine import PROVED_GAP, SearchResult, Solution
 from planner.search.layered import improve_layered
 from planner.search.policy import offered_modes
+from planner.search.row_decision import row_decision
 from planner.search.tree import (
     Funnel,
     Pins,
@@ -206,18 +207,9 @@ def layered_decision(
     own = rows[end]
     picked = [table.strategies[s] for s in _in_order(table, stages, chosen)]
     tensor, sharding = tuple(c.tp for c in picked), tuple(c.sharding for c in picked)
-    is_split = any(tp > 1 for tp in (*tensor, own.degrees.tp))
-    return Decision(
-        degrees=own.degrees,
-        sequence_parallel=is_split,
-        sharding=own.sharding,
-        sharding_group=own.sharding_group,
-        schedule="1f1b",
-        virtual_stages=1,
-        microbatch_size=own.microbatch_size,
-        microbatches=own.microbatches,
-        chunks=stages,
-        recompute=tuple(c.recompute for c in picked),
+    return replace(
+        row_decision(own, stages, tuple(c.recompute for c in picked), has_host_optimizer=False),
+        sequence_parallel=any(tp > 1 for tp in (*tensor, own.degrees.tp)),
         layer_sharding=() if set(sharding) == {own.sharding} else sharding,
         layer_tp=() if set(tensor) == {own.degrees.tp} else tensor,
     )

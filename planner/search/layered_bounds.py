@@ -2,18 +2,15 @@
 
 A stage of layers a to b within M bytes needs, for any multiplier u >= 0, at least
 sum over layers of min over strategies (seconds + u bytes) - u M: the Lagrangian relaxation of the memory
-limit
-(layout changes left out). Multipliers are the slopes of each kind's lower hull, where the
-relaxation's optimum lies. The working set is one value of the choice, so the bound is the least over its
-values.
+limit (layout changes left out). Multipliers are the slopes of each kind's lower hull, where the relaxation's
+optimum lies. The working set is one value of the choice, so the bound is the least over its values.
 
 A pipeline needs at least the longest of these paths through its 1F1B event graph, from microbatch 0 entering
 stage i to the last backward leaving it (t = f + b, w = pp - 1 - i stages behind, D = their t and sends both
 ways, m microbatches):
 
     stay        m t
-    start late  t + D + max(0, m - 1 - w) f + (m - 1) b         down and up once, then the rest of the
-    rank's work
+    start late  t + D + max(0, m - 1 - w) f + (m - 1) b         down and up once, then the rest of its work
     end late    t + D + (m - 1) f + max(0, m - 1 - w) b         the mirror image
     bounce r    r (t + D) + (m - 1 - (r - 1)(w + 1)) t          a round trip every w + 1 microbatches, r >= 2
 
@@ -38,9 +35,8 @@ MAX_MULTIPLIERS = 24
 class Bounds:
     """Of one setting and end strategy.
 
-    ``stage[i, a, b]``: least seconds of layers a to b on stage i (infinite when they do not fit or the
-    split is
-    not allowed); ``multiplier[i, a, b]`` that proves it. ``before[i, a]``: least sum of stages 0 to i - 1
+    ``stage[i, a, b]``: least seconds of layers a to b on stage i (infinite when they do not fit or the split
+    is not allowed); ``multiplier[i, a, b]`` that proves it. ``before[i, a]``: least sum of stages 0 to i - 1
     holding layers 0 to a, sends both ways included; ``behind[i, b]``: least sum of stages i to pp - 1 holding
     layers b to the last, sends from stage i - 1 on included. ``update``: least seconds of the longest update
     behind a pipeline. ``step``: least seconds of a step.

@@ -29,8 +29,6 @@ Fronts = dict[StageKey, tuple[float, StageOptions]]
 Tight = dict[StageKey, tuple[float, tuple[int, ...]]]
 # Settings given a first plan before any bound can be compared with one.
 FIRST_LOOKS = 4
-# Shares of the way from a bound to the best step at which a search under a target is tried.
-TARGETS = (1.0,)
 # Times a limit is lowered by what a plan of it is over, before its setting is left to its bound.
 MEMORY_TRIES = 4
 # (setting, end, stages, strategies) -> (seconds, bytes over the limit or 0) of a complete plan.
@@ -221,40 +219,25 @@ class Branches:
         return over
 
     def solve_end(self, index: int, end: int, bounds: Bounds, step: float, shared: Fronts) -> None:
-        """The best of one setting and end: ever looser targets, so that fronts stay short.
-
-        A target that nothing meets is proved to be a bound; the first that something meets gives the optimum.
-        """
+        """The best of one setting and end below the best plan; ``step`` stays as its bound if not settled."""
         self.effort.solved += 1
-        proved = step
-        for share in TARGETS:
-            target = step + (self.best.seconds - step) * share if share < 1.0 else self.best.seconds
-            if not math.isfinite(target) and share < 1.0:
-                continue
-            try:
-                over = self.solve_below(index, end, bounds, target, shared, self.limit)
-                if over is None:
-                    proved = target
-                    continue
-                limit = self.limit
-                for _ in range(MEMORY_TRIES if over else 0):
-                    limit -= over or 0.0
-                    over = self.solve_below(index, end, bounds, self.best.seconds, {}, limit)
-                    if not over:
-                        break
-                return
-            except TooManyLabels:
-                self.unproved.append(proved)
-                return
+        try:
+            limit = self.limit
+            over = self.solve_below(index, end, bounds, shared, limit)
+            for _ in range(MEMORY_TRIES if over else 0):
+                limit -= over
+                over = self.solve_below(index, end, bounds, {}, limit)
+                if not over:
+                    break
+        except TooManyLabels:
+            self.unproved.append(step)
 
-    def solve_below(
-        self, index: int, end: int, bounds: Bounds, target: float, shared: Fronts, limit: float
-    ) -> float | None:
-        """None when no step under ``target`` exists; else the best one is offered: bytes it is over.
+    def solve_below(self, index: int, end: int, bounds: Bounds, shared: Fronts, limit: float) -> float:
+        """The fastest plan below the best step is offered: bytes it is over; 0 where there is none.
 
         ``limit`` is at most the limit of ``bounds``. Raises TooManyLabels.
         """
-        setting = self.settings[index]
+        setting, target = self.settings[index], self.best.seconds
         found: dict[tuple[int, int, int], StageOptions] = {}
         slack = [slack_seconds(setting, bounds, i, target) for i in range(setting.pp)]
 
@@ -281,7 +264,7 @@ class Branches:
         self.effort.labels += result.labels
         self.effort.replays += result.replays
         if result.best is None:
-            return None
+            return 0.0
         chosen: list[int] = []
         for i, (a, b, option) in enumerate(result.best.stages):
             chosen += found[(i, a, b)].chosen[option]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.cost.layered_table import Codes, Floats, LayeredSetting
+from planner.search.undominated import undominated
 
 FORWARD, BACKWARD, ENDING, UPDATE, BYTES, WORKING = range(6)
 COLUMNS = 6
@@ -48,20 +49,18 @@ def pareto(rows: Floats, most: int | None = None, masks: Floats | None = None) -
     ``masks``: further columns, that do not count in the total. Numbers that differ by rounding alone
     (``SAME`` of their column's largest) are equal. Raises TooManyLabels when the front passes ``most`` rows.
     """
-    order = np.argsort(rows.sum(axis=1), kind="stable")
-    kept: list[int] = []
-    left = order
+    if len(rows) == 1:
+        return np.zeros(1, dtype=np.intp)
+    total = rows.sum(axis=1)
+    order = np.argsort(total, kind="stable") if masks is None else np.lexsort((masks.sum(axis=1), total))
     largest = np.abs(rows).max(axis=0, initial=0.0)
     values = np.rint(rows[order] / (np.where(largest > 0.0, largest, 1.0) * SAME))
     if masks is not None:
         values = np.concatenate([values, masks[order]], axis=1)
-    while len(left):
-        kept.append(int(left[0]))
-        if most is not None and len(kept) > most:
-            raise TooManyLabels
-        alive = (values < values[0]).any(axis=1)
-        left, values = left[alive], values[alive]
-    return np.array(kept, dtype=np.intp)
+    found = order[undominated(values)]
+    if most is not None and len(found) > most:
+        raise TooManyLabels
+    return found
 
 
 def layer_rows(setting: LayeredSetting, stage: int) -> Floats:
@@ -231,6 +230,8 @@ def _arrivals(labels: dict[int, Labels], change: Floats, layout: int) -> tuple[L
             for before, label in labels.items()
         ]
     )
+    if len(labels) == 1:  # a front moved as a whole is one still
+        return Labels(rows, masks), source
     kept = pareto(rows, MAX_FRONT, _bits(masks))
     return Labels(rows[kept], masks[kept]), source[kept]
 

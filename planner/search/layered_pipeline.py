@@ -1,12 +1,11 @@
 """Stages put together: labels over suffixes of the pipeline, bounded by paths, decided by replay.
 
 A label of (stage i, first layer a) is a choice for stages i to the last: D the sum behind, N the least
-seconds
-from microbatch 0 entering stage i to the last backward leaving it, S the same to the end of every stage's
-synchronisation (paths of layered_bounds). First the labels are kept by (D, N, S) alone: the best of them is
-the bound, and replaying it usually meets the bound. When it does not, the labels below the best replayed step
-are kept by every stage's own seconds, of which the timeline is a monotone function, and all that remain are
-replayed: no choice is lost that could be faster.
+seconds from microbatch 0 entering stage i to the last backward leaving it, S the same to the end of every
+stage's synchronisation (paths of layered_bounds). First the labels are kept by (D, N, S) alone: the best of
+them is the bound, and replaying it usually meets the bound. When it does not, the labels below the best
+replayed step are kept by every stage's own seconds, of which the timeline is a monotone function, and all
+that remain are replayed: no choice is lost that could be faster.
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ def relaxed(setting: LayeredSetting, bounds: Bounds, below: float) -> tuple[floa
     """(least step, the split that has it) when every stage costs its bound; (infinity, ()) if not ``below``.
 
     Half of a stage's bound each way: the longer of the paths "start late" and "end late" is at least their
-    mean,
-    and the others depend on the sum alone, so this bounds every choice.
+    mean, and the others depend on the sum alone, so this bounds every choice.
     """
     if setting.pp == 1:
         step = float(bounds.stage[0, 0, -1])

@@ -1,8 +1,8 @@
 """A first plan for the per-layer search: the relaxed split, two strategies a stage, one change.
 
 Any complete choice is an upper bound; this one is found by enumerating, for every stage, the pairs of
-strategies
-and the layer where the first gives way to the second. It only makes the exact search's pruning bite early.
+strategies and the layer where the first gives way to the second. It only makes the exact search's pruning
+bite early.
 """
 
 from __future__ import annotations

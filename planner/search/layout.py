@@ -28,6 +28,8 @@ class Layout:
         # Where in the chain the layers of every block begin, and the end of the chain.
         starts = (chain.layer_range(block, block + 1)[0] for block in range(chain.num_blocks))
         self.boundaries = (*starts, len(chain.layers))
+        # Layers of every kind (columns) before every block, and in all.
+        self.layers_before = np.array([self._prefix[at] for at in self.boundaries], dtype=np.float64)
         self.kind_counts = lru_cache(maxsize=200_000)(self._kind_counts)
 
     def cut_scales(self, model: ModelSpec) -> list[float]:

@@ -11,6 +11,7 @@ from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.step import price
 from planner.search.layout import balanced_chunks
+from planner.search.row_decision import row_decision
 from planner.strategy.decision import RECOMPUTE_FULL, SCHEDULES, Decision
 
 TRIED = 60
@@ -51,16 +52,6 @@ def nearest_miss(model: CostModel, table: CostTable, least_bytes: np.ndarray) ->
 def recomputed(model: CostModel, row: CandidateRow) -> Decision:
     """A candidate on balanced stages with everything recomputed: about the least memory it needs."""
     blocks = model.chain.num_blocks
-    return Decision(
-        degrees=row.degrees,
-        sequence_parallel=row.sequence_parallel and row.degrees.tp > 1,
-        sharding=row.sharding,
-        sharding_group=row.sharding_group,
-        schedule=row.schedule,
-        virtual_stages=row.virtual_stages,
-        microbatch_size=row.microbatch_size,
-        microbatches=row.microbatches,
-        chunks=balanced_chunks(blocks, row.degrees.pp * row.virtual_stages),
-        recompute=(RECOMPUTE_FULL,) * blocks,
-        offload=int(model.stack.has_host_optimizer),
-    )
+    chunks = balanced_chunks(blocks, row.degrees.pp * row.virtual_stages)
+    full = (RECOMPUTE_FULL,) * blocks
+    return row_decision(row, chunks, full, has_host_optimizer=model.stack.has_host_optimizer)

@@ -6,9 +6,9 @@ close to the exact 1F1B makespan and never above it) with the gradient reduction
 0, which ends last (0 for zero bubble, where it need not); U the longest optimizer and gather. The step is
 at least T + U. Zero bubble adds V, forwards and input gradients of the ranks so far (the way of the last
 microbatch back to rank 0), and L, what rank 0 does when that arrives: its last weight gradient and its
-reduction. A rank is offered every block range
-whose layers fit the memory limit under their cheapest recompute modes. A label is kept while no other is at
-most equal in all; ranges that cannot beat the incumbent are not tried.
+reduction. A rank is offered every block range whose layers fit the memory limit under their cheapest
+recompute modes. A label is kept while no other covers it (``labels.Label.covers``); ranges that cannot beat
+the incumbent are not tried.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class Partitioner:
         self.turns, self.around = turn, [turn[n] - sums for sums in turn]
         self.delay = WEIGHTS_DELAYED.get(row.schedule, 0)
         # The least sends between rank 0 and every rank.
-        least = [min(at_cut[1:n], default=0.0) for at_cut in sends]
-        self.least_sends = [0.0, *accumulate(least[: self.pp - 1])]
+        least = {id(at_cut): min(at_cut[1:n], default=0.0) for at_cut in {id(s): s for s in sends}.values()}
+        self.least_sends = [0.0, *accumulate(least[id(at_cut)] for at_cut in sends[: self.pp - 1])]
         self.shares = [float(plain_share(r, self.m, self.filling)) if r else 0.0 for r in range(self.pp + 1)]
         self._cache: dict[tuple[tuple[int, ...], int], tuple[Choice, float] | None] = {}
         self._priced: dict[tuple[int, int, int], Priced | None] = {}
@@ -139,7 +139,8 @@ class Partitioner:
                 ends = self._ends(rank, first, starts[rank + 1], longest)
                 for label in labels:
                     for extended in self._extended(label, rank, first, ends, incumbent_seconds):
-                        keep(following.setdefault(extended.end, []), extended)
+                        known = following.setdefault(extended.end, [])
+                        keep(known, extended, self.factor, has_drain=self.has_drain)
             frontier = following
         final = sorted(frontier.get(n, []), key=lambda label: (label.bound, label.before))
         return [self._partition(label) for label in final[:PRICED_SPLITS]]

@@ -8,8 +8,6 @@ layer: the largest working set in use is fixed first, charged, and only modes wi
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,10 +15,16 @@ from dataclasses import dataclass, replace
 from planner.cost.memory import Item, Moment
 from planner.cost.row import KindCost
 from planner.cost.stage import StageModel
+from planner.search.recompute_fronts import (
+    TOLERANCE,
+    Point,
+    cheapest_of_kind,
+    cheapest_pair,
+    kind_front,
+    merged,
+)
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE
 
-Point = tuple[float, float, tuple[tuple[int, int], ...]]
-TOLERANCE = 1.0 - 1e-12
 LIMIT_TRIES = 5
 MODES = (RECOMPUTE_SELECTIVE, RECOMPUTE_FULL)
 
@@ -200,11 +204,11 @@ def _by_efficiency(
     byte until what is ``needed`` beside the largest working set is free. The relaxation without working
     sets is the bound (Dantzig 1957; multiple-choice knapsack, Sinha and Zoltners 1979).
     """
+    chains = [_steps(kinds[g.kind], g.in_flight, offered) if g.is_block else [] for g in groups]
     steps = sorted(
         (seconds / freed, index, step, freed, seconds)
-        for index, group in enumerate(groups)
-        if group.is_block
-        for step, (freed, seconds) in enumerate(_steps(kinds[group.kind], group.in_flight, offered))
+        for index, (group, chain) in enumerate(zip(groups, chains, strict=True))
+        for step, (freed, seconds) in enumerate(chain)
         for _ in range(group.count)
     )
     working = max((max(kinds[g.kind].working_bytes) for g in groups if g.is_block and g.count), default=0.0)
@@ -217,33 +221,36 @@ def _by_efficiency(
         if freed < need:
             least += rate * min(bytes_freed, need - freed)
         freed, extra = freed + bytes_freed, extra + seconds
-        taken.setdefault(index, [0, 0])[step] += 1
+        if index not in taken:
+            taken[index] = [0, 0]
+        taken[index][step] += 1
     if freed < need_all * TOLERANCE:
         return None
     counts = []
-    for index, group in enumerate(groups):
-        first, second = taken.get(index, [0, 0])
+    for index, chain in enumerate(chains):
+        first, second = taken.get(index, (0, 0))
         if RECOMPUTE_FULL not in offered:
             counts.append((first, 0))
-            continue
-        is_single = len(_steps(kinds[group.kind], group.in_flight, offered)) == 1
-        counts.append((0, first) if is_single else (first - second, second))
+        else:
+            counts.append((0, first) if len(chain) == 1 else (first - second, second))
     return Choice(extra, tuple(counts), extra - least)
 
 
 def _steps(kind: KindCost, in_flight: int, offered: tuple[int, ...]) -> list[tuple[float, float]]:
     """(bytes freed, seconds) of going to selective and on to full, or to full at once where cheaper."""
-    freed = [(kind.saved_bytes[0] - kind.saved_bytes[mode]) * in_flight for mode in range(3)]
-    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
+    plain, selective, full = kind.saved_bytes
+    plain_seconds, selective_seconds, full_seconds = kind.backward_seconds
+    freed, cost = (plain - selective) * in_flight, selective_seconds - plain_seconds
+    can_select = freed > 0.0 and RECOMPUTE_SELECTIVE in offered
     if RECOMPUTE_FULL not in offered:
-        return [(freed[1], costs[1])] if freed[1] > 0.0 and RECOMPUTE_SELECTIVE in offered else []
-    if freed[2] <= 0.0:
+        return [(freed, cost)] if can_select else []
+    most_freed, most_cost = (plain - full) * in_flight, full_seconds - plain_seconds
+    if most_freed <= 0.0:
         return []
-    more_freed, more_cost = freed[2] - freed[1], costs[2] - costs[1]
-    can_select = RECOMPUTE_SELECTIVE in offered and freed[1] > 0.0
-    if can_select and more_freed > 0.0 and costs[1] * more_freed <= more_cost * freed[1]:
-        return [(freed[1], costs[1]), (more_freed, more_cost)]
-    return [(freed[2], costs[2])]
+    more_freed, more_cost = most_freed - freed, most_cost - cost
+    if can_select and more_freed > 0.0 and cost * more_freed <= more_cost * freed:
+        return [(freed, cost), (more_freed, more_cost)]
+    return [(most_freed, most_cost)]
 
 
 def _cheapest(
@@ -261,65 +268,17 @@ def _cheapest(
 
     if len(blocks) == 1:
         kind = blocks[0]
-        return _single_kind(kinds[kind], _by_in_flight(groups, kind), modes(kind), need)
-    fronts = [_kind_front(kinds[kind], _by_in_flight(groups, kind), modes(kind), need) for kind in blocks]
+        return cheapest_of_kind(kinds[kind], _by_in_flight(groups, kind), modes(kind), need)
+    fronts = [kind_front(kinds[kind], _by_in_flight(groups, kind), modes(kind), need) for kind in blocks]
     order = sorted(range(len(blocks)), key=lambda index: (len(fronts[index]), index))
     left = fronts[order[0]]
     for index in order[1:-1]:
-        left = _merge(left, fronts[index])
-    found = _cheapest_pair(left, fronts[order[-1]], need * TOLERANCE)
+        left = merged(left, fronts[index])
+    found = cheapest_pair(left, fronts[order[-1]], need * TOLERANCE)
     if found is None:
         return None
     counts = dict(zip(order, found[2], strict=True))
     return found[0], found[1], tuple(counts[index] for index in range(len(blocks)))
-
-
-def _cheapest_pair(left: list[Point], right: list[Point], need: float) -> Point | None:
-    """The cheapest sum of a point of each front that frees ``need``, by bisection in the right front.
-
-    Along a front more seconds free more bytes, so for each left point the first right point that frees the
-    rest is the cheapest.
-    """
-    freed = [point[1] for point in right]
-    best: Point | None = None
-    for extra, bytes_freed, counts in left:
-        if best is not None and extra >= best[0]:
-            break
-        at = bisect.bisect_left(freed, need - bytes_freed)
-        if at == len(right):
-            continue
-        total = extra + right[at][0]
-        if best is None or total < best[0]:
-            best = (total, bytes_freed + right[at][1], counts + right[at][2])
-    return best
-
-
-def _single_kind(kind: KindCost, in_flight: list[int], modes: list[int], need: float) -> Point | None:
-    """The same for one kind: for each number of full layers, the fewest selective ones by bisection."""
-    reach = [0, *itertools.accumulate(in_flight)]
-    count = len(in_flight)
-    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
-    freed = [kind.saved_bytes[0] - kind.saved_bytes[mode] for mode in range(3)]
-    can_select = RECOMPUTE_SELECTIVE in modes and freed[1] > 0.0
-    best: Point | None = None
-    for full in range((count if RECOMPUTE_FULL in modes else 0) + 1):
-        base = reach[full] * freed[2]
-        left = need * TOLERANCE - base
-        if left <= 0.0:
-            selective = 0
-        elif not can_select:
-            continue
-        else:
-            selective = bisect.bisect_left(reach, reach[full] + left / freed[1], lo=full) - full
-            if full + selective > count:
-                continue
-        extra = full * costs[2] + selective * costs[1]
-        if best is None or extra < best[0]:
-            total = base + (reach[full + selective] - reach[full]) * freed[1]
-            best = (extra, total, ((selective, full),))
-        if left <= 0.0:
-            break
-    return best
 
 
 def _working_sets(kinds: tuple[KindCost, ...], blocks: list[int], offered: tuple[int, ...]) -> list[float]:
@@ -347,29 +306,6 @@ def _by_in_flight(groups: tuple[Group, ...], kind: int) -> list[int]:
     return sorted(counts, reverse=True)
 
 
-def _kind_front(kind: KindCost, in_flight: list[int], modes: list[int], need: float) -> list[Point]:
-    """Pareto front over how many layers of one kind are recomputed selectively and in full (``modes``).
-
-    Every layer costs the same seconds and frees bytes in proportion to its in-flight count, and full frees
-    more than selective: so full goes to the layers with most in flight, selective to the next.
-    """
-    reach = [0, *itertools.accumulate(in_flight)]
-    count = len(in_flight)
-    costs = [kind.backward_seconds[mode] - kind.backward_seconds[0] for mode in range(3)]
-    freed = [kind.saved_bytes[0] - kind.saved_bytes[mode] for mode in range(3)]
-    points: list[Point] = []
-    for full in range((count if RECOMPUTE_FULL in modes else 0) + 1):
-        base = reach[full] * freed[2]
-        for selective in range((count - full if RECOMPUTE_SELECTIVE in modes else 0) + 1):
-            total = base + (reach[full + selective] - reach[full]) * freed[1]
-            points.append((full * costs[2] + selective * costs[1], total, ((selective, full),)))
-            if total >= need or freed[1] <= 0.0:
-                break
-        if base >= need:
-            break
-    return _pareto(points)
-
-
 def _deal(groups: tuple[Group, ...], counts: dict[int, tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """(selective, full) per group from the totals per kind: most in flight first."""
     left = {kind: list(pair) for kind, pair in counts.items()}
@@ -385,19 +321,3 @@ def _deal(groups: tuple[Group, ...], counts: dict[int, tuple[int, int]]) -> tupl
         pool[1] -= full
         result[index] = (selective, full)
     return tuple(result)
-
-
-def _merge(left: list[Point], right: list[Point]) -> list[Point]:
-    return _pareto([(a + d, b + e, c + f) for a, b, c in left for d, e, f in right])
-
-
-def _pareto(points: list[Point]) -> list[Point]:
-    """Points no other beats in both less time and more bytes freed."""
-    points.sort(key=lambda point: (point[0], -point[1]))
-    kept: list[Point] = []
-    most = -1.0
-    for point in points:
-        if point[1] > most:
-            kept.append(point)
-            most = point[1]
-    return kept

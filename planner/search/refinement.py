@@ -14,7 +14,7 @@ from planner.cost.gather_units import has_units
 from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
 from planner.cost.step import Prediction, price
-from planner.search.integer_program import LayerProgram, solver_library
+from planner.search.integer_program import MIN_GAIN, LayerProgram, solver_library
 from planner.search.recompute import MODES
 from planner.strategy.decision import (
     GATHER_UNITS,
@@ -25,8 +25,6 @@ from planner.strategy.decision import (
 )
 from planner.strategy.limits import Limits
 
-# Few launchers run a plan whose layers differ: it has to be worth that.
-MIN_GAIN = 1e-3
 # Share of the step paid for memory from which another choice per layer is looked for.
 WORTH = 2e-3
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from planner.search.bounds import base_lower_bound, schedule_lower_bound, spread
 from planner.search.kind_values import KindValues
 from planner.search.layout import Layout
 from planner.search.memory_bounds import largest_microbatch, least_memory, memory_lower_bound
+from planner.search.reach import may_end_within
 from planner.search.tree import (
     Funnel,
     Pins,
@@ -37,10 +38,13 @@ from planner.strategy.decision import SCHEDULES
 from planner.strategy.kind import Kind, kind_of
 from planner.strategy.limits import Limits
 
+ONE_F_ONE_B = SCHEDULES.index("1f1b")
 SLICE = 16384
 FIRST_WAVE = 256
 LARGEST_WAVE = 4096
 REFINED = 512
+# A wave is sieved again when the best plan is this much faster.
+SIEVED_AGAIN = 0.998
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,11 @@ class Opened:
 class _Wave:
     """Candidates bounded together, in the order of their bounds; ``origin`` is each one's row of ``table``.
 
-    is_rough: only the work spread perfectly is counted yet.
+    ``rows``: of the table, those asked for. is_rough: only the work spread perfectly is counted yet.
     """
 
     table: CostTable
+    rows: dict[int, CandidateRow]
     values: KindValues
     candidates: Candidates
     origin: IntArray
@@ -83,6 +88,8 @@ class Space:
         self._bases = self._fitting_bases()
         self._bounds, self._least = self._bound_bases()
         self._order = self._fitting_order()
+        self._sieved: dict[int, float] = {}
+        self._num_slow = 0
         self._next = 0
         self._size = FIRST_WAVE
 
@@ -109,6 +116,10 @@ class Space:
                 base = float(self._bounds[self._order[self._next]])
             if self._ready and (ready <= min(rough, base) or (is_diving and ready < best_seconds)):
                 bound, number, position = heapq.heappop(self._ready)
+                asked = self._sieved.get(number, math.inf) * SIEVED_AGAIN
+                if not is_diving and ready < best_seconds < asked:
+                    self._sieve(number, position, best_seconds)
+                    continue
                 self._push(number, position + 1)
                 return Opened(number, int(self.waves[number].order[position]), bound)
             if self._rough and rough <= base:
@@ -133,14 +144,12 @@ class Space:
     def row(self, opened: Opened) -> CandidateRow:
         """The candidate's slice of the cost table."""
         wave, index = self.waves[opened.wave], opened.index
-        return candidate_row(
-            self.model.problem,
-            wave.table,
-            self.model.stack,
-            int(wave.origin[index]),
-            int(wave.candidates.schedule[index]),
-            int(wave.candidates.virtual_stages[index]),
-        )
+        at, code = int(wave.origin[index]), int(wave.candidates.schedule[index])
+        virtual_stages = int(wave.candidates.virtual_stages[index])
+        if at not in wave.rows:
+            problem, stack = self.model.problem, self.model.stack
+            wave.rows[at] = candidate_row(problem, wave.table, stack, at, code, virtual_stages)
+        return replace(wave.rows[at], schedule=SCHEDULES[code], virtual_stages=virtual_stages)
 
     def kind(self, opened: Opened) -> Kind:
         """What makes a candidate another answer than the next one (``strategy.kind``)."""
@@ -173,6 +182,9 @@ class Space:
         ]
         self.funnel.steps += self.expanded.steps
         popped = sum(len(wave.order) for wave in self.waves if not wave.is_rough)
+        if self._num_slow:
+            reason = "no split ends every rank before the best plan"
+            self.funnel.add("split-reach", popped, reason, self._num_slow)
         self.funnel.add("solved", solved, "stages and recompute chosen by dynamic program", popped - solved)
 
     @property
@@ -256,7 +268,7 @@ class Space:
         bounds = np.maximum(bounds, self._bounds[chosen][base[origin]])
         order = np.argsort(bounds, kind="stable")
         self.expanded.absorb(step)
-        self.waves.append(_Wave(table, values, scheduled, origin, bounds, order, is_rough=True))
+        self.waves.append(_Wave(table, {}, values, scheduled, origin, bounds, order, is_rough=True))
         self._push(len(self.waves) - 1, 0)
 
     def _refine(self, number: int, position: int, best_seconds: float) -> None:
@@ -275,9 +287,29 @@ class Space:
         self.expanded.absorb(step)
         self._push(number, position + len(chosen))
         self.waves.append(
-            _Wave(rough.table, rough.values, candidates, origin, bounds, finite, is_rough=False)
+            _Wave(rough.table, rough.rows, rough.values, candidates, origin, bounds, finite, is_rough=False)
         )
         self._push(len(self.waves) - 1, 0)
+
+    def _sieve(self, number: int, position: int, best_seconds: float) -> None:
+        """Drop the candidates of a wave, from a position on, of which no split beats the best plan.
+
+        The solver would find the same one by one, with the best plan as its incumbent.
+        """
+        self._sieved[number] = best_seconds
+        wave = self.waves[number]
+        left = wave.order[position:]
+        is_asked = (wave.bounds[left] < best_seconds) & (wave.candidates.pp[left] > 1)
+        asked = left[is_asked & (wave.candidates.schedule[left] == ONE_F_ONE_B)]
+        is_slow = np.zeros(len(wave.bounds), dtype=bool)
+        if len(asked):
+            chosen, rows = wave.candidates.take(asked), wave.origin[asked]
+            args = (self.model, wave.table, wave.values, self.layout, chosen, rows, best_seconds)
+            is_slow[asked] = ~may_end_within(*args)
+        kept = left[~is_slow[left]]
+        self._num_slow += int(is_slow.sum())
+        self.waves[number] = replace(wave, order=np.concatenate([wave.order[:position], kept]))
+        self._push(number, position)
 
     def _push(self, number: int, position: int) -> None:
         wave = self.waves[number]

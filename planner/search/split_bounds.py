@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from planner.cost.arrays import Array, IntArray, Number
@@ -48,55 +50,131 @@ def split_share(
     layer of the chain lie on the first and the last rank. A larger x on every rank is always better, so
     bisection on T asks whether the largest x of all ranks reach the blocks' work.
     """
-    is_zb = schedule in ZERO_BUBBLE
     m = c.microbatches(model.problem.workload.global_batch).astype(np.float64)
-    pp = c.pp.astype(np.float64)
     total = layer_counts(table) @ values.seconds
     blocks = np.array([kind.role == "block" for kind in table.chain.kinds])
     goal = (layer_counts(table) * blocks) @ values.seconds / total
-    static, saved, stuck = (
-        total * _least_ratio(value[blocks], values.seconds[blocks])
-        for value in (values.static, values.saved, values.saved - values.freeable)
-    )
-    rate, second = values.first_rate.min(axis=0) / total, values.second_rate.min(axis=0) / total
-    second = np.where(np.isfinite(second), second, rate)
-    # Bytes that the first rate can free at most, per second of work of any block.
-    cheap = total * _most_ratio(values.cheap[blocks], values.seconds[blocks])
-    least, most, turn, weight = (share[rows] for share in forward_shares(table))
-    waiting = least if is_zb else np.ones(len(c))
-    ends = (table.chain.layers[0], table.chain.layers[-1])
-    low, high = m / pp, np.full(len(c), np.inf)
-    middle = 2.0 * plain_share(pp, m, 1.0)  # first ask whether anything fits at all, recomputation included
+    # The most ranks first: what every rank can hold is then asked of the first so many candidates.
+    order = np.argsort(-c.pp, kind="stable")
+    ranks = _Ranks.of(table, values, c, rows, m, schedule).in_order(order)
+    low, high = m / c.pp, np.full(len(c), np.inf)
+    middle = 2.0 * plain_share(c.pp, m, 1.0)  # first ask whether anything fits, recomputation included
     for _ in range(BISECTIONS):
-        reached, placed = np.zeros(len(c)), np.zeros(len(c))
-        for rank in range(int(c.pp.max(initial=1))):
-            held = np.minimum(m, pp) if is_zb else np.maximum(1.0, np.minimum(m, pp - rank))
-            own = [rank == 0 and not blocks[ends[0]], (rank == pp - 1) & (not blocks[ends[1]])]
-            fixed = sum(has * values.seconds[kind] for has, kind in zip(own, ends, strict=True)) / total
-            kept = sum(
-                has * (values.static[kind] + held * values.saved[kind])
-                for has, kind in zip(own, ends, strict=True)
-            )
-            spare, room = (middle - waiting * reached) / m - fixed, values.spare_bytes - kept
-            with_recompute = (spare + room * rate / held) / (1.0 + (static + held * saved) * rate / held)
-            steep = ((static + held * saved) * second - cheap * held * (second - rate)) / held
-            x = np.minimum(np.minimum(spare, with_recompute), (spare + room * second / held) / (1.0 + steep))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                x = np.minimum(x, np.where(room >= 0.0, room / (static + held * stuck), 0.0))
-                if is_zb:
-                    divisor = m - turn - np.maximum(0.0, np.minimum(m, pp - rank) - 1.0) * most
-                    turned = (middle - turn + (turn - least) * reached) / divisor - fixed
-                    x = np.where(divisor > 0.0, np.minimum(x, turned), x)
-                    back = (middle - turn * reached) / (m - np.minimum(m, rank + 1.0) * weight) - fixed
-                    x = np.where(weight < 1.0, np.minimum(x, back), x)
-            is_there = rank < pp
-            x = np.where(is_there, np.maximum(0.0, x), 0.0)
-            placed, reached = placed + x, reached + x + np.where(is_there, fixed, 0.0)
-        reaches = placed >= goal
+        reaches = np.empty(len(c), dtype=bool)
+        reaches[order] = ranks.placed(middle[order]) >= goal[order]
         low, high = np.where(reaches, low, middle), np.where(reaches, middle, high)
         middle = np.where(np.isfinite(high), 0.5 * (low + high), 4.0 * middle)
     # What does not fit in millions of times its own work never does.
     return np.where(np.isfinite(high), low, np.inf)
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """What bounds the work x of every rank (rows) of candidates (columns, those of most ranks first).
+
+    x is at most ``most``; ``spare``, what is left of the time T asked for; (spare + gain) / rate for either
+    rate of recomputation; under zero bubble also what the two ways of microbatches leave (``split_share``).
+    """
+
+    counts: list[int]
+    m: Array
+    waiting: Array
+    fixed: Array
+    gains: tuple[Array, Array]
+    rates: tuple[Array, Array]
+    most: Array
+    turn: Array
+    least: Array
+    divisors: tuple[Array, Array] | None
+
+    @staticmethod
+    def of(
+        table: CostTable, values: KindValues, c: Candidates, rows: IntArray, m: Array, schedule: str
+    ) -> _Ranks:
+        is_zb = schedule in ZERO_BUBBLE
+        pp = c.pp.astype(np.float64)
+        counts = layer_counts(table)
+        total = counts @ values.seconds
+        blocks = np.array([kind.role == "block" for kind in table.chain.kinds])
+        static, saved, stuck = (
+            total * _least_ratio(value[blocks], values.seconds[blocks])
+            for value in (values.static, values.saved, values.saved - values.freeable)
+        )
+        rate, second = values.first_rate.min(axis=0) / total, values.second_rate.min(axis=0) / total
+        second = np.where(np.isfinite(second), second, rate)
+        # Bytes that the first rank can free at most, per second of work of any block.
+        cheap = total * _most_ratio(values.cheap[blocks], values.seconds[blocks])
+        least, most, turn, weight = (share[rows] for share in forward_shares(table))
+        rank = np.arange(int(c.pp.max(initial=1)), dtype=np.float64)[:, None]
+        held = np.maximum(1.0, np.minimum(m, pp - rank))
+        warm = np.maximum(0.0, np.minimum(m, pp - rank) - 1.0)
+        if is_zb:
+            held = np.minimum(m, pp) + 0.0 * rank
+        ends = (table.chain.layers[0], table.chain.layers[-1])
+        own = ((rank == 0) & (not blocks[ends[0]]), (rank == pp - 1) & (not blocks[ends[1]]))
+        fixed = sum(has * values.seconds[kind] for has, kind in zip(own, ends, strict=True)) / total
+        kept = sum(
+            has * (values.static[kind] + held * values.saved[kind])
+            for has, kind in zip(own, ends, strict=True)
+        )
+        room, size = values.spare_bytes - kept, static + held * saved
+        steep = (size * second - cheap * held * (second - rate)) / held
+        with np.errstate(divide="ignore", invalid="ignore"):
+            holds = np.where(room >= 0.0, room / (static + held * stuck), 0.0)
+        divisors = (m - turn - warm * most, m - np.minimum(m, rank + 1.0) * weight) if is_zb else None
+        return _Ranks(
+            counts=[int((c.pp > rank).sum()) for rank in range(len(rank))],
+            m=m,
+            waiting=least if is_zb else np.ones(len(c)),
+            fixed=fixed,
+            gains=(room * rate / held, room * second / held),
+            rates=(1.0 + size * rate / held, 1.0 + steep),
+            most=holds,
+            turn=turn,
+            least=least,
+            divisors=divisors,
+        )
+
+    def in_order(self, order: IntArray) -> _Ranks:
+        """The same of the candidates in another order."""
+
+        def taken(value: Array) -> Array:
+            return value[..., order]
+
+        return _Ranks(
+            counts=self.counts,
+            m=taken(self.m),
+            waiting=taken(self.waiting),
+            fixed=taken(self.fixed),
+            gains=(taken(self.gains[0]), taken(self.gains[1])),
+            rates=(taken(self.rates[0]), taken(self.rates[1])),
+            most=taken(self.most),
+            turn=taken(self.turn),
+            least=taken(self.least),
+            divisors=(taken(self.divisors[0]), taken(self.divisors[1])) if self.divisors else None,
+        )
+
+    def placed(self, goal: Array) -> Array:
+        """The blocks' work that ranks ending by T = ``goal`` can do at most, as a share of all work."""
+        reached, placed = np.zeros(len(goal)), np.zeros(len(goal))
+        for rank, n in enumerate(self.counts):
+            fixed, before, until = self.fixed[rank, :n], reached[:n], goal[:n]
+            spare = (until - self.waiting[:n] * before) / self.m[:n] - fixed
+            x = np.minimum(spare, self.most[rank, :n])
+            for gain, rate in zip(self.gains, self.rates, strict=True):
+                x = np.minimum(x, (spare + gain[rank, :n]) / rate[rank, :n])
+            if self.divisors is not None:
+                first, second = self.divisors[0][rank, :n], self.divisors[1][rank, :n]
+                turn = self.turn[:n]
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    turned = (until - turn + (turn - self.least[:n]) * before) / first - fixed
+                    back = (until - turn * before) / second - fixed
+                x = np.where(first > 0.0, np.minimum(x, turned), x)
+                x = np.where(second > 0.0, np.minimum(x, back), x)
+            x = np.maximum(0.0, x)
+            placed[:n] += x
+            reached[:n] += x + fixed
+        return placed
 
 
 def _least_ratio(value: Array, seconds: Array) -> Array:

@@ -16,8 +16,9 @@ from planner.launchers.registry import launcher, launcher_names
 from planner.plan_file.read import read_cost_model, read_decision
 from planner.plan_file.schema import Plan
 from planner.report.terminal import restriction_words
-from planner.search.engine import describe_space, search
+from planner.search.engine import search
 from planner.search.tree import Pins
+from planner.search.words import describe_space
 from planner.targets import export_files, limits_of
 
 LARGE: dict[str, Any] = {"gpu": "h100-sxm", "gpus": 64, "seq_len": 8192, "global_batch": 512}

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from planner.cost import step
-from planner.cost.decision_rows import decision_rows
+from planner.cost.decision_rows import decision_rows, strategy_rows
 from planner.cost.offload import usable_bytes
 from planner.cost.step import price
 from planner.errors import InfeasibleError
@@ -134,6 +134,32 @@ def test_below_the_least_memory_it_finds_nothing(build, seed):
     found = refine(bounded, decision, math.inf, strategies)
     assert found.decision is None
     assert found.solver["status"] in ("infeasible", "no solution")
+
+
+def program_of(model, decision, strategies):
+    rows = strategy_rows(model, decision, strategies)
+    pulp = integer_program.solver_library()
+    return integer_program.LayerProgram(pulp, model, decision, rows, strategies, (1, 2))
+
+
+@pytest.mark.parametrize("seed", range(0, INSTANCES, 10))
+def test_the_objective_of_the_known_plan_lies_between_the_relaxation_and_its_price(build, seed):
+    _, model, decision = instance(build, seed)
+    strategies = strategies_of(model, decision, ANY)
+    program = program_of(model.placed(decision.offload), decision, strategies)
+    relaxed = program._floor_seconds(program._relaxed_milliseconds())
+    known = program._floor_seconds(program._known_milliseconds())
+    assert relaxed <= known * (1 + 1e-6)
+    assert known <= price(model, decision).step_seconds
+
+
+@pytest.mark.parametrize("seed", range(0, INSTANCES, 10))
+def test_where_the_program_sees_nothing_to_gain_it_is_only_relaxed(build, seed):
+    """Memory for everything and one sharding: no plan on these stages beats one that recomputes nothing."""
+    _, model, decision = instance(build, seed)
+    plain = replace(decision, sharding=0, recompute=(0,) * len(decision.recompute), offload=0)
+    solver = program_of(model, plain, [(0, 0)]).solve(price(model, plain).step_seconds)
+    assert solver["status"] == "no better by its relaxation"
 
 
 @pytest.fixture(scope="module")

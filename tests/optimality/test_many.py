@@ -71,3 +71,32 @@ def test_a_polished_plan_fits_and_is_never_slower(build):
     after = price(model, polish(model, start, before.step_seconds, limit, (2,)))
     assert after.step_seconds < before.step_seconds
     assert after.peak_memory_bytes <= limit
+
+
+def test_recomputation_moves_to_the_chunk_that_is_waited_for_least(build):
+    """Rank 0 recomputes in its last chunk, rank 1 in its first: they wait for each other in both."""
+    model, _ = models(build)["dense"]
+    chunks = tuple((at, at + 1) for at in range(8))
+    start = replace(
+        search(model, ANY, Pins(pp=2, schedule="interleaved", virtual_stages=4)).best.decision,
+        chunks=chunks,
+        recompute=(0, 2, 0, 0, 0, 0, 2, 0),
+        layer_sharding=(),
+        layer_units=(),
+    )
+    before = price(model, start)
+    limit = before.peak_memory_bytes
+    decision = polish(model, start, before.step_seconds, limit, (2,))
+    after = price(model, decision)
+    assert after.step_seconds < before.step_seconds
+    assert after.peak_memory_bytes <= limit
+    assert decision.chunks == chunks
+    assert polish(model, decision, after.step_seconds, limit, (2,)) == decision
+
+
+def test_a_plan_that_recomputes_nothing_has_nothing_to_move(build):
+    model, _ = models(build)["dense"]
+    found = search(model, ANY, Pins(pp=2, schedule="interleaved", virtual_stages=2)).best
+    start = replace(found.decision, recompute=(0,) * 8, layer_sharding=(), layer_units=())
+    seconds = price(model, start).step_seconds
+    assert polish(model, start, seconds, model.problem.memory_limit_bytes, (1, 2)) == start
