@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from planner.cost.model import CostModel
@@ -27,11 +28,14 @@ from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
 from planner.search.words import describe_space, no_candidates, nothing_fits
 from planner.strategy.decision import RECOMPUTES, Decision
-from planner.strategy.kind import Kind
+from planner.strategy.kind import Kind, decision_kind
 from planner.strategy.limits import Limits
 
 TIE = 1e-9
 PROVED_GAP = 1e-6
+# Beyond this gap the candidates of the smallest bounds are polished too, not only the best plan's.
+WIDE_GAP = 0.02
+REOPENED = 8
 RUNNER_UP_SOLVES = 100
 DIVES = 16
 
@@ -115,6 +119,8 @@ def search(
     ranked = run.ranked()
     if is_complete and lower < ranked[0].seconds * (1.0 - PROVED_GAP):
         ranked = polished(model, limits, pins, ranked)
+        if lower < ranked[0].seconds * (1.0 - WIDE_GAP):
+            ranked = with_best(ranked, [polished(model, limits, pins, [one])[0] for one in run.reopened()])
     ranked, solver = refined(model, limits, pins, ranked, reporter)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
@@ -151,6 +157,15 @@ def polished(model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution
     if decision == best.decision:
         return ranked
     return [Solution(decision, price(model, decision), best.bound_seconds), *ranked[1:]]
+
+
+def with_best(ranked: list[Solution], others: list[Solution]) -> list[Solution]:
+    """The ranked solutions with the fastest of ``others`` ahead, in place of its kind's, if it beats them."""
+    best = min(others, key=lambda solution: solution.seconds, default=ranked[0])
+    if best.seconds >= ranked[0].seconds * (1.0 - TIE):
+        return ranked
+    kind = decision_kind(best.decision)
+    return [best, *(solution for solution in ranked if decision_kind(solution.decision) != kind)]
 
 
 def finer_gathers(
@@ -194,6 +209,7 @@ class BestFirst:
     """State of the best-first loop. Only plans faster than ``incumbent_seconds`` are looked for.
 
     is_certified: whether bounds that keep the best plan from being proved are worth a closer look.
+    solver: of the run's candidates, once there is a run.
     """
 
     model: CostModel
@@ -207,6 +223,7 @@ class BestFirst:
     open_bound: float = math.inf
     tried: int = 0
     is_certified: bool = True
+    solver: CandidateSolver | None = None
 
     def over(self, deadline: float) -> bool:
         """Solve candidates in the order of their bounds until none can beat the best plan.
@@ -218,6 +235,7 @@ class BestFirst:
         asked = (self.model.chain, self.space.limits, self.space.pins.recompute)
         policies, split = recompute_policies(*asked), split_policies(*asked)
         solver = CandidateSolver(self.model, self.space.layout, self.limit, policies, split)
+        self.solver = solver
         is_complete = self._loop(solver, deadline)
         if is_complete and self.found and self.is_certified:
             with contextlib.suppress(KeyboardInterrupt):
@@ -327,6 +345,20 @@ class BestFirst:
             if best is None or prediction.step_seconds < best[1].step_seconds:
                 best = decision, prediction
         return best
+
+    def reopened(self) -> Iterator[Solution]:
+        """The plans of the solved candidates of the smallest bounds, where these are below the best plan.
+
+        A candidate's plan is dropped when another of its kind is faster; with a split nearby it may not be.
+        """
+        for bound, opened in sorted(self.solved, key=lambda pair: pair[0])[:REOPENED]:
+            if self.solver is None or bound >= self._best():
+                return
+            row = self.space.row(opened)
+            solved = self.solver.solve(row, math.inf)
+            best = self._best_of(solved, {row.sharding: row}) if solved else None
+            if best is not None:
+                yield Solution(*best, bound)
 
     def _best(self) -> float:
         return min((s.seconds for s in self.found.values()), default=self.incumbent_seconds)
