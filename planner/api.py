@@ -90,7 +90,7 @@ def make_plan(
         result = with_layer_degrees(model, limits, pins, result, top=top, time_budget_seconds=left)
     if result.best.decision.offload:
         inputs = asked_inputs(model, resolved, pins, target, top, result.best.decision)
-    plan = _plan_of(model, resolved, result, inputs)
+    plan = plan_of_result(model, resolved, result, inputs)
     require_expressible(plan, target)
     deadline = started + time_budget_seconds
     if head_rooms:
@@ -126,7 +126,8 @@ def asked_inputs(
     return _inputs(model, resolved, options)
 
 
-def _plan_of(model: CostModel, resolved: Resolved, result: SearchResult, inputs: Inputs) -> Plan:
+def plan_of_result(model: CostModel, resolved: Resolved, result: SearchResult, inputs: Inputs) -> Plan:
+    """What a search found as a plan file's record."""
     best = result.best
     return Plan(
         planner_version=__version__,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -25,7 +27,9 @@ from planner.cli import (
     validate_command,
 )
 from planner.cli.output import invocation, note, print_error
-from planner.errors import EXIT_BUG, EXIT_INTERRUPTED, InputError, PlannerError
+from planner.errors import EXIT_BUG, InputError, Interrupted, PlannerError
+
+Result = TypeVar("Result")
 
 app = typer.Typer(
     name="planner",
@@ -35,20 +39,38 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("plan", help=plan_command.HELP)(plan_command.plan)
-app.command("estimate", help=estimate_command.HELP)(estimate_command.estimate)
-app.command("explain", help=explain_command.HELP)(explain_command.explain)
-app.command("compare", help=compare_command.HELP)(compare_command.compare)
-app.command("export", help=export_command.HELP)(export_command.export)
-app.command("check", help=check_command.HELP)(check_command.check)
-app.command("diff", help=diff_command.HELP)(diff_command.diff)
-app.command("trace", help=trace_command.HELP)(trace_command.trace)
-app.command("report", help=report_command.HELP)(report_command.report)
-app.command("validate", help=validate_command.HELP)(validate_command.validate)
-app.command("calibrate", help=calibrate_command.HELP)(calibrate_command.calibrate)
+
+
+def _interruptible(command: Callable[..., Result]) -> Callable[..., Result]:
+    """``command``, with a Ctrl-C it has no answer to as an error: Typer would leave without a word."""
+
+    @functools.wraps(command)
+    def called(*given: object, **named: object) -> Result:
+        try:
+            return command(*given, **named)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted before there was anything to print",
+                hint="plan --time-budget SECONDS takes the best plan found by then",
+            ) from None
+
+    return called
+
+
+app.command("plan", help=plan_command.HELP)(_interruptible(plan_command.plan))
+app.command("estimate", help=estimate_command.HELP)(_interruptible(estimate_command.estimate))
+app.command("explain", help=explain_command.HELP)(_interruptible(explain_command.explain))
+app.command("compare", help=compare_command.HELP)(_interruptible(compare_command.compare))
+app.command("export", help=export_command.HELP)(_interruptible(export_command.export))
+app.command("check", help=check_command.HELP)(_interruptible(check_command.check))
+app.command("diff", help=diff_command.HELP)(_interruptible(diff_command.diff))
+app.command("trace", help=trace_command.HELP)(_interruptible(trace_command.trace))
+app.command("report", help=report_command.HELP)(_interruptible(report_command.report))
+app.command("validate", help=validate_command.HELP)(_interruptible(validate_command.validate))
+app.command("calibrate", help=calibrate_command.HELP)(_interruptible(calibrate_command.calibrate))
 app.add_typer(models_command.app, name="models")
 app.add_typer(hardware_command.app, name="hardware")
-app.command("schema", help=schema_command.HELP)(schema_command.schema)
+app.command("schema", help=schema_command.HELP)(_interruptible(schema_command.schema))
 
 
 def _version(value: bool) -> None:
@@ -92,8 +114,8 @@ def run(argv: list[str]) -> int:
         print_error(InputError(message, hint=f"see {command} --help"), as_json=as_json)
         return InputError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        note("interrupted")
-        return EXIT_INTERRUPTED
+        print_error(Interrupted("interrupted"), as_json=as_json)
+        return Interrupted.exit_code
     except (BrokenPipeError, SystemExit):
         # The reader went away. Typer leaves with exit 1 then, which says here that a difference was found.
         _silence_stdout()

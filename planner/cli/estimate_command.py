@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from planner.cli import options as o
 from planner.cli.question import Question, asked
 from planner.errors import InputError
 
+# Fields of a choice that are not spelled like their option.
+FLAGS = {"microbatch_size": "--micro-batch"}
 HELP = """Price your own degrees or a launcher's file, no search.
 
 Example: planner estimate --model llama-3.1-8b --gpu h100-sxm --gpus 16 --tp 2 --pp 2 --micro-batch 1
@@ -73,7 +76,8 @@ def estimate(
     from planner.cli.output import console, note
 
     if output is not None:
-        check_writable(output)
+        read = [model, question.cluster, question.gpu, question.calibration, source[1] if source else None]
+        check_writable(output, read)
     request = question.request(model or "", has_defaults=False)
     given: dict[str, Any] = {
         "tp": tp,
@@ -93,7 +97,7 @@ def estimate(
     }
     given = {name: value for name, value in given.items() if value is not None}
     if plan is not None:
-        _refuse_beside_plan(plan, model, question, source)
+        _refuse_beside_plan(plan, model, question, given, source)
         found = reprice(plan)
     elif source is not None:
         from planner.imported_estimate import estimate_file
@@ -121,18 +125,19 @@ def estimate(
 
 
 def _refuse_beside_plan(
-    plan: str, model: str | None, question: Question, source: tuple[str, str] | None
+    plan: str,
+    model: str | None,
+    question: Question,
+    choice: dict[str, Any],
+    source: tuple[str, str] | None,
 ) -> None:
-    """--plan brings its own inputs."""
-    beside = (
-        ("--model", model),
-        ("--cluster", question.cluster),
-        ("--gpu", question.gpu),
-        ("--from", source),
-    )
-    given = [flag for flag, value in beside if value is not None]
+    """--plan brings its own inputs and its own decision."""
+    beside = {"model": model, "from": source, **asdict(question), **choice}
+    given = [
+        FLAGS.get(name, f"--{name.replace('_', '-')}") for name, value in beside.items() if value is not None
+    ]
     if given:
         raise InputError(
-            f"--plan brings its own inputs; {', '.join(given)} cannot be given with it",
-            hint=f"planner estimate --plan {plan}",
+            f"--plan brings its own inputs and decision; {', '.join(given)} cannot be given with it",
+            hint=f"planner estimate --plan {plan}, or explain {plan} --why-not tp=8",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from planner.search.reporter import Reporter
 if TYPE_CHECKING:
     from rich.console import Console
 
-MAX_WIDTH = 80
+MAX_WIDTH, MIN_WIDTH = 80, 40
 # The words of the running command, for hints that repeat it with a change.
 invocation: list[str] = []
 PROGRESS_AFTER_SECONDS = 1.0
@@ -22,7 +22,10 @@ PROGRESS_EVERY_SECONDS = 1.0
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console of at most 80 columns; plain text when piped, no colour under NO_COLOR."""
+    """A console of at most 80 columns, fewer where COLUMNS or the terminal say so.
+
+    Plain text when piped, no colour under NO_COLOR.
+    """
     from rich.console import Console
 
     class Piped(Console):
@@ -32,13 +35,8 @@ def console(*, stderr: bool = False) -> Console:
             raise BrokenPipeError
 
     stream = sys.stderr if stderr else sys.stdout
-    width = MAX_WIDTH
-    if stream.isatty():
-        try:
-            width = min(MAX_WIDTH, os.get_terminal_size(stream.fileno()).columns)
-        except OSError:
-            width = MAX_WIDTH
-    return Piped(file=stream, width=max(40, width), highlight=False, soft_wrap=False, markup=False)
+    width = min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 0)).columns)
+    return Piped(file=stream, width=max(MIN_WIDTH, width), highlight=False, soft_wrap=False, markup=False)
 
 
 def print_json(data: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 import time
@@ -56,11 +55,10 @@ def plan(
     from planner.search.tree import Pins
 
     if output is not None:
-        check_writable(output)
-    if time_budget is not None and not (math.isfinite(time_budget) and time_budget > 0):
-        raise InputError(
-            f"--time-budget must be positive seconds, not {time_budget}", hint="--time-budget 10"
+        check_writable(
+            output, [model, question.cluster, question.gpu, question.calibration, *(profile or [])]
         )
+    budget = o.budget_seconds(time_budget)
     if profile:
         from planner.cli.plan_profile import plan_on_profile
         from planner.profile_pins import ProfilePins
@@ -72,6 +70,7 @@ def plan(
             "--virtual-stages": virtual_stages, "--schedule": schedule, "--calibration": q.calibration,
             "--oom-risk": q.oom_risk, "--head-room": head_room, "--allow-idle": allow_idle or None,
             "--offload": None if offload == "auto" else offload, "--host-memory-gib": q.host_memory_gib,
+            "--optimizer": q.optimizer, "--attention": q.attention, "--exact": exact or None,
         }  # fmt: skip
         measured = ProfileRequest(
             files=tuple(profile),
@@ -100,7 +99,7 @@ def plan(
         pins,
         target=target,
         top=top,
-        time_budget_seconds=time_budget or math.inf,
+        time_budget_seconds=budget,
         reporter=ProgressLine(),
         exact=exact,
         head_rooms=head_rooms,

@@ -28,7 +28,14 @@ from planner.strategy.decision import (
 
 def read_plan(path: str | Path) -> Plan:
     """The plan in a file. Raises InputError naming the file and the place when it is not one."""
-    return validate(Plan, read_document(Path(path)), str(path))
+    document = read_document(Path(path))
+    if document.get("kind") == "graph":
+        raise InputError(
+            "the plan of a layer graph: it names no model, and only check reads it",
+            file=str(path),
+            hint=f"use planner check {path}",
+        )
+    return validate(Plan, document, str(path))
 
 
 def read_decision(record: DecisionRecord) -> Decision:
