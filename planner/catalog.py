@@ -82,11 +82,16 @@ def load_model(name_or_path: str) -> tuple[ModelSpec, list[str]]:
     that is neither or breaks a rule, UnknownName for a name that is nowhere.
     """
     path = _find("model", name_or_path, data_directory("models"))
+    shadowed = []
+    if path.parent == data_directory("models") and _exists(Path(name_or_path) / "config.json"):
+        shadowed.append(
+            f"the built-in {path.stem} is read, not the folder here: for that write ./{name_or_path}"
+        )
     if path.is_dir() and (path / "config.json").is_file():
         path = path / "config.json"
     document = read_document(path)
     if "block_kinds" in document:
-        return validate(ModelSpec, document, str(path)), []
+        return validate(ModelSpec, document, str(path)), shadowed
     if any(key in document for key in _HUGGING_FACE_KEYS):
         from planner.model.hugging_face.reader import read_hugging_face_config
 

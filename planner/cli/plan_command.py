@@ -119,6 +119,10 @@ def plan(
     return EXIT_INTERRUPTED if is_stopped and time_budget is None else 0
 
 
+# Launchers in the order they are offered for a plan made without one.
+EXPORT_FIRST = ("megatron", "torchtitan", "pytorch", "accelerate", "deepspeed", "galvatron")
+
+
 def next_commands(found: Plan, output: str | None) -> list[str]:
     """What to type next: export when a launcher can run the plan, else plan again for that launcher."""
     from planner.launchers.registry import launcher
@@ -133,14 +137,18 @@ def next_commands(found: Plan, output: str | None) -> list[str]:
     if batch % odd and found.search.idle is None:
         again = _repeat("--allow-idle")
         room.append(f"{again}   # {odd} does not divide the batch: fewer GPUs may be faster")
-    if launcher("megatron").reasons(found):
+    target = found.inputs.options.target
+    able = [
+        name for name in (EXPORT_FIRST if target == "any" else [target]) if not launcher(name).reasons(found)
+    ]
+    if not able:
         again = _repeat("--target", "megatron", "-o", "megatron.json")
         return [f"planner explain {shlex.quote(file)}"] * bool(output) + [
-            f"{again}   # Megatron-LM cannot express this plan; this finds the best it can",
+            f"{again}   # no launcher runs this plan as it is; this finds the best for Megatron-LM",
             *room,
         ]
     save = [] if output else [_repeat("-o", file)]
-    return [*save, f"planner export {shlex.quote(file)} --to megatron -o launch", *room]
+    return [*save, f"planner export {shlex.quote(file)} --to {able[0]} -o launch", *room]
 
 
 def _odd_part(count: int) -> int:

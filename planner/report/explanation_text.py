@@ -174,6 +174,9 @@ def print_forced(console: Console, plan: Plan, forced: Forced) -> None:
     if forced.plan is None:
         console.print(f"no plan: {forced.reason}")
         return
+    if forced.plan.decision == plan.decision:
+        console.print(f"the plan as it is: it has {forced.name}={forced.value}")
+        return
     for line in decision_words(forced.plan.decision):
         console.print(line)
     ours, theirs = plan.prediction, forced.plan.prediction

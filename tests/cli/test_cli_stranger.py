@@ -1,0 +1,179 @@
+"""What somebody meets who reads nothing: flags that contradict, files named twice, Ctrl-C at any moment."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from planner.errors import EXIT_INFEASIBLE, EXIT_INTERRUPTED
+
+
+@pytest.mark.parametrize("line", ["report FILE -o FILE", "trace FILE -o FILE"])
+def test_no_command_writes_over_what_it_reads(cli, plan_file, line):
+    before = plan_file.read_bytes()
+    done = cli(*line.replace("FILE", str(plan_file)).split())
+    assert done.code == 2
+    assert "name another file" in done.err
+    assert plan_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--tp 2", "--tp"),
+        ("--micro-batch 4 --no-sequence-parallel", "--micro-batch, --sequence-parallel"),
+        ("--gpus 4 --global-batch 64", "--gpus, --global-batch"),
+        ("--memory-limit-gib 40", "--memory-limit-gib"),
+    ],
+)
+def test_a_plan_file_priced_again_takes_no_other_answer(cli, plan_file, flags, named):
+    done = cli("estimate", "--plan", plan_file, *flags.split())
+    assert done.code == 2
+    assert named in done.err
+    assert "explain" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        ("--schedule 1f1b --virtual-stages 2", "schedule 1f1b has 1 virtual stages, not 2"),
+        ("--schedule zb-v --virtual-stages 3", "schedule zb-v has 2 virtual stages, not 3"),
+        ("--schedule interleaved --virtual-stages 1", "2 or more"),
+        ("--schedule interleaved --pp 1", "needs a pipeline"),
+        ("--virtual-stages 2 --pp 1", "needs a pipeline"),
+    ],
+)
+def test_pins_that_no_plan_has_together_are_refused(cli, small, flags, rule):
+    done = cli("plan", *small, *flags.split())
+    assert done.code == 2
+    assert rule in done.err
+    assert "hint: leave" in done.err
+
+
+def test_what_a_pinned_schedule_cuts_is_not_called_too_much_memory(cli, small):
+    """GPipe holds every microbatch: nothing fits, though plain 1F1B would."""
+    done = cli("plan", *small, "--global-batch", "1024", "--schedule", "gpipe", "--micro-batch", "1")
+    assert done.code == EXIT_INFEASIBLE
+    assert "Under plain 1f1b" in done.err
+    assert "GiB too much" not in done.err
+    assert "without --schedule" in done.err
+
+
+def test_several_pins_that_do_not_fit_are_freed_together(cli):
+    asked = "plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --tp 1 --sharding none --pp 1".split()
+    done = cli(*asked)
+    assert done.code == EXIT_INFEASIBLE
+    assert "free every pinned choice (without --tp --pp --sharding)" in done.err
+
+
+def test_codes_are_told_by_name(cli, small):
+    done = cli("estimate", *small, "--sharding", "parameters", "--sharding-group", "island")
+    assert "['global']" in done.err
+
+
+def test_choices_forced_that_the_plan_has_are_said_so(cli, plan_file):
+    dp = json.loads(plan_file.read_text(encoding="utf-8"))["decision"]["degrees"]["dp"]
+    assert f"it has dp={dp}" in cli("explain", plan_file, "--why-not", f"dp={dp}").out
+
+
+def test_a_folder_named_like_a_model_is_pointed_at(cli, tmp_path, monkeypatch):
+    (tmp_path / "mixtral").mkdir()
+    (tmp_path / "mixtral" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    done = cli("models", "show", "mixtral")
+    assert done.code == 0
+    assert "write ./mixtral" in done.err
+
+
+@pytest.mark.parametrize("columns", ["60", "45"])
+def test_columns_makes_screens_narrower(process, small, columns):
+    done = process("plan", *small, env={"COLUMNS": columns})
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= int(columns)
+
+
+def test_compare_varies_head_room_and_memory(cli, small):
+    rows = cli("compare", *small, "--head-room", "0,20", "--json").json()
+    limits = [row["peak_memory_bytes"] for row in rows]
+    assert [row["head_room_percent"] for row in rows] == [0.0, 20.0]
+    assert limits[1] <= 0.8 * 80 * 2**30
+    assert rows[0]["step_seconds_low"] < rows[0]["step_seconds"] <= rows[1]["step_seconds"]
+    capped = cli("compare", *small, "--memory-limit-gib", "30,60", "--json").json()
+    assert [row["memory_limit_gib"] for row in capped] == [30.0, 60.0]
+    assert all(row["peak_memory_bytes"] <= row["memory_limit_gib"] * 2**30 * (1 + 1e-9) for row in capped)
+
+
+def test_compare_allows_idle_gpus_and_repeats_warnings(cli):
+    asked = "compare --model gpt2 --gpu h100-sxm,mi300x --gpus 12 --global-batch 64 --allow-idle".split()
+    done = cli(*asked)
+    assert done.code == 0
+    assert "idle" in done.out
+    assert "gpu mi300x: no measured run of cdna3" in done.err
+
+
+def test_compare_with_no_plan_at_any_point_says_so_by_its_code(cli):
+    done = cli("compare", "--model", "llama-3.1-70b", "--gpu", "a100-40g-sxm", "--gpus", "4,8")
+    assert done.code == EXIT_INFEASIBLE
+    assert done.out.count("does not fit") == 2
+
+
+@pytest.mark.parametrize("flags", ["--csv --json", "--head-room 100", "--time-budget 0"])
+def test_compare_refuses_what_contradicts(cli, small, flags):
+    assert cli("compare", *small, *flags.split()).code == 2
+
+
+def test_compare_interrupted_prints_the_points_planned(cli, small, monkeypatch):
+    from planner import comparison
+
+    planned = []
+
+    def make(request, *given, **named):
+        if planned:
+            raise KeyboardInterrupt
+        planned.append(request)
+        return original(request, *given, **named)
+
+    original = comparison.make_plan
+    monkeypatch.setattr(comparison, "make_plan", make)
+    done = cli("compare", *small, "--global-batch", "64,128,256", "--jobs", "1")
+    assert done.code == EXIT_INTERRUPTED
+    assert "interrupted: 1 of 3 points planned" in done.err
+    assert len(done.out.splitlines()) == 2
+
+
+def test_interrupted_while_counting_gpus_it_keeps_the_plan(cli, monkeypatch, tmp_path):
+    from planner import idle
+
+    tried = []
+
+    def search(*given, **named):
+        if tried:
+            raise KeyboardInterrupt
+        tried.append(given)
+        return original(*given, **named)
+
+    original = idle.faster_solution
+    monkeypatch.setattr(idle, "faster_solution", search)
+    path = tmp_path / "plan.json"
+    asked = "plan --model gpt2 --gpu a100-80g-sxm --gpus 60 --global-batch 64 --allow-idle".split()
+    done = cli(*asked, "-o", path)
+    assert done.code == EXIT_INTERRUPTED
+    assert "best so far" in done.out
+    assert cli("check", path).code == 0
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_interrupted_with_nothing_in_hand_it_says_so(cli, small, monkeypatch, as_json):
+    from planner import api
+
+    def search(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "search_all", search)
+    done = cli("plan", *small, *(["--json"] if as_json else []))
+    assert done.code == EXIT_INTERRUPTED
+    if as_json:
+        assert done.json()["error"]["kind"] == "interrupted"
+    else:
+        assert "interrupted before there was anything to print" in done.err
