@@ -1,7 +1,7 @@
 """The files of Hetu-Galvatron's hardware profiler: bandwidths, the overlap slowdown, times by message size.
 
 Bandwidths are in MiB per millisecond of bus traffic, times in milliseconds, sizes in MB meaning MiB
-(galvatron/profile_hardware/profile_*.py, June 2026). Everything leaves this file in seconds, bytes and bytes/s.
+(galvatron/profile_hardware/profile_*.py, June 2026). Everything leaves in seconds, bytes and bytes/s.
 """
 
 from __future__ import annotations
