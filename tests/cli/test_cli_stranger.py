@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shlex import split
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_what_a_pinned_schedule_cuts_is_not_called_too_much_memory(cli, small):
 
 
 def test_several_pins_that_do_not_fit_are_freed_together(cli):
-    asked = "plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --tp 1 --sharding none --pp 1".split()
+    asked = split("plan --model llama-3.1-70b --gpu h100-sxm --gpus 16 --tp 1 --sharding none --pp 1")
     done = cli(*asked)
     assert done.code == EXIT_INFEASIBLE
     assert "free every pinned choice (without --tp --pp --sharding)" in done.err
@@ -105,7 +106,7 @@ def test_compare_varies_head_room_and_memory(cli, small):
 
 
 def test_compare_allows_idle_gpus_and_repeats_warnings(cli):
-    asked = "compare --model gpt2 --gpu h100-sxm,mi300x --gpus 12 --global-batch 64 --allow-idle".split()
+    asked = split("compare --model gpt2 --gpu h100-sxm,mi300x --gpus 12 --global-batch 64 --allow-idle")
     done = cli(*asked)
     assert done.code == 0
     assert "idle" in done.out
@@ -156,7 +157,7 @@ def test_interrupted_while_counting_gpus_it_keeps_the_plan(cli, monkeypatch, tmp
     original = idle.faster_solution
     monkeypatch.setattr(idle, "faster_solution", search)
     path = tmp_path / "plan.json"
-    asked = "plan --model gpt2 --gpu a100-80g-sxm --gpus 60 --global-batch 64 --allow-idle".split()
+    asked = split("plan --model gpt2 --gpu a100-80g-sxm --gpus 60 --global-batch 64 --allow-idle")
     done = cli(*asked, "-o", path)
     assert done.code == EXIT_INTERRUPTED
     assert "best so far" in done.out
