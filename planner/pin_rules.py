@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from planner.errors import InputError
+from planner.errors import InputError, UnsupportedByTarget
 from planner.request import Resolved
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
@@ -45,6 +45,7 @@ def check_pins(resolved: Resolved, pins: Pins, limits: Limits) -> None:
     _check_single_pins(resolved, pins, base)
     check_names(pins, limits)
     _check_schedule(pins)
+    _check_target_degrees(pins, limits)
 
 
 def _also_heads(resolved: Resolved, name: str, value: int) -> str:
@@ -110,6 +111,19 @@ def _check_single_pins(resolved: Resolved, pins: Pins, base: dict[str, int]) -> 
             rule="batch-identity",
             nearest_global_batches=near,
         )
+
+
+def _check_target_degrees(pins: Pins, limits: Limits) -> None:
+    """Raises UnsupportedByTarget for a pinned degree beyond what the launcher has."""
+    for name, most in (("pp", limits.max_pp), ("cp", limits.max_cp), ("ep", limits.max_ep)):
+        value = getattr(pins, name)
+        if value is not None and value > most:
+            raise UnsupportedByTarget(
+                f"{limits.target} cannot run {name} {value}: its largest {name} is {most}",
+                hint=f"leave --{name} out, or plan without --target {limits.target}",
+                rule="target-degrees",
+                allowed=list(range(1, most + 1)),
+            )
 
 
 def _check_schedule(pins: Pins) -> None:

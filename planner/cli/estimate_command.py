@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -121,7 +122,19 @@ def estimate(
     else:
         from planner.report.terminal import print_plan
 
-        print_plan(console(), found, cpu_seconds=None, next_commands=[])
+        asked_again = (
+            [] if plan is not None or source is not None or model is None else [_search(model, question)]
+        )
+        print_plan(console(), found, cpu_seconds=None, next_commands=asked_again)
+
+
+def _search(model: str, question: Question) -> str:
+    """The command that searches for the best plan of the same question."""
+    words = ["planner", "plan", "--model", model]
+    for name, value in asdict(question).items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return f"{shlex.join(words)}   # the best plan for the same question"
 
 
 def _refuse_beside_plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MAX_WIDTH, MIN_WIDTH = 80, 40
 # The words of the running command, for hints that repeat it with a change.
 invocation: list[str] = []
+TRAILING_BLANKS = re.compile(r" +(?=\n)")
 PROGRESS_AFTER_SECONDS = 1.0
 PROGRESS_EVERY_SECONDS = 1.0
 
@@ -34,9 +36,24 @@ def console(*, stderr: bool = False) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    stream = sys.stderr if stderr else sys.stdout
+    stream: Any = sys.stderr if stderr else sys.stdout
+    if not stream.isatty():
+        stream = _Trimmed(stream)
     width = min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 0)).columns)
     return Piped(file=stream, width=max(MIN_WIDTH, width), highlight=False, soft_wrap=False, markup=False)
+
+
+class _Trimmed:
+    """A stream without the blanks that Rich fills lines with: files and pipes are read by other tools."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return int(self.stream.write(TRAILING_BLANKS.sub("", text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def print_json(data: Any) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from shlex import split
 
 import pytest
 
-from planner.errors import EXIT_INFEASIBLE, EXIT_INTERRUPTED
+from planner.errors import EXIT_INFEASIBLE, EXIT_INTERRUPTED, EXIT_TARGET
+
+GALVATRON = Path(__file__).resolve().parents[1] / "data" / "galvatron_profiles"
 
 
 @pytest.mark.parametrize("line", ["report FILE -o FILE", "trace FILE -o FILE"])
@@ -178,3 +181,34 @@ def test_interrupted_with_nothing_in_hand_it_says_so(cli, small, monkeypatch, as
         assert done.json()["error"]["kind"] == "interrupted"
     else:
         assert "interrupted before there was anything to print" in done.err
+
+
+@pytest.mark.parametrize("pin", ["--pp 2", "--cp 2"])
+def test_a_degree_the_launcher_lacks_is_its_refusal(cli, small, pin):
+    done = cli("plan", *small, "--target", "deepspeed", *pin.split())
+    assert done.code == EXIT_TARGET
+    assert "deepspeed cannot run" in done.err
+
+
+def test_screens_in_a_pipe_have_no_trailing_blanks(cli, small):
+    lines = cli("plan", *small).out.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+
+
+def test_a_table_of_bytes_has_whole_headings_in_60_columns(process, plan_file):
+    screen = process("explain", plan_file, env={"COLUMNS": "60"}).out
+    assert "stage param. grad. optim. activ. buffers reserve total" in screen
+
+
+def test_an_estimate_says_what_searches_for_better(cli, small):
+    done = cli("estimate", *small, "--sharding", "parameters")
+    assert "planner plan --model llama-3.1-8b --gpu h100-sxm --gpus 8" in done.out
+
+
+@pytest.mark.parametrize(
+    "flag", ["--optimizer adam", "--attention unfused", "--exact", "--head-room 5", "--allow-idle"]
+)
+def test_what_measured_files_cannot_answer_is_refused(cli, flag):
+    done = cli("plan", "--profile", GALVATRON, *split("--gpus 8 --global-batch 64"), *flag.split())
+    assert done.code == 2
+    assert f"{flag.split()[0]} has no meaning beside --profile" in done.err
