@@ -111,11 +111,23 @@ def compare_requests(
     progress: Callable[[int, int], None] | None = None,
     jobs: int | None = None,
 ) -> Comparison:
-    """Plan at each combination. A point without a plan stays in the table with its reason.
+    """Plan at each combination of the fields of ``request`` named in ``vary``; see ``compare_points``."""
+    return compare_points(partial(_planned, request, how), vary, progress=progress, jobs=jobs)
 
-    ``jobs``: processes, by default one a core where there are FEWEST_SHARED points or more; the points are
-    the same and in the same order whatever their number. Ctrl-C ends it with the points planned by then.
-    Raises InputError for bad input at any point, or more than 500 points.
+
+def compare_points(
+    plan_one: Callable[[dict[str, Any]], Point],
+    vary: dict[str, list[Any]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    jobs: int | None = None,
+) -> Comparison:
+    """``plan_one`` at each combination. A point without a plan stays in the table with its reason.
+
+    ``plan_one`` is pickled where more than one process works. ``jobs``: processes, by default one a core
+    where there are FEWEST_SHARED points or more; the points are the same and in the same order whatever their
+    number. Ctrl-C ends it with the points planned by then. Raises InputError for bad input at any point, or
+    more than 500 points.
     """
     names = list(vary)
     combinations = list(itertools.product(*vary.values()))
@@ -129,7 +141,7 @@ def compare_requests(
         jobs = usable_cores() if len(chosen) >= FEWEST_SHARED else 1
     points: list[Point] = []
     try:
-        for index, point in enumerate(in_order(partial(_planned, request, how), chosen, jobs)):
+        for index, point in enumerate(in_order(plan_one, chosen, jobs)):
             if progress is not None:
                 progress(index + 1, len(chosen))
             points.append(point)
@@ -145,20 +157,27 @@ def _planned(request: Request, how: HowToPlan, values: dict[str, Any]) -> Point:
     asked = request.changed(**fields)
     if values.get(HEAD_ROOM):
         asked = _with_head_room(asked, values[HEAD_ROOM])
+    planner = make_plan_allowing_idle if how.allow_idle else make_plan
+    plan_it = partial(
+        planner,
+        asked,
+        how.pins,
+        target=how.target,
+        top=1,
+        suggest=False,
+        exact=how.exact,
+        time_budget_seconds=how.time_budget_seconds,
+    )
+    return point_of(plan_it, how.target, values)
+
+
+def point_of(plan_it: Callable[[], Plan], target: str, values: dict[str, Any]) -> Point:
+    """The point ``plan_it`` gives, or why there is none; InputError passes on."""
     try:
-        plan = (make_plan_allowing_idle if how.allow_idle else make_plan)(
-            asked,
-            how.pins,
-            target=how.target,
-            top=1,
-            suggest=False,
-            exact=how.exact,
-            time_budget_seconds=how.time_budget_seconds,
-        )
+        return Point(values, plan_it())
     except (InfeasibleError, UnsupportedByTarget) as error:
-        verdict = "does not fit" if isinstance(error, InfeasibleError) else f"{how.target} cannot"
+        verdict = "does not fit" if isinstance(error, InfeasibleError) else f"{target} cannot"
         return Point(values, None, error.message, verdict)
-    return Point(values, plan)
 
 
 def _with_head_room(request: Request, percent: float) -> Request:

@@ -12,6 +12,7 @@ from planner.errors import EXIT_DONE, EXIT_INFEASIBLE, EXIT_INTERRUPTED, EXIT_TA
 
 if TYPE_CHECKING:
     from planner.comparison import Comparison
+    from planner.request import Request
 
 HELP = """Re-plan at every combination of comma-separated values: a what-if table.
 
@@ -26,7 +27,7 @@ def _list(flag: str) -> Any:
 
 
 def compare(
-    model: Annotated[str, _list("--model")],
+    model: Annotated[str | None, _list("--model")] = None,
     cluster: Annotated[str | None, _list("--cluster")] = None,
     gpu: Annotated[str | None, _list("--gpu")] = None,
     gpus: Annotated[str | None, _list("--gpus")] = None,
@@ -34,7 +35,7 @@ def compare(
     seq_len: Annotated[str | None, _list("--seq-len")] = None,
     global_batch: Annotated[str | None, _list("--global-batch")] = None,
     precision: Annotated[str | None, _list("--precision")] = None,
-    optimizer: Annotated[str, _list("--optimizer")] = "adamw",
+    optimizer: Annotated[str | None, _list("--optimizer")] = None,
     memory_limit_gib: Annotated[str | None, _list("--memory-limit-gib")] = None,
     head_room: Annotated[
         str | None,
@@ -43,7 +44,7 @@ def compare(
         ),
     ] = None,
     gpus_per_node: o.GpusPerNode = None,
-    attention: o.AttentionKernel = "flash",
+    attention: o.AttentionKernel = None,
     oom_risk: o.OomRisk = None,
     tokens: o.Tokens = None,
     calibration: o.Calibration = None,
@@ -63,6 +64,7 @@ def compare(
     allow_idle: o.AllowIdle = False,
     time_budget: o.TimeBudget = None,
     exact: o.Exact = False,
+    profile: o.Profile = None,
     jobs: o.Jobs = None,
     csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
     as_json: o.Json = False,
@@ -70,7 +72,6 @@ def compare(
     """Plan every point and print one line each; exit 3 or 5 when no point has a plan."""
     from planner.cli.output import ProgressLine
     from planner.comparison import HEAD_ROOM, HowToPlan, compare_requests
-    from planner.request import Request
     from planner.search.tree import Pins
 
     if csv and as_json:
@@ -92,28 +93,72 @@ def compare(
         name: values for name, values in given.items() if len(values) > 1 or (values and name == HEAD_ROOM)
     }
     fixed = {name: values[0] for name, values in given.items() if values and name not in vary}
-    fixed.setdefault("model", given["model"][0])
-    request = Request(
-        **fixed,
-        gpus_per_node=gpus_per_node,
-        attention=attention,
-        oom_risk=oom_risk,
-        tokens=tokens,
-        calibration=calibration,
-        host_memory_gib=host_memory_gib,
-    )
     pinned = None if offload == "auto" else offload
-    pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule, pinned)
+    budget = o.budget_seconds(time_budget)
     line = ProgressLine()
-    comparison = compare_requests(
-        request,
-        vary,
-        HowToPlan(pins, target, allow_idle, exact, o.budget_seconds(time_budget)),
-        progress=lambda done, total: line.say(f"{done} of {total} points planned"),
-        jobs=jobs,
-    )
+
+    def progress(done: int, total: int) -> None:
+        line.say(f"{done} of {total} points planned")
+
+    if profile:
+        from planner.cli.plan_profile import refuse_beside_profile
+        from planner.profile_comparison import VARIABLE, compare_profile
+        from planner.profile_pins import ProfilePins
+        from planner.profile_request import ProfileRequest
+
+        others = {name: values or None for name, values in given.items() if name not in VARIABLE}
+        refuse_beside_profile(
+            {
+                **{f"--{name.replace('_percent', '').removesuffix('_gbit').replace('_', '-')}": value
+                   for name, value in others.items()},
+                "--gpus-per-node": gpus_per_node, "--attention": attention, "--oom-risk": oom_risk,
+                "--calibration": calibration, "--host-memory-gib": host_memory_gib, "--ep": ep,
+                "--virtual-stages": virtual_stages, "--schedule": schedule, "--offload": pinned,
+                "--allow-idle": allow_idle or None, "--exact": exact or None,
+            }
+        )  # fmt: skip
+        measured = ProfileRequest(
+            files=tuple(profile),
+            tokens=tokens,
+            pins=ProfilePins(pp, tp, dp, cp, micro_batch, sharding, recompute),
+            **fixed,
+        )
+        comparison = compare_profile(
+            measured, vary, target=target, time_budget_seconds=budget, progress=progress, jobs=jobs
+        )
+    else:
+        if not given["model"]:
+            raise InputError(
+                "Missing option '--model'.",
+                hint="use --model llama-3.1-70b, or --profile with measured files",
+            )
+        request = _request(fixed, gpus_per_node, attention, oom_risk, tokens, calibration, host_memory_gib)
+        pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule, pinned)
+        how = HowToPlan(pins, target, allow_idle, exact, budget)
+        comparison = compare_requests(request, vary, how, progress=progress, jobs=jobs)
     _print(comparison, csv, as_json)
     return _exit_code(comparison)
+
+
+def _request(
+    fixed: dict[str, Any],
+    gpus_per_node: int | None,
+    attention: str | None,
+    oom_risk: float | None,
+    tokens: float | None,
+    calibration: str | None,
+    host_memory_gib: float | None,
+) -> Request:
+    """What is the same at every point; what is not given keeps its default."""
+    from planner.request import Request
+
+    one: dict[str, Any] = {
+        "gpus_per_node": gpus_per_node, "attention": attention, "oom_risk": oom_risk, "tokens": tokens,
+        "calibration": calibration, "host_memory_gib": host_memory_gib,
+    }  # fmt: skip
+    return Request(
+        **{"model": "", **fixed}, **{name: value for name, value in one.items() if value is not None}
+    )
 
 
 def _print(comparison: Comparison, csv: bool, as_json: bool) -> None:

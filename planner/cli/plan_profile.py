@@ -28,6 +28,14 @@ REFUSED = {
 }
 
 
+def refuse_beside_profile(flags: dict[str, Any]) -> None:
+    """Raises InputError for the first of ``flags`` that is given: measured tables cannot honour it."""
+    for flag, value in flags.items():
+        if value is not None:
+            reason, hint = REFUSED.get(flag, (MEASURED, f"leave {flag} out, or plan without --profile"))
+            raise InputError(f"{flag} has no meaning beside --profile: {reason}", hint=hint)
+
+
 def plan_on_profile(
     request: ProfileRequest,
     refused: dict[str, Any],
@@ -43,10 +51,7 @@ def plan_on_profile(
     from planner.profile_plan import make_profile_plan
     from planner.profiles.files import read_files
 
-    for flag, value in refused.items():
-        if value is not None:
-            reason, hint = REFUSED.get(flag, (MEASURED, f"leave {flag} out, or plan without --profile"))
-            raise InputError(f"{flag} has no meaning beside --profile: {reason}", hint=hint)
+    refuse_beside_profile(refused)
     files = read_files(request.files)
     if len(files) == 1 and files[0].kind == "piper":
         return _plan_graph(files[0], request, target, time_budget, output, as_json)

@@ -29,7 +29,7 @@ def comparison_table(varied: list[str], rows: list[dict[str, Any]]) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name == "plan" else "right", overflow="fold")
     for row in rows:
-        values = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in varied]
+        values = [_value(row[name]) for name in varied]
         if not row["fits"]:
             table.add_row(*values, row["verdict"], *([""] * (len(columns) - 1)))
             continue
@@ -61,10 +61,15 @@ def comparison_notes(varied: list[str], rows: list[dict[str, Any]]) -> list[str]
     """What the table has no room for: why a point has no plan, what its plan warns of; equal ones once."""
     notes: dict[str, list[str]] = {}
     for row in rows:
-        point = ", ".join(f"{SHORT_NAMES.get(name, name)} {row[name]}" for name in varied) or "this point"
+        values = [f"{SHORT_NAMES.get(name, name)} {_value(row[name])}" for name in varied]
+        point = ", ".join(values) or "this point"
         for text in row["warnings"] if row["fits"] else [row["reason"]]:
             notes.setdefault(text, []).append(point)
     return [f"{_named(points, len(rows))}: {text}" for text, points in notes.items()]
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _named(points: list[str], most: int) -> str:

@@ -212,3 +212,16 @@ def test_what_measured_files_cannot_answer_is_refused(cli, flag):
     done = cli("plan", "--profile", GALVATRON, *split("--gpus 8 --global-batch 64"), *flag.split())
     assert done.code == 2
     assert f"{flag.split()[0]} has no meaning beside --profile" in done.err
+
+
+def test_compare_plans_measured_files_too(cli):
+    asked = split("--gpus 8 --global-batch 64 --memory-limit-gib 12,16,36")
+    done = cli("compare", "--profile", GALVATRON, *asked, "--json")
+    assert done.code == 0
+    rows = done.json()
+    assert [row["fits"] for row in rows] == [False, True, True]
+    assert rows[1]["step_seconds"] > rows[2]["step_seconds"]
+    assert "14.1 GiB" in rows[0]["reason"]
+    refused = cli("compare", "--profile", GALVATRON, *asked, "--network", "100")
+    assert refused.code == 2
+    assert "--network has no meaning beside --profile" in refused.err
