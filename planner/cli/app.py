@@ -57,20 +57,26 @@ def _interruptible(command: Callable[..., Result]) -> Callable[..., Result]:
     return called
 
 
-app.command("plan", help=plan_command.HELP)(_interruptible(plan_command.plan))
-app.command("estimate", help=estimate_command.HELP)(_interruptible(estimate_command.estimate))
-app.command("explain", help=explain_command.HELP)(_interruptible(explain_command.explain))
-app.command("compare", help=compare_command.HELP)(_interruptible(compare_command.compare))
-app.command("export", help=export_command.HELP)(_interruptible(export_command.export))
-app.command("check", help=check_command.HELP)(_interruptible(check_command.check))
-app.command("diff", help=diff_command.HELP)(_interruptible(diff_command.diff))
-app.command("trace", help=trace_command.HELP)(_interruptible(trace_command.trace))
-app.command("report", help=report_command.HELP)(_interruptible(report_command.report))
-app.command("validate", help=validate_command.HELP)(_interruptible(validate_command.validate))
-app.command("calibrate", help=calibrate_command.HELP)(_interruptible(calibrate_command.calibrate))
+# Command -> what it does, on one line of the list of commands.
+COMMANDS = {
+    "plan": (plan_command, "Find the best plan and say why."),
+    "estimate": (estimate_command, "Price your own degrees or a launcher's file, no search."),
+    "explain": (explain_command, "Where seconds and bytes go; why not another choice."),
+    "compare": (compare_command, "Plan again at every combination of values: a what-if table."),
+    "export": (export_command, "Write the files a launcher needs to run a plan."),
+    "check": (check_command, "Check a plan or a launcher's file against the rules."),
+    "diff": (diff_command, "Compare two plans: what differs, decision first."),
+    "trace": (trace_command, "Write the pipeline timeline of a step for Perfetto."),
+    "report": (report_command, "Write plans as one self-contained HTML page."),
+    "validate": (validate_command, "Price a table of measured runs and score the predictions."),
+    "calibrate": (calibrate_command, "Fit the cost model's constants to a table of measured runs."),
+    "schema": (schema_command, "Print the JSON Schema of a file format."),
+}
+for _name, (_module, _short) in COMMANDS.items():
+    _command = _interruptible(getattr(_module, _name))
+    app.command(_name, help=_module.HELP, short_help=_short)(_command)
 app.add_typer(models_command.app, name="models")
 app.add_typer(hardware_command.app, name="hardware")
-app.command("schema", help=schema_command.HELP)(_interruptible(schema_command.schema))
 
 
 def _version(value: bool) -> None:

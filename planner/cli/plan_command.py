@@ -116,7 +116,8 @@ def plan(
 
         print_plan(console(), found, cpu_seconds=spent, next_commands=next_commands(found, output))
     is_stopped = found.search.status == "interrupted" or (found.front and not found.front.is_complete)
-    return EXIT_INTERRUPTED if is_stopped and time_budget is None else 0
+    # Stopped before its time was up: by Ctrl-C.
+    return EXIT_INTERRUPTED if is_stopped and spent < budget else 0
 
 
 # Launchers in the order they are offered for a plan made without one.

@@ -225,3 +225,21 @@ def test_compare_plans_measured_files_too(cli):
     refused = cli("compare", "--profile", GALVATRON, *asked, "--network", "100")
     assert refused.code == 2
     assert "--network has no meaning beside --profile" in refused.err
+
+
+def test_the_list_of_commands_ends_no_sentence_in_dots(cli):
+    assert "..." not in cli("--help").out.split("Commands:")[1]
+
+
+def test_interrupted_before_its_time_is_up_the_code_says_so(cli, small, monkeypatch):
+    from planner import api
+
+    def search(*given, **named):
+        found = original(*given, **named)
+        found.status = "interrupted"
+        return found
+
+    original = api.search_all
+    monkeypatch.setattr(api, "search_all", search)
+    assert cli("plan", *small, "--time-budget", "1000").code == EXIT_INTERRUPTED
+    assert cli("plan", *small, "--time-budget", "1e-9").code == 0
