@@ -58,10 +58,13 @@ def plan(
     )
 
 
-def estimate(model: str | ModelSpec, **answers: Any) -> Plan:
-    """The price of given degrees, no search. ``answers``: the fields of Request and of Choice."""
+def estimate(model: str | ModelSpec, *, target: str = "any", **answers: Any) -> Plan:
+    """The price of given degrees, no search. ``answers``: the fields of Request and of Choice.
+
+    ``target``: priced as this launcher runs it; raises UnsupportedByTarget when it cannot.
+    """
     request, choice = _split(answers, REQUEST_FIELDS, CHOICE_FIELDS)
-    return make_estimate(Request(model, **request), Choice(**choice))
+    return make_estimate(Request(model, **request), Choice(**choice), target)
 
 
 def compare(

@@ -55,6 +55,9 @@ def estimate(
     offload: Annotated[
         str | None, typer.Option("--offload", help="none (default) or optimizer: on the host.")
     ] = None,
+    target: Annotated[
+        str, typer.Option("--target", help="Priced as this launcher runs it: megatron, torchtitan, ...")
+    ] = "any",
     sequence_parallel: Annotated[
         bool | None, typer.Option("--sequence-parallel/--no-sequence-parallel", help="Default: with tp.")
     ] = None,
@@ -97,6 +100,11 @@ def estimate(
         "offload": offload,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    if target != "any" and (plan is not None or source is not None):
+        raise InputError(
+            "--target cannot be given with --plan or --from: they say which launcher it is",
+            hint="leave --target out, or check a plan's launcher with planner check PLAN --target NAME",
+        )
     if plan is not None:
         _refuse_beside_plan(plan, model, question, given, source)
         found = reprice(plan)
@@ -113,7 +121,7 @@ def estimate(
     else:
         from planner.api import Choice, make_estimate
 
-        found = make_estimate(question.request(model), Choice(**given))
+        found = make_estimate(question.request(model), Choice(**given), target)
     if output is not None:
         save_atomic(output, found.to_json())
         note(f"wrote {output}")
@@ -123,14 +131,16 @@ def estimate(
         from planner.report.terminal import print_plan
 
         asked_again = (
-            [] if plan is not None or source is not None or model is None else [_search(model, question)]
+            []
+            if plan is not None or source is not None or model is None
+            else [_search(model, question, target)]
         )
         print_plan(console(), found, cpu_seconds=None, next_commands=asked_again)
 
 
-def _search(model: str, question: Question) -> str:
+def _search(model: str, question: Question, target: str) -> str:
     """The command that searches for the best plan of the same question."""
-    words = ["planner", "plan", "--model", model]
+    words = ["planner", "plan", "--model", model, *(["--target", target] if target != "any" else [])]
     for name, value in asdict(question).items():
         if value is not None:
             words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]

@@ -243,3 +243,12 @@ def test_interrupted_before_its_time_is_up_the_code_says_so(cli, small, monkeypa
     monkeypatch.setattr(api, "search_all", search)
     assert cli("plan", *small, "--time-budget", "1000").code == EXIT_INTERRUPTED
     assert cli("plan", *small, "--time-budget", "1e-9").code == 0
+
+
+def test_an_estimate_for_a_launcher_is_priced_on_its_stack_or_refused(cli, small, plan_file):
+    plan = cli("estimate", *small, "--sharding", "parameters", "--target", "torchtitan", "--json").json()
+    assert plan["inputs"]["options"]["target"] == plan["inputs"]["options"]["stack"] == "torchtitan"
+    other = cli("estimate", *small, "--sharding", "parameters", "--json").json()
+    assert plan["prediction"]["peak_memory_bytes"] != other["prediction"]["peak_memory_bytes"]
+    assert cli("estimate", *small, "--pp", "2", "--target", "deepspeed").code == EXIT_TARGET
+    assert cli("estimate", "--plan", plan_file, "--target", "deepspeed").code == 2
