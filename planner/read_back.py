@@ -30,19 +30,30 @@ def derived_differences(plan: Plan, target: str, files: Files) -> list[str]:
     """
     if target not in READERS:
         return []
-    wanted = _wanted(plan)
-    return [
-        f"{name}: {value} -> {values[name]}"
-        for values in READERS[target](plan, files)
-        for name, value in wanted.items()
-        if name in values and values[name] != value
-    ]
+    wanted, by_layer = _wanted(plan), _by_layer(plan)
+    found = []
+    for values in READERS[target](plan, files):
+        for name, derived in values.items():
+            value = by_layer[name] if name in by_layer and isinstance(derived, list) else wanted.get(name)
+            if value is not None and value != derived:
+                found.append(f"{name}: {value} -> {derived}")
+    return found
 
 
 def _wanted(plan: Plan) -> Values:
-    """The plan's own numbers."""
+    """The plan's own numbers and names.
+
+    None is not compared: a mixed recompute is no single one, and sharding over one rank is none at all.
+    """
     q = plan.decision
+    data_ranks = q.degrees.dp * q.degrees.cp
     return {
+        "world_size": plan.inputs.cluster.gpus,
+        "sequence_parallel": q.sequence_parallel,
+        "schedule": q.schedule,
+        "virtual_stages": q.virtual_stages,
+        "sharding": q.sharding if data_ranks > 1 else None,
+        "recompute": None if q.recompute == "mixed" else q.recompute,
         "tp": q.degrees.tp,
         "pp": q.degrees.pp,
         "cp": q.degrees.cp,
@@ -52,6 +63,21 @@ def _wanted(plan: Plan) -> Values:
         "global_batch": q.global_batch,
         "stage_layers": [stage.layers[1] - stage.layers[0] + 1 for stage in q.stages],
     }
+
+
+def _by_layer(plan: Plan) -> Values:
+    """What each layer chooses, for launchers that say it layer by layer."""
+    runs = [
+        (choice, choice.layers[1] - choice.layers[0] + 1)
+        for stage in plan.decision.stages
+        for choice in stage.layer_strategies
+    ]
+    names = ("sharding", "recompute", "ep", "expert_tp")
+    found: Values = {name: [] for name in names}
+    for choice, count in runs:
+        for name in found:
+            found[name] += [getattr(choice, name, plan.decision.degrees.expert_tp)] * count
+    return found
 
 
 def _megatron(plan: Plan, files: Files) -> list[Values]:

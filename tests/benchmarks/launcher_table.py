@@ -118,7 +118,7 @@ def judge(plan: Plan, target: str, row: Row, folder: Path, failures: list[str]) 
         row.accepted += not found
         row.refused += bool(found)
         failures += [f"{name} refused: {text}" for text in found]
-    files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.is_file()}
     found = derived_differences(plan, target, files)
     row.read_equal += not found
     back = round_trip(plan, target, folder)
