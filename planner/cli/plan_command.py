@@ -142,12 +142,14 @@ def next_commands(found: Plan, output: str | None) -> list[str]:
     able = [
         name for name in (EXPORT_FIRST if target == "any" else [target]) if not launcher(name).reasons(found)
     ]
-    if not able:
+    if able[:1] != ["megatron"] and target == "any":
+        why = "no launcher runs this plan as it is; this finds Megatron-LM's best"
+        if able:
+            why = "Megatron-LM cannot express this plan; this finds the best it can"
         again = _repeat("--target", "megatron", "-o", "megatron.json")
-        return [f"planner explain {shlex.quote(file)}"] * bool(output) + [
-            f"{again}   # no launcher runs this plan as it is; this finds the best for Megatron-LM",
-            *room,
-        ]
+        room.insert(0, f"{again}   # {why}")
+    if not able:
+        return [f"planner explain {shlex.quote(file)}"] * bool(output) + room
     save = [] if output else [_repeat("-o", file)]
     return [*save, f"planner export {shlex.quote(file)} --to {able[0]} -o launch", *room]
 

@@ -252,3 +252,13 @@ def test_an_estimate_for_a_launcher_is_priced_on_its_stack_or_refused(cli, small
     assert plan["prediction"]["peak_memory_bytes"] != other["prediction"]["peak_memory_bytes"]
     assert cli("estimate", *small, "--pp", "2", "--target", "deepspeed").code == EXIT_TARGET
     assert cli("estimate", "--plan", plan_file, "--target", "deepspeed").code == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [("deepspeed", "--to deepspeed"), ("any", "--target megatron")],
+)
+def test_what_to_type_next_is_for_a_launcher_that_runs_the_plan(cli, small, target, wanted):
+    following = " ".join(cli("plan", *small, "--target", target).out.split("Next")[1].split())
+    assert wanted in following or "--to megatron" in following
+    assert target == "any" or "--to megatron" not in following
