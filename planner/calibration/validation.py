@@ -62,7 +62,7 @@ class RowResult:
 
     @property
     def measured_step_s(self) -> float | None:
-        return self.case.number("measured_step_s")
+        return _known(self.case, "measured_step_s")
 
     def time_error(self) -> float | None:
         """(predicted - measured) / measured of the step time, None when either is missing."""
@@ -73,7 +73,7 @@ class RowResult:
 
     def memory_error(self) -> float | None:
         """The same of peak memory, of the kind the row measured."""
-        measured = self.case.number("measured_peak_mem_gb")
+        measured = _known(self.case, "measured_peak_mem_gb")
         if not measured or is_doubtful(self.case) or self.predicted_peak_mem_gib is None:
             return None
         return self.predicted_peak_mem_gib / measured - 1.0
@@ -89,7 +89,7 @@ class RowResult:
 
     def sim_error(self) -> float | None:
         """(simulated - measured) / measured of the source's own simulator, None when it gives no figure."""
-        measured, simulated = self.measured_step_s, self.case.number("sim_by_source_step_s")
+        measured, simulated = self.measured_step_s, _known(self.case, "sim_by_source_step_s")
         return simulated / measured - 1.0 if measured and simulated else None
 
     def as_dict(self) -> dict[str, Any]:

@@ -49,10 +49,9 @@ def _interruptible(command: Callable[..., Result]) -> Callable[..., Result]:
         try:
             return command(*given, **named)
         except KeyboardInterrupt:
-            raise Interrupted(
-                "interrupted before there was anything to print",
-                hint="plan --time-budget SECONDS takes the best plan found by then",
-            ) from None
+            has_budget = "time_budget" in named
+            hint = "--time-budget SECONDS takes the best plan found by then" if has_budget else ""
+            raise Interrupted("interrupted before there was anything to print", hint=hint) from None
 
     return called
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from shlex import split
@@ -11,6 +12,7 @@ import pytest
 from planner.errors import EXIT_INFEASIBLE, EXIT_INTERRUPTED, EXIT_TARGET
 
 GALVATRON = Path(__file__).resolve().parents[1] / "data" / "galvatron_profiles"
+MEASURED = Path(__file__).resolve().parents[1] / "published" / "measurements.csv"
 
 
 @pytest.mark.parametrize("line", ["report FILE -o FILE", "trace FILE -o FILE"])
@@ -262,3 +264,20 @@ def test_what_to_type_next_is_for_a_launcher_that_runs_the_plan(cli, small, targ
     following = " ".join(cli("plan", *small, "--target", target).out.split("Next")[1].split())
     assert wanted in following or "--to megatron" in following
     assert target == "any" or "--to megatron" not in following
+
+
+@pytest.mark.parametrize("cell", ["nan", "-3", "fast"])
+@pytest.mark.parametrize("column", ["measured_step_s", "measured_peak_mem_gb", "sim_by_source_step_s"])
+def test_a_measurement_that_is_no_number_is_a_row_not_priced(cli, tmp_path, column, cell):
+    rows = list(csv.DictReader(MEASURED.read_text(encoding="utf-8").splitlines()))[:2]
+    rows[0][column] = cell
+    table = tmp_path / "runs.csv"
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    done = cli("validate", table, "--json")
+    assert done.code == 0
+    assert [row["status"] for row in done.json()["rows"]] == ["unsupported", "ok"]
+    assert cli("validate", table).code == 0
+    assert f"{column} is" in cli("validate", table, "--html", tmp_path / "page.html").err
