@@ -35,9 +35,16 @@ def derived_differences(plan: Plan, target: str, files: Files) -> list[str]:
     for values in READERS[target](plan, files):
         for name, derived in values.items():
             value = by_layer[name] if name in by_layer and isinstance(derived, list) else wanted.get(name)
-            if value is not None and value != derived:
+            if not _agree(value, derived):
                 found.append(f"{name}: {value} -> {derived}")
     return found
+
+
+def _agree(value: Any, derived: Any) -> bool:
+    """Whether two values are the same; None on the plan's side, or for a layer, is not compared."""
+    if isinstance(value, list) and isinstance(derived, list):
+        return len(value) == len(derived) and all(map(_agree, value, derived))
+    return value is None or bool(value == derived)
 
 
 def _wanted(plan: Plan) -> Values:
@@ -72,11 +79,14 @@ def _by_layer(plan: Plan) -> Values:
         for stage in plan.decision.stages
         for choice in stage.layer_strategies
     ]
-    names = ("sharding", "recompute", "ep", "expert_tp")
+    names = ("tp", "cp", "dp", "ep", "expert_tp", "sharding", "recompute")
     found: Values = {name: [] for name in names}
     for choice, count in runs:
-        for name in found:
-            found[name] += [getattr(choice, name, plan.decision.degrees.expert_tp)] * count
+        values = {"expert_tp": plan.decision.degrees.expert_tp, **choice.model_dump()}
+        if choice.dp * choice.cp == 1:
+            values["sharding"] = None
+        for name in names:
+            found[name] += [values[name]] * count
     return found
 
 
@@ -106,9 +116,13 @@ def _accelerate(plan: Plan, files: Files) -> list[Values]:
 
 def _galvatron(plan: Plan, files: Files) -> list[Values]:
     (text,) = (text for name, text in files.items() if name.startswith("galvatron_config"))
-    values = read_galvatron(json.loads(text), plan.inputs.cluster.gpus)
-    first: Values = {name: values[name][0] for name in ("tp", "cp", "dp")}
-    return [dict(values) | first]
+    values: Values = dict(read_galvatron(json.loads(text), plan.inputs.cluster.gpus))
+    for layer, is_ulysses in enumerate(values["is_ulysses"]):
+        if is_ulysses:  # its tp splits the sequence, which the plan calls cp
+            values["tp"][layer], values["cp"][layer] = 1, values["tp"][layer]
+    if len(set(values["dp"])) > 1:  # a data rank's sequences differ by layer
+        del values["microbatch_size"]
+    return [values]
 
 
 def _pytorch(plan: Plan, files: Files) -> list[Values]:
