@@ -31,7 +31,6 @@ from planner.strategy.decision import (
 
 # DeepSpeed's CPUAdam and torch.optim.AdamW, which Megatron-LM runs there.
 HOST_OPTIMIZERS = ("adamw", "adam")
-# Fields that are codes, and the names behind them.
 CODES = dict(sharding=SHARDINGS, sharding_group=SHARDING_GROUPS, offload=OFFLOADS, gather_unit=GATHER_UNITS)
 INTERLEAVED, ZB_H1, ZB_V, ZB_H2 = map(SCHEDULES.index, ("interleaved", "zb-h1", "zb-v", "zb-h2"))
 
