@@ -18,6 +18,7 @@ def main() -> None:
 
         run_and_exit()
     except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
         sys.exit(130)
 
 

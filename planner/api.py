@@ -90,7 +90,7 @@ def make_plan(
         result = with_layer_degrees(model, limits, pins, result, top=top, time_budget_seconds=left)
     if result.best.decision.offload:
         inputs = asked_inputs(model, resolved, pins, target, top, result.best.decision)
-    plan = _plan_of(model, resolved, result, inputs)
+    plan = plan_of_result(model, resolved, result, inputs)
     require_expressible(plan, target)
     deadline = started + time_budget_seconds
     if head_rooms:
@@ -126,7 +126,8 @@ def asked_inputs(
     return _inputs(model, resolved, options)
 
 
-def _plan_of(model: CostModel, resolved: Resolved, result: SearchResult, inputs: Inputs) -> Plan:
+def plan_of_result(model: CostModel, resolved: Resolved, result: SearchResult, inputs: Inputs) -> Plan:
+    """What a search found as a plan file's record."""
     best = result.best
     return Plan(
         planner_version=__version__,
@@ -259,14 +260,19 @@ def choice_decision(resolved: Resolved, choice: Choice) -> Decision:
     )
 
 
-def make_estimate(request: Request, choice: Choice) -> Plan:
+def make_estimate(request: Request, choice: Choice, target: str = "any") -> Plan:
     """The price of a given choice of degrees, as a plan file of status "estimate"; no search.
 
-    A decision that passes the memory limit is priced all the same, with a warning that says by how much.
+    With a ``target`` on that launcher's training stack, and refused (UnsupportedByTarget) when the launcher
+    cannot run it. A decision that passes the memory limit is priced all the same, with a warning that says by
+    how much.
     """
     resolved = resolve(request)
-    model = CostModel.of(resolved.problem, resolved.constants)
-    return estimate_decision(model, resolved, choice_decision(resolved, choice))
+    limits = limits_of(target)
+    model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
+    plan = estimate_decision(model, resolved, choice_decision(resolved, choice), target)
+    require_expressible(plan, target)
+    return plan
 
 
 def reprice(path: str) -> Plan:
@@ -292,7 +298,7 @@ def reprice(path: str) -> Plan:
     return estimate_decision(model, resolved, decision)
 
 
-def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) -> Plan:
+def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision, target: str = "any") -> Plan:
     """A decision priced as a plan of status "estimate"."""
     prediction = price(model, decision)
     solution = Solution(decision, prediction, prediction.step_seconds)
@@ -310,6 +316,7 @@ def estimate_decision(model: CostModel, resolved: Resolved, decision: Decision) 
             f"{format_bytes(room)} (--host-memory-gib)"
         )
     options = Options(
+        target=target,
         stack=model.stack.name,
         memory_limit_bytes=limit,
         oom_risk=resolved.oom_risk,

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -81,11 +82,16 @@ def load_model(name_or_path: str) -> tuple[ModelSpec, list[str]]:
     that is neither or breaks a rule, UnknownName for a name that is nowhere.
     """
     path = _find("model", name_or_path, data_directory("models"))
+    shadowed = []
+    if path.parent == data_directory("models") and _exists(Path(name_or_path) / "config.json"):
+        shadowed.append(
+            f"the built-in {path.stem} is read, not the folder here: for that write ./{name_or_path}"
+        )
     if path.is_dir() and (path / "config.json").is_file():
         path = path / "config.json"
     document = read_document(path)
     if "block_kinds" in document:
-        return validate(ModelSpec, document, str(path)), []
+        return validate(ModelSpec, document, str(path)), shadowed
     if any(key in document for key in _HUGGING_FACE_KEYS):
         from planner.model.hugging_face.reader import read_hugging_face_config
 
@@ -116,11 +122,20 @@ def is_cluster_document(name: str) -> bool:
     return path.is_file() and "node_groups" in read_document(path)
 
 
-def check_writable(path: str) -> None:
-    """Raises InputError early when ``save_atomic`` would refuse ``path``: before a search, not after."""
+def check_writable(path: str, read: Iterable[str | None] = ()) -> None:
+    """Raises InputError early when ``save_atomic`` would refuse ``path``: before a search, not after.
+
+    ``read``: names and files the command reads; none of them may be written over.
+    """
     if not path:
         raise InputError("the output file name is empty", hint="use -o plan.json")
     target = Path(os.path.realpath(path))
+    if target.is_file() and any(name and os.path.realpath(name) == str(target) for name in read):
+        raise InputError(
+            "is read by this command, and writing would replace it",
+            file=path,
+            hint="name another file to write",
+        )
     if target.is_dir():
         raise InputError("is a directory, not a file", file=path, hint="give a file name inside it")
     if not target.parent.is_dir():

@@ -12,7 +12,7 @@ from planner.cost.decision_rows import used_candidates
 from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
 from planner.cost.step import price
-from planner.documents import read_document
+from planner.documents import DOCUMENT_SUFFIXES, read_document
 from planner.errors import InputError
 from planner.file_checking import Finding, check_file
 from planner.plan_file.build import inputs_digest
@@ -33,6 +33,12 @@ def is_plan_file(path: str, target: str | None) -> bool:
     """
     place = Path(path)
     if target in (None, "any"):
+        if place.is_dir() or place.suffix.lower() not in DOCUMENT_SUFFIXES:
+            raise InputError(
+                "is no plan file",
+                file=path,
+                hint=f"a launcher's own file needs --target: planner check {path} --target megatron",
+            )
         return True
     if place.is_dir() or place.suffix.lower() != ".json":
         return False

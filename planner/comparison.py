@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +11,29 @@ from typing import Any
 
 from planner.api import make_plan
 from planner.errors import InfeasibleError, InputError, UnsupportedByTarget
+from planner.fronts import PERCENT
+from planner.idle import make_plan_allowing_idle, sensible_counts
 from planner.parallel import in_order, usable_cores
 from planner.plan_file.schema import Plan
-from planner.request import Request
+from planner.request import Request, available_gpus, resolve
 from planner.search.tree import Pins
-from planner.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
+from planner.units import GIB, SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 MAX_POINTS = 500
 FEWEST_SHARED = 6
+# What may vary beside the fields of a request: per cent of the memory limit left free.
+HEAD_ROOM = "head_room_percent"
+
+
+@dataclass(frozen=True)
+class HowToPlan:
+    """What is the same at every point of a comparison: pins, launcher, and how long to search."""
+
+    pins: Pins
+    target: str = "any"
+    allow_idle: bool = False
+    exact: bool = False
+    time_budget_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,8 @@ class Point:
         row.update(
             fits=True,
             step_seconds=p.step_seconds,
+            step_seconds_low=p.step_seconds_interval[0],
+            step_seconds_high=p.step_seconds_interval[1],
             tokens_per_second=p.tokens_per_second,
             tokens_per_second_per_gpu=p.tokens_per_second_per_gpu,
             mfu=p.mfu,
@@ -52,7 +70,12 @@ class Point:
             sharding=d.sharding,
             recompute=d.recompute,
             offload=d.offload,
+            status=self.plan.search.status,
+            gap=self.plan.search.gap,
+            warnings=self.plan.warnings,
         )
+        if self.plan.search.idle is not None:
+            row["idle_gpus"] = self.plan.search.idle.idle_gpus
         tokens = self.plan.inputs.workload.tokens
         if tokens is not None:
             seconds = tokens / p.tokens_per_second
@@ -66,10 +89,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All points of a what-if, in the order of the values given."""
+    """All points of a what-if, in the order of the values given.
+
+    ``left``: points that Ctrl-C kept from being planned.
+    """
 
     varied: list[str]
     points: list[Point]
+    left: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat record a point."""
@@ -79,16 +106,27 @@ class Comparison:
 def compare_requests(
     request: Request,
     vary: dict[str, list[Any]],
-    pins: Pins,
+    how: HowToPlan,
     *,
-    target: str = "any",
     progress: Callable[[int, int], None] | None = None,
     jobs: int | None = None,
 ) -> Comparison:
-    """Plan at each combination. A point without a plan stays in the table with its reason.
+    """Plan at each combination of the fields of ``request`` named in ``vary``; see ``compare_points``."""
+    return compare_points(partial(_planned, request, how), vary, progress=progress, jobs=jobs)
 
-    ``jobs``: processes, by default one a core where there are FEWEST_SHARED points or more; the points are
-    the same and in the same order whatever their number. Raises InputError for bad input at any point, or
+
+def compare_points(
+    plan_one: Callable[[dict[str, Any]], Point],
+    vary: dict[str, list[Any]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    jobs: int | None = None,
+) -> Comparison:
+    """``plan_one`` at each combination. A point without a plan stays in the table with its reason.
+
+    ``plan_one`` is pickled where more than one process works. ``jobs``: processes, by default one a core
+    where there are FEWEST_SHARED points or more; the points are the same and in the same order whatever their
+    number. Ctrl-C ends it with the points planned by then. Raises InputError for bad input at any point, or
     more than 500 points.
     """
     names = list(vary)
@@ -101,20 +139,49 @@ def compare_requests(
     chosen = [dict(zip(names, values, strict=True)) for values in combinations]
     if jobs is None:
         jobs = usable_cores() if len(chosen) >= FEWEST_SHARED else 1
-    plan_one = partial(_planned, request, pins, target)
-    points = []
-    for index, point in enumerate(in_order(plan_one, chosen, jobs)):
-        if progress is not None:
-            progress(index + 1, len(chosen))
-        points.append(point)
-    return Comparison(names, points)
-
-
-def _planned(request: Request, pins: Pins, target: str, values: dict[str, Any]) -> Point:
-    """One point; InputError passes on."""
+    points: list[Point] = []
     try:
-        plan = make_plan(request.changed(**values), pins, target=target, top=1, suggest=False)
+        for index, point in enumerate(in_order(plan_one, chosen, jobs)):
+            if progress is not None:
+                progress(index + 1, len(chosen))
+            points.append(point)
+    except KeyboardInterrupt:
+        if not points:
+            raise
+    return Comparison(names, points, len(chosen) - len(points))
+
+
+def _planned(request: Request, how: HowToPlan, values: dict[str, Any]) -> Point:
+    """One point; InputError passes on."""
+    fields = {name: value for name, value in values.items() if name != HEAD_ROOM}
+    asked = request.changed(**fields)
+    if values.get(HEAD_ROOM):
+        asked = _with_head_room(asked, values[HEAD_ROOM])
+    planner = make_plan_allowing_idle if how.allow_idle else make_plan
+    plan_it = partial(
+        planner,
+        asked,
+        how.pins,
+        target=how.target,
+        top=1,
+        suggest=False,
+        exact=how.exact,
+        time_budget_seconds=how.time_budget_seconds,
+    )
+    return point_of(plan_it, how.target, values)
+
+
+def point_of(plan_it: Callable[[], Plan], target: str, values: dict[str, Any]) -> Point:
+    """The point ``plan_it`` gives, or why there is none; InputError passes on."""
+    try:
+        return Point(values, plan_it())
     except (InfeasibleError, UnsupportedByTarget) as error:
         verdict = "does not fit" if isinstance(error, InfeasibleError) else f"{target} cannot"
         return Point(values, None, error.message, verdict)
-    return Point(values, plan)
+
+
+def _with_head_room(request: Request, percent: float) -> Request:
+    """The request under its own memory limit less ``percent`` of it."""
+    whole = request.changed(gpus=sensible_counts(*available_gpus(request))[0])
+    limit = resolve(whole).problem.memory_limit_bytes
+    return request.changed(memory_limit_gib=(1.0 - percent / PERCENT) * limit / GIB)

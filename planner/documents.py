@@ -42,7 +42,7 @@ def read_document(path: str | Path) -> dict[str, Any]:
     """
     file = str(path)
     text = read_text(Path(path), file)
-    value = _parse_yaml(text, file) if file.lower().endswith(YAML_SUFFIXES) else _parse_json(text, file)
+    value = parse_yaml(text, file) if file.lower().endswith(YAML_SUFFIXES) else _parse_json(text, file)
     if not isinstance(value, dict):
         raise InputError(
             f"the top level must be an object, not {_kind(value)}",
@@ -177,7 +177,8 @@ def _lines_with(pattern: str, text: str) -> list[int]:
     return [number for number, line in enumerate(text.splitlines(), 1) if found.search(line)][:8]
 
 
-def _parse_yaml(text: str, file: str) -> Any:
+def parse_yaml(text: str, file: str) -> Any:
+    """YAML as plain values; ``file`` names it. Raises InputError for broken YAML and repeated keys."""
     import yaml
 
     class Loader(yaml.SafeLoader):

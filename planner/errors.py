@@ -6,7 +6,8 @@
     |  `- UnsupportedFeature  exit 2   something in the model or the cluster we cannot price
     |- InfeasibleError        exit 3   which rule cut the last candidates, nearest miss, cheapest changes
     |- SolverError            exit 4   status, log tail
-    `- UnsupportedByTarget    exit 5   the launcher cannot express a field
+    |- UnsupportedByTarget    exit 5   the launcher cannot express a field
+    `- Interrupted            exit 130 Ctrl-C before there was anything to print
 
 Every error is also data: ``as_dict()`` is what ``--json`` prints.
 """
@@ -120,6 +121,13 @@ class UnsupportedByTarget(PlannerError):
 
     exit_code = EXIT_TARGET
     kind = "unsupported_by_target"
+
+
+class Interrupted(PlannerError):
+    """Ctrl-C before there was a plan, a row or a file to show."""
+
+    exit_code = EXIT_INTERRUPTED
+    kind = "interrupted"
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:

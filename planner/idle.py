@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from planner.api import asked_inputs, make_plan
+from planner.api import asked_inputs, make_plan, plan_of_result
 from planner.cost.model import CostModel
 from planner.errors import InputError
 from planner.model.flop import model_step_flop
@@ -20,10 +20,11 @@ from planner.pin_rules import check_pins
 from planner.plan_file.schema import IdleRecord, Plan
 from planner.request import Request, available_gpus, resolve
 from planner.search.better import faster_solution
+from planner.search.engine import SearchResult, Solution, describe_space
 from planner.search.reporter import Reporter
-from planner.search.tree import Pins
+from planner.search.tree import Funnel, Pins
 from planner.strategy.limits import Limits
-from planner.targets import limits_of, require_able
+from planner.targets import limits_of, require_able, require_expressible
 
 # Up to here every number of whole nodes is tried; beyond, those of five significant binary digits.
 MANY_NODES = 64
@@ -44,11 +45,15 @@ def sensible_counts(gpus: int, per_node: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Counted:
-    """The fastest number of GPUs, the best seconds on all of them (None: no plan), and the numbers tried."""
+    """The fastest number of GPUs, the best seconds on all of them (None: no plan), and the numbers tried.
+
+    ``stopped``: its plan so far, when Ctrl-C ended the counting.
+    """
 
     best: int
     seconds_of_most: float | None
     tried: list[int]
+    stopped: Solution | None = None
 
 
 def make_plan_allowing_idle(
@@ -65,8 +70,8 @@ def make_plan_allowing_idle(
 ) -> Plan:
     """The best plan on any sensible number of the request's GPUs; ``search.idle`` says what stays idle.
 
-    The global batch is the same for every number. Raises what ``make_plan`` raises for the largest number
-    when no number gives a plan.
+    The global batch is the same for every number. Ctrl-C returns the best plan so far. Raises what
+    ``make_plan`` raises for the largest number when no number gives a plan.
     """
     started, pins = time.process_time(), pins or Pins()
     available, per_node = available_gpus(request)
@@ -81,18 +86,21 @@ def make_plan_allowing_idle(
     final = request.changed(gpus=found.best)
     if resolve(final).problem.workload.global_batch != batch:
         final = final.changed(global_batch=batch)
-    left = time_budget_seconds - (time.process_time() - started)
-    plan = make_plan(
-        final,
-        pins,
-        target=target,
-        top=top,
-        time_budget_seconds=max(left, 0.0),
-        reporter=reporter,
-        suggest=suggest,
-        exact=exact,
-        head_rooms=head_rooms,
-    )
+    if found.stopped is not None:
+        plan = _plan_so_far(final, pins, limits, top, found.stopped)
+    else:
+        left = time_budget_seconds - (time.process_time() - started)
+        plan = make_plan(
+            final,
+            pins,
+            target=target,
+            top=top,
+            time_budget_seconds=max(left, 0.0),
+            reporter=reporter,
+            suggest=suggest,
+            exact=exact,
+            head_rooms=head_rooms,
+        )
     record = IdleRecord(
         gpus_available=available,
         idle_gpus=available - found.best,
@@ -113,8 +121,9 @@ def _best_count(
 ) -> Counted:
     """The number of GPUs with the fastest plan, the largest where none has one; pins must divide it."""
     deadline = time.process_time() + time_budget_seconds
-    seconds: dict[int, float] = {}
+    plans: dict[int, Solution] = {}
     tried: list[int] = []
+    is_stopped = False
     for count in counts:
         resolved = resolve(request.changed(gpus=count))
         try:
@@ -122,18 +131,45 @@ def _best_count(
         except InputError:
             continue
         model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
-        known = min(seconds.values(), default=math.inf)
+        known = min((plan.seconds for plan in plans.values()), default=math.inf)
         if _fewest_seconds(model) >= known:
             break
         tried.append(count)
         left = max(deadline - time.process_time(), 0.0)
-        found = faster_solution(model, limits, pins, known, time_budget_seconds=left, reporter=reporter)
-        if found.solution is not None:
-            seconds[count] = found.solution.seconds
-        if not found.is_complete:
+        try:
+            found = faster_solution(model, limits, pins, known, time_budget_seconds=left, reporter=reporter)
+        except KeyboardInterrupt:
+            if not plans:
+                raise
+            is_stopped = True
             break
-    best = min(seconds, key=lambda count: (seconds[count], count), default=counts[0])
-    return Counted(best, seconds.get(counts[0]), tried)
+        if found.solution is not None:
+            plans[count] = found.solution
+        if not found.is_complete:
+            is_stopped = time.process_time() < deadline
+            break
+    best = min(plans, key=lambda count: (plans[count].seconds, count), default=counts[0])
+    most = plans.get(counts[0])
+    stopped = plans.get(best) if is_stopped else None
+    return Counted(best, most.seconds if most else None, tried, stopped)
+
+
+def _plan_so_far(request: Request, pins: Pins, limits: Limits, top: int, best: Solution) -> Plan:
+    """The plan known when Ctrl-C ended the counting, under the bound that needs no search."""
+    resolved = resolve(request)
+    model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
+    result = SearchResult(
+        best=best,
+        alternatives=[],
+        lower_bound_seconds=min(_fewest_seconds(model), best.seconds),
+        status="interrupted",
+        space=describe_space(limits, pins),
+        funnel=Funnel(),
+        cpu_seconds=0.0,
+    )
+    plan = plan_of_result(model, resolved, result, asked_inputs(model, resolved, pins, limits.target, top))
+    require_expressible(plan, limits.target)
+    return plan
 
 
 def _fewest_seconds(model: CostModel) -> float:

@@ -23,6 +23,7 @@ def estimate_file(
     A neighbour is better when it fits and is faster, or fits where the file's plan does not. Only plans the
     same launcher can express are offered. Raises InputError and UnsupportedFeature as ``import_plan``.
     """
+    launcher(name)  # an unknown launcher is named before its file is looked for
     found = import_plan(name, path, request, answers)
     tried = neighbours(found.model, found.decision)
     better = [neighbour for neighbour in tried if _is_better(found, neighbour)]

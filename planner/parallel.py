@@ -5,8 +5,11 @@ New interpreters are started (spawn): nothing depends on what the parent has ope
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -35,14 +38,34 @@ def in_order(work: Callable[[Item], Result], items: Sequence[Item], jobs: int) -
         yield from map(work, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        try:
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(jobs, mp_context=context)
+    try:
+        with _deaf_children():
             futures = [pool.submit(_attempt, work, item) for item in items]
-            for item, future in zip(items, futures, strict=True):
-                found = future.result()
-                yield work(item) if found is None else found[0]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for item, future in zip(items, futures, strict=True):
+            found = future.result()
+            yield work(item) if found is None else found[0]
+    except BaseException:
+        # Nobody waits for what is still being worked on.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    pool.shutdown()
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C: a terminal sends it to all, and this one answers it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _attempt(work: Callable[[Item], Result], item: Item) -> tuple[Result] | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
-from planner.errors import InputError
+from planner.errors import InputError, UnsupportedByTarget
 from planner.request import Resolved
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import OFFLOADS
 from planner.strategy.limits import Limits
 from planner.strategy.rules import RULES, attention_heads
+
+# Schedules that are nothing without a pipeline.
+NEED_PIPELINE = ("interleaved", "zb-h1", "zb-v")
 
 
 def check_pins(resolved: Resolved, pins: Pins, limits: Limits) -> None:
@@ -41,6 +44,8 @@ def check_pins(resolved: Resolved, pins: Pins, limits: Limits) -> None:
         )
     _check_single_pins(resolved, pins, base)
     check_names(pins, limits)
+    _check_schedule(pins)
+    _check_target_degrees(pins, limits)
 
 
 def _also_heads(resolved: Resolved, name: str, value: int) -> str:
@@ -108,6 +113,41 @@ def _check_single_pins(resolved: Resolved, pins: Pins, base: dict[str, int]) -> 
         )
 
 
+def _check_target_degrees(pins: Pins, limits: Limits) -> None:
+    """Raises UnsupportedByTarget for a pinned degree beyond what the launcher has."""
+    for name, most in (("pp", limits.max_pp), ("cp", limits.max_cp), ("ep", limits.max_ep)):
+        value = getattr(pins, name)
+        if value is not None and value > most:
+            raise UnsupportedByTarget(
+                f"{limits.target} cannot run {name} {value}: its largest {name} is {most}",
+                hint=f"leave --{name} out, or plan without --target {limits.target}",
+                rule="target-degrees",
+                allowed=list(range(1, most + 1)),
+            )
+
+
+def _check_schedule(pins: Pins) -> None:
+    """A pinned schedule, pinned virtual stages and a pinned pp that no plan has together."""
+    name, degree = pins.schedule, pins.virtual_stages
+    if pins.pp == 1 and (name in NEED_PIPELINE or (degree or 1) > 1):
+        given = f"--schedule {name}" if name in NEED_PIPELINE else f"--virtual-stages {degree}"
+        raise InputError(
+            f"rule interleaving: {given} needs a pipeline, and --pp 1 has none",
+            hint="leave --pp out, or use --pp 2",
+            rule="interleaving",
+        )
+    if name is None or degree is None:
+        return
+    wrong = {"interleaved": degree < 2, "zb-v": degree != 2}.get(name, degree != 1)
+    if wrong:
+        legal = {"interleaved": "2 or more", "zb-v": "2"}.get(name, "1")
+        raise InputError(
+            f"rule interleaving: schedule {name} has {legal} virtual stages, not {degree}",
+            hint=f"leave --virtual-stages out, or use --schedule interleaved with {max(2, degree)}",
+            rule="interleaving",
+        )
+
+
 def check_names(pins: Pins, limits: Limits) -> None:
     for flag, value, allowed in (
         ("--sharding", pins.sharding, limits.shardings),
@@ -116,9 +156,10 @@ def check_names(pins: Pins, limits: Limits) -> None:
         ("--offload", pins.offload, OFFLOADS if limits.offload_shardings else OFFLOADS[:1]),
     ):
         if value is not None and value not in allowed:
+            auto = ("auto",) if flag == "--offload" else ()
             where = "" if limits.target == "any" else f" for target {limits.target}"
             raise InputError(
-                f"{flag} {value!r} is not a choice{where}; choices: {', '.join(allowed)}",
+                f"{flag} {value!r} is not a choice{where}; choices: {', '.join(auto + tuple(allowed))}",
                 allowed=list(allowed),
                 hint=f"use {flag} {allowed[0]}",
             )

@@ -8,7 +8,7 @@ from typing import Any
 from planner import catalog
 from planner.api import Choice, make_estimate, make_plan
 from planner.cluster.spec import ClusterProfile
-from planner.comparison import Comparison, compare_requests
+from planner.comparison import Comparison, HowToPlan, compare_requests
 from planner.errors import InputError
 from planner.idle import make_plan_allowing_idle
 from planner.model.spec import ModelSpec
@@ -58,18 +58,24 @@ def plan(
     )
 
 
-def estimate(model: str | ModelSpec, **answers: Any) -> Plan:
-    """The price of given degrees, no search. ``answers``: the fields of Request and of Choice."""
+def estimate(model: str | ModelSpec, *, target: str = "any", **answers: Any) -> Plan:
+    """The price of given degrees, no search. ``answers``: the fields of Request and of Choice.
+
+    ``target``: priced as this launcher runs it; raises UnsupportedByTarget when it cannot.
+    """
     request, choice = _split(answers, REQUEST_FIELDS, CHOICE_FIELDS)
-    return make_estimate(Request(model, **request), Choice(**choice))
+    return make_estimate(Request(model, **request), Choice(**choice), target)
 
 
 def compare(
     model: str | ModelSpec, *, vary: dict[str, list[Any]], target: str = "any", **answers: Any
 ) -> Comparison:
-    """Re-plan at every combination of the values in ``vary`` (fields of Request): a what-if table."""
+    """Re-plan at every combination of the values in ``vary``: a what-if table.
+
+    What may vary: the fields of Request, and ``head_room_percent`` of the memory limit left free.
+    """
     request, pins = _split(answers, REQUEST_FIELDS, PIN_FIELDS)
-    return compare_requests(Request(model, **request), vary, Pins(**pins), target=target)
+    return compare_requests(Request(model, **request), vary, HowToPlan(Pins(**pins), target))
 
 
 def _split(

@@ -68,8 +68,12 @@ def _remedy_candidates(request: Request, pins: Pins, given: Pins) -> list[tuple[
     """Changes in the order of what they cost the user: free pins, lighter optimizer, machine, workload."""
     options: list[tuple[str, str, Request, Pins]] = []
     for name, value in given.items().items():
-        flag = "micro-batch" if name == "microbatch_size" else name.replace("_", "-")
-        options.append((f"free {name} {value}", f"without --{flag}", request, replace(pins, **{name: None})))
+        options.append(
+            (f"free {name} {value}", f"without --{_flag(name)}", request, replace(pins, **{name: None}))
+        )
+    if len(given.items()) > 1:
+        flags = " ".join(f"--{_flag(name)}" for name in given.items())
+        options.append(("free every pinned choice", f"without {flags}", request, Pins(offload=given.offload)))
     if request.memory_limit_gib is not None:
         options.append(
             (
@@ -93,6 +97,11 @@ def _remedy_candidates(request: Request, pins: Pins, given: Pins) -> list[tuple[
         half = request.seq_len // 2
         options.append((f"sequence length {half}", f"--seq-len {half}", request.changed(seq_len=half), pins))
     return options
+
+
+def _flag(name: str) -> str:
+    """The option that pins a choice."""
+    return "micro-batch" if name == "microbatch_size" else name.replace("_", "-")
 
 
 def _larger_gpus(request: Request, pins: Pins) -> list[tuple[str, str, Request, Pins]]:

@@ -104,16 +104,24 @@ def runners(plan: Plan) -> list[str]:
 def export_files(plan: Plan, target: str) -> dict[str, str]:
     """The launcher's files for a plan, name to text.
 
+    What the launcher would derive from them is worked out and compared with the plan.
     Raises UnsupportedByTarget (exit 5) with every reason and with the nearest plans the launcher can express,
     priced: the best on the plan's own mesh, and the best of all.
     """
     from planner.launchers.registry import launcher
+    from planner.read_back import derived_differences
 
     chosen = launcher(target)
     try:
-        return chosen.export(plan)
+        files = chosen.export(plan)
     except UnsupportedByTarget as error:
         raise _with_nearest(error, plan, target) from None
+    differences = derived_differences(plan, target, files)
+    if differences:
+        raise RuntimeError(
+            f"the files for {target} say something else than the plan: {'; '.join(differences)}"
+        )
+    return files
 
 
 def nearest_expressible(plan: Plan, target: str) -> list[tuple[str, Prediction, Decision]]:

@@ -12,7 +12,6 @@ import math
 KIB = 1024.0
 MIB = 1024.0**2
 GIB = 1024.0**3
-KILO = 1e3
 MEGA = 1e6
 GIGA = 1e9
 TERA = 1e12

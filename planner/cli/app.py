@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -25,7 +27,9 @@ from planner.cli import (
     validate_command,
 )
 from planner.cli.output import invocation, note, print_error
-from planner.errors import EXIT_BUG, EXIT_INTERRUPTED, InputError, PlannerError
+from planner.errors import EXIT_BUG, InputError, Interrupted, PlannerError
+
+Result = TypeVar("Result")
 
 app = typer.Typer(
     name="planner",
@@ -35,20 +39,43 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("plan", help=plan_command.HELP)(plan_command.plan)
-app.command("estimate", help=estimate_command.HELP)(estimate_command.estimate)
-app.command("explain", help=explain_command.HELP)(explain_command.explain)
-app.command("compare", help=compare_command.HELP)(compare_command.compare)
-app.command("export", help=export_command.HELP)(export_command.export)
-app.command("check", help=check_command.HELP)(check_command.check)
-app.command("diff", help=diff_command.HELP)(diff_command.diff)
-app.command("trace", help=trace_command.HELP)(trace_command.trace)
-app.command("report", help=report_command.HELP)(report_command.report)
-app.command("validate", help=validate_command.HELP)(validate_command.validate)
-app.command("calibrate", help=calibrate_command.HELP)(calibrate_command.calibrate)
+
+
+def _interruptible(command: Callable[..., Result]) -> Callable[..., Result]:
+    """``command``, with a Ctrl-C it has no answer to as an error: Typer would leave without a word."""
+
+    @functools.wraps(command)
+    def called(*given: object, **named: object) -> Result:
+        try:
+            return command(*given, **named)
+        except KeyboardInterrupt:
+            has_budget = "time_budget" in named
+            hint = "--time-budget SECONDS takes the best plan found by then" if has_budget else ""
+            raise Interrupted("interrupted before there was anything to print", hint=hint) from None
+
+    return called
+
+
+# Command -> what it does, on one line of the list of commands.
+COMMANDS = {
+    "plan": (plan_command, "Find the best plan and say why."),
+    "estimate": (estimate_command, "Price your own degrees or a launcher's file, no search."),
+    "explain": (explain_command, "Where seconds and bytes go; why not another choice."),
+    "compare": (compare_command, "Plan again at every combination of values: a what-if table."),
+    "export": (export_command, "Write the files a launcher needs to run a plan."),
+    "check": (check_command, "Check a plan or a launcher's file against the rules."),
+    "diff": (diff_command, "Compare two plans: what differs, decision first."),
+    "trace": (trace_command, "Write the pipeline timeline of a step for Perfetto."),
+    "report": (report_command, "Write plans as one self-contained HTML page."),
+    "validate": (validate_command, "Price a table of measured runs and score the predictions."),
+    "calibrate": (calibrate_command, "Fit the cost model's constants to a table of measured runs."),
+    "schema": (schema_command, "Print the JSON Schema of a file format."),
+}
+for _name, (_module, _short) in COMMANDS.items():
+    _command = _interruptible(getattr(_module, _name))
+    app.command(_name, help=_module.HELP, short_help=_short)(_command)
 app.add_typer(models_command.app, name="models")
 app.add_typer(hardware_command.app, name="hardware")
-app.command("schema", help=schema_command.HELP)(schema_command.schema)
 
 
 def _version(value: bool) -> None:
@@ -92,8 +119,8 @@ def run(argv: list[str]) -> int:
         print_error(InputError(message, hint=f"see {command} --help"), as_json=as_json)
         return InputError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        note("interrupted")
-        return EXIT_INTERRUPTED
+        print_error(Interrupted("interrupted"), as_json=as_json)
+        return Interrupted.exit_code
     except (BrokenPipeError, SystemExit):
         # The reader went away. Typer leaves with exit 1 then, which says here that a difference was found.
         _silence_stdout()

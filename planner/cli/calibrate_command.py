@@ -67,8 +67,11 @@ def calibrate(
     if output is None:
         raise InputError("-o is missing: where to write the calibration", hint="-o mine.json")
     if not nccl_log and (cluster or gpu or gpus_per_node or network):
-        raise InputError("--cluster, --gpu, --gpus-per-node and --network describe an --nccl-log's machine")
-    check_writable(output)
+        raise InputError(
+            "--cluster, --gpu, --gpus-per-node and --network describe an --nccl-log's machine",
+            hint="leave them out, or add --nccl-log all_gather_perf.txt",
+        )
+    check_writable(output, [cases, cluster, *(nccl_log or [])])
     machine = (cluster, gpu, gpus_per_node, network)
     _calibrate(cases, output, all_rows, nccl_log or [], machine, as_json)
 

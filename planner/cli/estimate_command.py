@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +13,8 @@ from planner.cli import options as o
 from planner.cli.question import Question, asked
 from planner.errors import InputError
 
+# Fields of a choice that are not spelled like their option.
+FLAGS = {"microbatch_size": "--micro-batch"}
 HELP = """Price your own degrees or a launcher's file, no search.
 
 Example: planner estimate --model llama-3.1-8b --gpu h100-sxm --gpus 16 --tp 2 --pp 2 --micro-batch 1
@@ -51,6 +55,9 @@ def estimate(
     offload: Annotated[
         str | None, typer.Option("--offload", help="none (default) or optimizer: on the host.")
     ] = None,
+    target: Annotated[
+        str, typer.Option("--target", help="Priced as this launcher runs it: megatron, torchtitan, ...")
+    ] = "any",
     sequence_parallel: Annotated[
         bool | None, typer.Option("--sequence-parallel/--no-sequence-parallel", help="Default: with tp.")
     ] = None,
@@ -73,7 +80,8 @@ def estimate(
     from planner.cli.output import console, note
 
     if output is not None:
-        check_writable(output)
+        read = [model, question.cluster, question.gpu, question.calibration, source[1] if source else None]
+        check_writable(output, read)
     request = question.request(model or "", has_defaults=False)
     given: dict[str, Any] = {
         "tp": tp,
@@ -92,8 +100,13 @@ def estimate(
         "offload": offload,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    if target != "any" and (plan is not None or source is not None):
+        raise InputError(
+            "--target cannot be given with --plan or --from: they say which launcher it is",
+            hint="leave --target out, or check a plan's launcher with planner check PLAN --target NAME",
+        )
     if plan is not None:
-        _refuse_beside_plan(plan, model, question, source)
+        _refuse_beside_plan(plan, model, question, given, source)
         found = reprice(plan)
     elif source is not None:
         from planner.imported_estimate import estimate_file
@@ -108,7 +121,7 @@ def estimate(
     else:
         from planner.api import Choice, make_estimate
 
-        found = make_estimate(question.request(model), Choice(**given))
+        found = make_estimate(question.request(model), Choice(**given), target)
     if output is not None:
         save_atomic(output, found.to_json())
         note(f"wrote {output}")
@@ -117,22 +130,37 @@ def estimate(
     else:
         from planner.report.terminal import print_plan
 
-        print_plan(console(), found, cpu_seconds=None, next_commands=[])
+        asked_again = (
+            []
+            if plan is not None or source is not None or model is None
+            else [_search(model, question, target)]
+        )
+        print_plan(console(), found, cpu_seconds=None, next_commands=asked_again)
+
+
+def _search(model: str, question: Question, target: str) -> str:
+    """The command that searches for the best plan of the same question."""
+    words = ["planner", "plan", "--model", model, *(["--target", target] if target != "any" else [])]
+    for name, value in asdict(question).items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return f"{shlex.join(words)}   # the best plan for the same question"
 
 
 def _refuse_beside_plan(
-    plan: str, model: str | None, question: Question, source: tuple[str, str] | None
+    plan: str,
+    model: str | None,
+    question: Question,
+    choice: dict[str, Any],
+    source: tuple[str, str] | None,
 ) -> None:
-    """--plan brings its own inputs."""
-    beside = (
-        ("--model", model),
-        ("--cluster", question.cluster),
-        ("--gpu", question.gpu),
-        ("--from", source),
-    )
-    given = [flag for flag, value in beside if value is not None]
+    """--plan brings its own inputs and its own decision."""
+    beside = {"model": model, "from": source, **asdict(question), **choice}
+    given = [
+        FLAGS.get(name, f"--{name.replace('_', '-')}") for name, value in beside.items() if value is not None
+    ]
     if given:
         raise InputError(
-            f"--plan brings its own inputs; {', '.join(given)} cannot be given with it",
-            hint=f"planner estimate --plan {plan}",
+            f"--plan brings its own inputs and decision; {', '.join(given)} cannot be given with it",
+            hint=f"planner estimate --plan {plan}, or explain {plan} --why-not tp=8",
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
+
+from planner.errors import InputError
 
 Model = Annotated[
     str, typer.Option("--model", help="Built-in name, our JSON, or a Hugging Face config.json.")
@@ -91,3 +94,14 @@ TimeBudget = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Output = Annotated[str | None, typer.Option("-o", "--output", help="Write the plan to this file.")]
+
+
+def budget_seconds(given: float | None) -> float:
+    """CPU seconds of ``--time-budget``, infinite when not given. Raises InputError for what is no time."""
+    if given is None:
+        return math.inf
+    if not (math.isfinite(given) and given > 0):
+        raise InputError(
+            f"--time-budget must be positive seconds, not {given:g}", hint="use --time-budget 10"
+        )
+    return given

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,19 @@ from planner.search.reporter import Reporter
 if TYPE_CHECKING:
     from rich.console import Console
 
-MAX_WIDTH = 80
+MAX_WIDTH, MIN_WIDTH = 80, 40
 # The words of the running command, for hints that repeat it with a change.
 invocation: list[str] = []
+TRAILING_BLANKS = re.compile(r" +(?=\n)")
 PROGRESS_AFTER_SECONDS = 1.0
 PROGRESS_EVERY_SECONDS = 1.0
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console of at most 80 columns; plain text when piped, no colour under NO_COLOR."""
+    """A console of at most 80 columns, fewer where COLUMNS or the terminal say so.
+
+    Plain text when piped, no colour under NO_COLOR.
+    """
     from rich.console import Console
 
     class Piped(Console):
@@ -31,14 +36,24 @@ def console(*, stderr: bool = False) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    stream = sys.stderr if stderr else sys.stdout
-    width = MAX_WIDTH
-    if stream.isatty():
-        try:
-            width = min(MAX_WIDTH, os.get_terminal_size(stream.fileno()).columns)
-        except OSError:
-            width = MAX_WIDTH
-    return Piped(file=stream, width=max(40, width), highlight=False, soft_wrap=False, markup=False)
+    stream: Any = sys.stderr if stderr else sys.stdout
+    if not stream.isatty():
+        stream = _Trimmed(stream)
+    width = min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 0)).columns)
+    return Piped(file=stream, width=max(MIN_WIDTH, width), highlight=False, soft_wrap=False, markup=False)
+
+
+class _Trimmed:
+    """A stream without the blanks that Rich fills lines with: files and pipes are read by other tools."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return int(self.stream.write(TRAILING_BLANKS.sub("", text)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def print_json(data: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 import time
@@ -56,11 +55,10 @@ def plan(
     from planner.search.tree import Pins
 
     if output is not None:
-        check_writable(output)
-    if time_budget is not None and not (math.isfinite(time_budget) and time_budget > 0):
-        raise InputError(
-            f"--time-budget must be positive seconds, not {time_budget}", hint="--time-budget 10"
+        check_writable(
+            output, [model, question.cluster, question.gpu, question.calibration, *(profile or [])]
         )
+    budget = o.budget_seconds(time_budget)
     if profile:
         from planner.cli.plan_profile import plan_on_profile
         from planner.profile_pins import ProfilePins
@@ -72,6 +70,7 @@ def plan(
             "--virtual-stages": virtual_stages, "--schedule": schedule, "--calibration": q.calibration,
             "--oom-risk": q.oom_risk, "--head-room": head_room, "--allow-idle": allow_idle or None,
             "--offload": None if offload == "auto" else offload, "--host-memory-gib": q.host_memory_gib,
+            "--optimizer": q.optimizer, "--attention": q.attention, "--exact": exact or None,
         }  # fmt: skip
         measured = ProfileRequest(
             files=tuple(profile),
@@ -100,7 +99,7 @@ def plan(
         pins,
         target=target,
         top=top,
-        time_budget_seconds=time_budget or math.inf,
+        time_budget_seconds=budget,
         reporter=ProgressLine(),
         exact=exact,
         head_rooms=head_rooms,
@@ -117,7 +116,12 @@ def plan(
 
         print_plan(console(), found, cpu_seconds=spent, next_commands=next_commands(found, output))
     is_stopped = found.search.status == "interrupted" or (found.front and not found.front.is_complete)
-    return EXIT_INTERRUPTED if is_stopped and time_budget is None else 0
+    # Stopped before its time was up: by Ctrl-C.
+    return EXIT_INTERRUPTED if is_stopped and spent < budget else 0
+
+
+# Launchers in the order they are offered for a plan made without one.
+EXPORT_FIRST = ("megatron", "torchtitan", "pytorch", "accelerate", "deepspeed", "galvatron")
 
 
 def next_commands(found: Plan, output: str | None) -> list[str]:
@@ -134,14 +138,20 @@ def next_commands(found: Plan, output: str | None) -> list[str]:
     if batch % odd and found.search.idle is None:
         again = _repeat("--allow-idle")
         room.append(f"{again}   # {odd} does not divide the batch: fewer GPUs may be faster")
-    if launcher("megatron").reasons(found):
+    target = found.inputs.options.target
+    able = [
+        name for name in (EXPORT_FIRST if target == "any" else [target]) if not launcher(name).reasons(found)
+    ]
+    if able[:1] != ["megatron"] and target == "any":
+        why = "no launcher runs this plan as it is; this finds Megatron-LM's best"
+        if able:
+            why = "Megatron-LM cannot express this plan; this finds the best it can"
         again = _repeat("--target", "megatron", "-o", "megatron.json")
-        return [f"planner explain {shlex.quote(file)}"] * bool(output) + [
-            f"{again}   # Megatron-LM cannot express this plan; this finds the best it can",
-            *room,
-        ]
+        room.insert(0, f"{again}   # {why}")
+    if not able:
+        return [f"planner explain {shlex.quote(file)}"] * bool(output) + room
     save = [] if output else [_repeat("-o", file)]
-    return [*save, f"planner export {shlex.quote(file)} --to megatron -o launch", *room]
+    return [*save, f"planner export {shlex.quote(file)} --to {able[0]} -o launch", *room]
 
 
 def _odd_part(count: int) -> int:

@@ -15,6 +15,27 @@ if TYPE_CHECKING:
     from planner.profiles.files import ProfileFile
 
 
+MEASURED = "the files measure one machine with its software, and the search covers their whole space"
+REFUSED = {
+    "--head-room": (
+        "measured bytes have no stated limit to leave a share of",
+        "plan once for each limit: --memory-limit-gib 36, then 34.2 for 5 % less",
+    ),
+    "--allow-idle": (
+        "the files measure certain numbers of GPUs and no others",
+        "plan once for each of these numbers: --gpus 8, then --gpus 4",
+    ),
+}
+
+
+def refuse_beside_profile(flags: dict[str, Any]) -> None:
+    """Raises InputError for the first of ``flags`` that is given: measured tables cannot honour it."""
+    for flag, value in flags.items():
+        if value is not None:
+            reason, hint = REFUSED.get(flag, (MEASURED, f"leave {flag} out, or plan without --profile"))
+            raise InputError(f"{flag} has no meaning beside --profile: {reason}", hint=hint)
+
+
 def plan_on_profile(
     request: ProfileRequest,
     refused: dict[str, Any],
@@ -30,13 +51,7 @@ def plan_on_profile(
     from planner.profile_plan import make_profile_plan
     from planner.profiles.files import read_files
 
-    for flag, value in refused.items():
-        if value is not None:
-            raise InputError(
-                f"{flag} has no meaning beside --profile: the files measure one machine, "
-                f"and the search covers their whole space",
-                hint=f"leave {flag} out, or plan without --profile",
-            )
+    refuse_beside_profile(refused)
     files = read_files(request.files)
     if len(files) == 1 and files[0].kind == "piper":
         return _plan_graph(files[0], request, target, time_budget, output, as_json)

@@ -27,7 +27,7 @@ def report(
     from planner.plan_file.read import read_plan
     from planner.report.plan_page import plan_page
 
-    check_writable(output)
+    check_writable(output, plans)
     save_atomic(output, plan_page([(Path(name).name, read_plan(name)) for name in plans]))
     if as_json:
         print_json({"file": output})

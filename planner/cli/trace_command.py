@@ -25,7 +25,7 @@ def trace(
     from planner.plan_file.read import read_plan
     from planner.report.trace import trace_json
 
-    check_writable(output)
+    check_writable(output, [plan])
     save_atomic(output, trace_json(read_plan(plan)))
     if as_json:
         print_json({"file": output})

@@ -54,9 +54,14 @@ def validate(
     if by is not None and by not in tables.GROUPINGS:
         raise UnknownName("grouping", by, tables.GROUPINGS, hint=f"one of {', '.join(tables.GROUPINGS)}")
     if (judged and fitted) or (priors and calibration):
-        raise InputError("--judged and --fitted, or --priors and --calibration, exclude each other")
+        raise InputError(
+            "--judged and --fitted, or --priors and --calibration, exclude each other",
+            hint="leave one of the two out",
+        )
+    if markdown and as_json:
+        raise InputError("--markdown and --json exclude each other", hint="leave one of the two out")
     if html is not None:
-        check_writable(html)
+        check_writable(html, [cases, calibration])
     every = read_cases(cases)
     halves = split_rows(every)
     chosen = halves[1 if judged else 0] if judged or fitted else every

@@ -47,7 +47,7 @@ def default_profile(
     island, _ = RACK_SCALE.get(device.name, (None, 8))
     per_node = node_size(device, gpus, gpus_per_node)
     if gpus_per_node is None:
-        notes.append(f"{per_node} GPUs per node (set --gpus-per-node)")
+        notes.append(f"{per_node} GPU{'s' * (per_node > 1)} per node (set --gpus-per-node)")
     if gpus > per_node and gpus % per_node:
         low = gpus // per_node * per_node
         raise InputError(

@@ -42,6 +42,17 @@ class Rule:
     check: Callable[[Plan], Break | None]
 
 
+def interleaving_break(plan: Plan) -> Break | None:
+    """What every launcher asks of an interleaved pipeline: more than one rank and chunk, whole rounds."""
+    q, pp = plan.decision, plan.decision.degrees.pp
+    if pp == 1 or q.virtual_stages == 1:
+        return Break(f"interleaved with pp {pp} and {q.virtual_stages} virtual stages", "schedule 1f1b")
+    if q.microbatches % pp:
+        low = max(pp, q.microbatches // pp * pp)
+        return Break(f"{q.microbatches} microbatches for pp {pp}", f"{low} microbatches")
+    return None
+
+
 class Launcher(Protocol):
     """A training framework a plan can be exported to.
 

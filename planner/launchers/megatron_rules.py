@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from planner.launchers.base import Break, Rule, nearest_divisor
+from planner.launchers.base import Break, Rule, interleaving_break, nearest_divisor
 from planner.launchers.megatron_groups import data_ranks, expert_data_ranks, experts_of, islands
 from planner.launchers.megatron_stages import recompute_setting
 from planner.model.spec import Attention, MixtureOfExperts
@@ -116,7 +116,7 @@ def _stages(plan: Plan) -> Break | None:
 
 
 def _schedule(plan: Plan) -> Break | None:
-    q, pp = plan.decision, plan.decision.degrees.pp
+    q = plan.decision
     if q.schedule == "gpipe":
         return Break("schedule gpipe", "1f1b, which needs less memory for the same bubble")
     if q.schedule == "1f1b":
@@ -125,12 +125,7 @@ def _schedule(plan: Plan) -> Break | None:
         return Break(f"1f1b with {q.virtual_stages} virtual stages", "schedule interleaved")
     if q.schedule != "interleaved":
         return Break(f"schedule {q.schedule}", "schedule interleaved, or 1f1b without virtual stages")
-    if pp == 1 or q.virtual_stages == 1:
-        return Break(f"interleaved with pp {pp} and {q.virtual_stages} virtual stages", "schedule 1f1b")
-    if q.microbatches % pp:
-        low = max(pp, q.microbatches // pp * pp)
-        return Break(f"{q.microbatches} microbatches for pp {pp}", f"{low} microbatches")
-    return None
+    return interleaving_break(plan)
 
 
 def _experts(plan: Plan) -> Break | None:

@@ -5,7 +5,7 @@ Each is stated twice over one predicate: for a plan file, with its numbers, and 
 
 from __future__ import annotations
 
-from planner.launchers.base import Break, nearest_divisor
+from planner.launchers.base import Break, interleaving_break, nearest_divisor
 from planner.launchers.base import Rule as PlanRule
 from planner.launchers.megatron_rules import PARALLEL_RULES
 from planner.model.spec import Attention, ModelSpec
@@ -89,12 +89,7 @@ def _schedule(plan: Plan) -> Break | None:
         return None
     if q.schedule != "interleaved":
         return Break(f"schedule {q.schedule}", "schedule 1f1b")
-    if pp == 1 or q.virtual_stages == 1:
-        return Break(f"interleaved with pp {pp} and {q.virtual_stages} virtual stages", "schedule 1f1b")
-    if q.microbatches % pp:
-        low = max(pp, q.microbatches // pp * pp)
-        return Break(f"{q.microbatches} microbatches for pp {pp}", f"{low} microbatches")
-    return None
+    return interleaving_break(plan)
 
 
 def _tied(plan: Plan) -> Break | None:

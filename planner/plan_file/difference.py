@@ -63,15 +63,26 @@ def _changes(before: Any, after: Any, path: str) -> list[Change]:
         for key in dict.fromkeys([*before, *after]):
             inner = f"{path}.{key}" if path else key
             if key in WHOLE and before.get(key) != after.get(key):
-                found.append(Change(inner, _short(before.get(key)), _short(after.get(key))))
+                values = before.get(key), after.get(key)
+                shorts = [_short(value) for value in values]
+                if shorts[0] == shorts[1]:
+                    shorts = [_choices(value) for value in values]
+                found.append(Change(inner, *shorts))
             elif key not in WHOLE:
                 found += _changes(before.get(key), after.get(key), inner)
         return found
     return [] if before == after else [Change(path, before, after)]
 
 
+def _choices(stages: Any) -> Any:
+    """What the layers of each stage choose, where stages of equal layers differ."""
+    if not isinstance(stages, list):
+        return stages
+    return [stage.get("layer_strategies", stage) for stage in stages]
+
+
 def _short(stages: Any) -> Any:
-    """Stages as their layer ranges (and recompute) where they have them."""
+    """Stages as their layer ranges where they have them, else as their bytes."""
     if not isinstance(stages, list):
         return stages
     return [stage.get("layers", stage.get("memory_bytes", {}).get("total")) for stage in stages]

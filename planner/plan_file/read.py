@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ from planner.strategy.decision import (
 
 def read_plan(path: str | Path) -> Plan:
     """The plan in a file. Raises InputError naming the file and the place when it is not one."""
-    return validate(Plan, read_document(Path(path)), str(path))
+    document = read_document(Path(path))
+    if document.get("kind") == "graph":
+        raise InputError(
+            "the plan of a layer graph: it names no model, and only check reads it",
+            file=str(path),
+            hint=f"use planner check {path}",
+        )
+    return validate(Plan, document, str(path))
 
 
 def read_decision(record: DecisionRecord) -> Decision:
@@ -157,8 +165,20 @@ def read_errors(inputs: Inputs) -> ErrorBars:
 
 
 def read_constants(values: dict[str, Any]) -> Constants:
-    """The constants a plan file states; fields of other versions are left out."""
+    """The constants a plan file states; fields of other versions are left out.
+
+    Raises InputError for one that is no finite number.
+    """
     known = {f.name for f in fields(Constants)}
     found = {name: value for name, value in values.items() if name in known}
-    found["link_efficiency"] = tuple(dict(found["link_efficiency"]).items())
-    return Constants(**found)
+    links = found.pop("link_efficiency", {})
+    numbers = {name: value for name, value in found.items() if name != "basis"}
+    for name, value in {"link_efficiency": links, **numbers}.items():
+        inner = value.values() if name == "link_efficiency" and isinstance(value, dict) else [value]
+        if not all(isinstance(one, (int, float)) and math.isfinite(one) for one in inner):
+            raise InputError(
+                f"must be a finite number, not {value!r}",
+                pointer=f"/inputs/constants/{name}",
+                hint="plan again, or leave the constant out: then its literature value counts",
+            )
+    return Constants(**found, link_efficiency=tuple(links.items())) if links else Constants(**found)

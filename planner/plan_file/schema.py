@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.model.spec import ModelSpec
@@ -275,6 +282,15 @@ class SearchRecord(_Record):
     solver: dict[str, Any] = {}
     restriction: RestrictionRecord | None = None
     idle: IdleRecord | None = None
+
+    @field_validator("funnel")
+    @classmethod
+    def _steps_are_named(cls, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for step in steps:
+            words, count = (step.get("step"), step.get("reason")), step.get("candidates")
+            if not all(isinstance(word, str) for word in words) or not isinstance(count, int):
+                raise ValueError(f"a funnel step has step, candidates (a number) and reason, not {step}")
+        return steps
 
     @model_serializer(mode="wrap")
     def _without_absent_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Profile files on disk: a list of files or folders in, named JSON documents out.
 
-Hetu-Galvatron tells what a file is by its name (docs of its profiler; galvatron/core/search_engine), so
-the names
-are parsed here and nowhere else.
+Hetu-Galvatron tells what a file is by its name (docs of its profiler; galvatron/core/search_engine), so the
+names are parsed here and nowhere else.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.documents import read_document
-from planner.errors import InputError
+from planner.errors import InputError, nearest_names
 
 PATTERNS = {
     "computation": re.compile(r"computation_profiling_(?P<precision>fp32|fp16|bf16)_(?P<model>.+)_all\.json"),
@@ -89,4 +89,26 @@ def recognise(path: str, content: dict[str, Any]) -> ProfileFile:
         file=path,
         allowed=[*(p.pattern.replace("\\", "") for p in PATTERNS.values()), f"keys {', '.join(PIPER_KEYS)}"],
         hint="keep the names the profiler wrote, such as computation_profiling_bf16_llama2-7b_all.json",
+    )
+
+
+def number(file: ProfileFile, value: Any, *where: str) -> float:
+    """A positive finite number at a place of ``file``. Raises InputError."""
+    pointer = "/" + "/".join(where)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"must be a number, not {value!r}", file=file.path, pointer=pointer)
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"must be positive and finite, not {value}", file=file.path, pointer=pointer)
+    return float(value)
+
+
+def unknown_key(file: ProfileFile, key: str, known: Sequence[str]) -> InputError:
+    """The error for a key that files of this kind do not have; ``known`` are examples of those they have."""
+    return InputError(
+        f"unknown key {key!r}",
+        file=file.path,
+        pointer=f"/{key}",
+        allowed=list(known),
+        nearest=nearest_names(key, known),
+        hint=f"keys of this file look like {known[0]}",
     )

@@ -1,42 +1,34 @@
 """Hetu-Galvatron's measured profile as tables of plain numbers, strictly read.
 
 Meaning and units are those of the code that writes the files (galvatron/core/profiler/model_profiler.py,
-galvatron/profile_hardware/profile_*.py, June 2026): milliseconds, MiB, and bandwidths in MiB per
-millisecond of
-bus traffic. Everything leaves this file in seconds, bytes and bytes/s.
+galvatron/profile_hardware/profile_*.py, June 2026): milliseconds and MiB; the machine's own files are read in
+``galvatron_network``. Everything leaves this file in seconds, bytes and bytes/s.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.errors import InputError, nearest_names
-from planner.profiles.files import ProfileFile
+from planner.errors import InputError
+from planner.profiles.files import ProfileFile, number, unknown_key
+from planner.profiles.galvatron_network import read_bandwidths, read_p2p, read_size_tables, read_slowdown
 from planner.profiles.tables import SampleTable, SizeTable
 from planner.units import MIB, MILLI
 
 PARAMETER_BYTES = 4.0
-MIB_PER_MS = MIB / MILLI
-# Bus bandwidths outside this range are a unit mistake: 1 MB/s to 100 TB/s.
-BANDWIDTH_RANGE = (1e-3, 1e5)
 RAW_TIME = re.compile(r"layernum\[[\d,]+\]_bsz\d+_seq[\d,]+")
 TIME_ROW = re.compile(r"layertype_(\d+|other)_bsz(\d+)_seq(\d+)")
 RAW_MEMORY = re.compile(r"\d+_\d+_\d+(_c)?(_vtp)?(_sp)?")
 LAYER_MEMORY = re.compile(r"layertype_(\d+)(_sp)?")
 OTHER_MEMORY = re.compile(r"other_memory_pp_(off|on_first|on_last)(_sp)?")
-ALLREDUCE_ROW = re.compile(r"allreduce_size_(\d+)_consec_([01])")
-P2P_ROW = re.compile(r"pp_size_(\d+)")
-SIZE_ROW = re.compile(r"(allreduce|all2all)_size_(\d+)_(\d+)MB_time")
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer kind: parameters, bytes kept a sample by split degree, bytes kept a sample when
-    recomputed."""
+    """One layer kind: parameters; bytes kept a sample, by split degree and when recomputed."""
 
     parameters: float
     activation_bytes: dict[int, float]
@@ -85,8 +77,7 @@ def read_galvatron(
     """The profile that ``files`` hold for ``gpus`` devices at ``sequence_length``.
 
     Both may be left out when the files hold one choice. Raises InputError naming the missing file, the
-    unknown
-    key, the gap, or the unit that does not fit.
+    unknown key, the gap, or the unit that does not fit.
     """
     notes: list[str] = []
     computation = _one_model(files, "computation", notes)
@@ -103,7 +94,7 @@ def read_galvatron(
     if kinds != [str(i) for i in range(len(kinds))]:
         raise InputError(f"layer types {kinds} are not 0, 1, ...", file=computation.path)
     layers, ends = _memory(memory, length, len(kinds))
-    reduce, to_all = _size_tables(sizes)
+    reduce, to_all = read_size_tables(sizes)
     used = (computation, memory, allreduce, p2p, sizes, overlap)
     return GalvatronProfile(
         model=computation.facts["model"],
@@ -117,34 +108,13 @@ def read_galvatron(
         end_off=ends[0],
         end_first=ends[1],
         end_last=ends[2],
-        bus_bytes_per_s=_bandwidths(allreduce),
-        p2p_bytes_per_s=_p2p(p2p),
-        overlap_slowdown=_slowdown(overlap),
+        bus_bytes_per_s=read_bandwidths(allreduce),
+        p2p_bytes_per_s=read_p2p(p2p),
+        overlap_slowdown=read_slowdown(overlap),
         all_reduce=reduce,
         all_to_all=to_all,
         files={file.name: file.content for file in used},
         notes=notes,
-    )
-
-
-def number(file: ProfileFile, value: Any, *where: str) -> float:
-    """A positive finite number at a place of ``file``. Raises InputError."""
-    pointer = "/" + "/".join(where)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"must be a number, not {value!r}", file=file.path, pointer=pointer)
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"must be positive and finite, not {value}", file=file.path, pointer=pointer)
-    return float(value)
-
-
-def _unknown(file: ProfileFile, key: str, known: Sequence[str]) -> InputError:
-    return InputError(
-        f"unknown key {key!r}",
-        file=file.path,
-        pointer=f"/{key}",
-        allowed=list(known),
-        nearest=nearest_names(key, known),
-        hint=f"keys of this file look like {known[0]}",
     )
 
 
@@ -249,7 +219,7 @@ def _times(file: ProfileFile, length: int | None) -> tuple[dict[str, SampleTable
             kind, samples, sequence = match[1], int(match[2]), int(match[3])
             rows.setdefault((kind, sequence), {})[samples] = number(file, value, key) * MILLI * samples
         elif not RAW_TIME.fullmatch(key):
-            raise _unknown(file, key, ["layertype_0_bsz1_seq2048", "layertype_other_bsz1_seq2048"])
+            raise unknown_key(file, key, ["layertype_0_bsz1_seq2048", "layertype_other_bsz1_seq2048"])
     lengths = sorted({sequence for _, sequence in rows})
     chosen = length if length is not None else lengths[0]
     if chosen not in lengths or (length is None and len(lengths) > 1):
@@ -276,7 +246,7 @@ def _memory(
     """Memory of every layer kind and of the ends, with sequence parallelism (the _sp tables)."""
     for key in file.content:
         if not any(p.fullmatch(key) for p in (RAW_MEMORY, LAYER_MEMORY, OTHER_MEMORY)):
-            raise _unknown(
+            raise unknown_key(
                 file, key, ["layertype_0_sp", "other_memory_pp_off_sp", "other_memory_pp_on_first_sp"]
             )
     layers = []
@@ -348,73 +318,3 @@ def _degrees(file: ProfileFile, entry: dict[str, Any], *where: str) -> dict[int,
     if 1 not in found:
         raise InputError("no entry for degree 1", file=file.path, pointer="/" + "/".join(where))
     return dict(sorted(found.items()))
-
-
-def _bandwidth(file: ProfileFile, key: str, value: Any) -> float:
-    rate = number(file, value, key)
-    low, high = BANDWIDTH_RANGE
-    if not low <= rate <= high:
-        raise InputError(
-            f"{rate:g} MB/ms is outside {low:g} to {high:g}: bandwidths of this file are MiB per millisecond "
-            f"(about GB/s)",
-            file=file.path,
-            pointer=f"/{key}",
-            hint="divide bytes per second by 1.05e9",
-        )
-    return rate * MIB_PER_MS
-
-
-def _bandwidths(file: ProfileFile) -> dict[tuple[int, bool], float]:
-    found = {}
-    for key, value in file.content.items():
-        match = ALLREDUCE_ROW.fullmatch(key)
-        if not match:
-            raise _unknown(file, key, ["allreduce_size_8_consec_1", "allreduce_size_2_consec_0"])
-        found[int(match[1]), match[2] == "1"] = _bandwidth(file, key, value)
-    return found
-
-
-def _p2p(file: ProfileFile) -> dict[int, float]:
-    found = {}
-    for key, value in file.content.items():
-        match = P2P_ROW.fullmatch(key)
-        if not match:
-            raise _unknown(file, key, ["pp_size_2"])
-        found[int(match[1])] = _bandwidth(file, key, value)
-    return found
-
-
-def _slowdown(file: ProfileFile) -> float:
-    for key in file.content:
-        if key != "overlap_coe":
-            raise _unknown(file, key, ["overlap_coe"])
-    if "overlap_coe" not in file.content:
-        raise InputError("no 'overlap_coe'", file=file.path, allowed=["overlap_coe"])
-    value = number(file, file.content["overlap_coe"], "overlap_coe")
-    if not 1.0 <= value <= 2.0:
-        raise InputError(
-            f"overlap_coe {value:g} is a slowdown of overlapped work: between 1 (free) and 2 (no overlap)",
-            file=file.path,
-            pointer="/overlap_coe",
-        )
-    return value
-
-
-def _size_tables(file: ProfileFile) -> tuple[dict[int, SizeTable], dict[int, SizeTable]]:
-    rows: dict[str, dict[int, dict[float, float]]] = {"allreduce": {}, "all2all": {}}
-    for key, value in file.content.items():
-        match = SIZE_ROW.fullmatch(key)
-        if not match:
-            raise _unknown(file, key, ["allreduce_size_8_1MB_time", "all2all_size_8_1MB_time"])
-        seconds = number(file, value, key) * MILLI
-        rows[match[1]].setdefault(int(match[2]), {})[int(match[3]) * MIB] = seconds
-    return (
-        {
-            group: SizeTable.of(sizes, file.path, f"allreduce of {group}")
-            for group, sizes in rows["allreduce"].items()
-        },
-        {
-            group: SizeTable.of(sizes, file.path, f"all2all of {group}")
-            for group, sizes in rows["all2all"].items()
-        },
-    )

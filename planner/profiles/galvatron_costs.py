@@ -1,43 +1,34 @@
 """From a measured profile to the cost table of per-layer strategies.
 
 Letters: B sequences of the global batch, m microbatches, n devices of a stage, t = tp or sp, d = n / t the
-data
-ranks, N = d sp the ranks that hold the same weights, P a layer's weights on one rank in bytes (2 a
-parameter in
-half precision), A the bytes of one sequence's hidden states. A data rank has b = B / (m d) sequences.
+data ranks, N = d sp the ranks that hold the same weights, P a layer's weights on one rank in bytes (2 a
+parameter in half precision), A the bytes of one sequence's hidden states. A data rank has b = B / (m d)
+sequences.
 
     compute         forward = line(b / t), backward = 2 x forward (+ forward when recomputed): the profile
-    measures
-                    forward only, and Hetu-Galvatron's bct_fct_coe is 2
+                    measures forward only, and Hetu-Galvatron's bct_fct_coe is 2
     overlap(x, y)   max + (slowdown - 1) min of compute x beside communication y (the measured coefficient
-    holds
-                    while both run)
-    tp              one all-gather of b A a time (half the measured all-reduce): 4 in forward, 2 in
-    backward that
-                    cannot hide (Korthikanti et al., arXiv 2205.05198), 4 more when recomputed
-    sp              all-to-all of query, key, value and output, b A / t each, in forward, again in
-    backward, and
-                    again when recomputed (arXiv 2309.14509)
+                    holds while both run)
+    tp              one all-gather of b A a time (half the measured all-reduce): 4 in forward, 2 in backward
+                    that cannot hide (Korthikanti et al., arXiv 2205.05198), 4 more when recomputed
+    sp              all-to-all of query, key, value and output, b A / t each, in forward, again in backward,
+                    and again when recomputed (arXiv 2309.14509)
     weights         sharded parameters: all-gather (N - 1) / N P beside forward and beside backward of every
                     microbatch
-    gradients       once a step, beside the last backward: 2 (N - 1) / N P, or a reduce-scatter of (N - 1)
-    / N P on
-                    top of the gather when parameters are sharded. Exposed part only.
-    layout change   all-gather of the wider group's hidden states, each way: what the launcher does before it
-                    takes its slice
+    gradients       once a step, beside the last backward: 2 (N - 1) / N P, or a reduce-scatter of (N - 1) /
+                    N P on top of the gather when parameters are sharded. Exposed part only.
+    layout change   all-gather of the wider group's hidden states, each way: what the launcher does before
+                    it takes its slice
     send            the stage's hidden states, shared by its n devices, over the measured pair bandwidth
     states          weights 2, gradients 2, master weights 4, moments 8 bytes a parameter; gradients stay
-    whole
-                    between microbatches and are sharded only when m = 1 (they are reduced once)
+                    whole between microbatches and are sharded only when m = 1 (they are reduced once)
     recompute       keeps the layer's input and needs one layer's other activations while it runs backward
 
 Embedding, head and loss: the profile times them together. The time goes to the last stage: a table lookup
-is none
-of it. Their states are measured apart for the first and the last stage.
+is none of it. Their states are measured apart for the first and the last stage.
 
 Not in the profile, so not in the table: the optimizer's own pass, and the CUDA context (``CONTEXT_BYTES``
-stands
-for it, Hetu-Galvatron's constant).
+stands for it, Hetu-Galvatron's constant).
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ SHORT_NAMES = {
     "network_gbit": "Gb/s",
     "seq_len": "seq",
     "global_batch": "batch",
+    "memory_limit_gib": "limit",
+    "head_room_percent": "free %",
 }
 
 
@@ -27,7 +29,7 @@ def comparison_table(varied: list[str], rows: list[dict[str, Any]]) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name == "plan" else "right", overflow="fold")
     for row in rows:
-        values = [str(row[name]) for name in varied]
+        values = [_value(row[name]) for name in varied]
         if not row["fits"]:
             table.add_row(*values, row["verdict"], *([""] * (len(columns) - 1)))
             continue
@@ -51,7 +53,29 @@ def plan_words(row: dict[str, Any]) -> str:
         if row[key] > 1:
             text += f" {short}{row[key]}"
     where = "" if row["offload"] == "none" else ", optimizer on the host"
-    return f"{text} mb{row['microbatch_size']}{where}"
+    idle = f", {row['idle_gpus']} idle" if row.get("idle_gpus") else ""
+    return f"{text} mb{row['microbatch_size']}{where}{idle}"
+
+
+def comparison_notes(varied: list[str], rows: list[dict[str, Any]]) -> list[str]:
+    """What the table has no room for: why a point has no plan, what its plan warns of; equal ones once."""
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        values = [f"{SHORT_NAMES.get(name, name)} {_value(row[name])}" for name in varied]
+        point = ", ".join(values) or "this point"
+        for text in row["warnings"] if row["fits"] else [row["reason"]]:
+            notes.setdefault(text, []).append(point)
+    return [f"{_named(points, len(rows))}: {text}" for text, points in notes.items()]
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _named(points: list[str], most: int) -> str:
+    if len(points) == most and most > 1:
+        return "every point"
+    return points[0] if len(points) == 1 else f"{points[0]} and {len(points) - 1} more"
 
 
 def comparison_csv(rows: list[dict[str, Any]]) -> str:
@@ -60,5 +84,6 @@ def comparison_csv(rows: list[dict[str, Any]]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({**row, "warnings": "; ".join(row.get("warnings", []))})
     return stream.getvalue()

@@ -13,6 +13,8 @@ from planner.report.terminal import decision_words
 from planner.units import GIB, format_bytes, format_count, format_rate, format_seconds, significant
 
 MAX_STAGES = 12
+# Headings that leave the table of bytes narrow enough for 60 columns.
+SHORT = {"parameters": "param.", "gradients": "grad.", "optimizer": "optim.", "activations": "activ."}
 
 
 def print_explanation(console: Console, plan: Plan, explanation: Explanation) -> None:
@@ -74,7 +76,7 @@ def _grid(*columns: str) -> Table:
 def _memory(console: Console, explanation: Explanation) -> None:
     _title(console, "Memory per rank, GiB, at the fullest moment of each stage")
     names = list(explanation.stage_memory[0])
-    table = _grid("stage", *(name.replace("activations", "activ.") for name in names))
+    table = _grid("stage", *(SHORT.get(name, name) for name in names))
     stages = list(enumerate(explanation.stage_memory))
     shown = stages if len(stages) <= MAX_STAGES else [*stages[: MAX_STAGES // 2], *stages[-MAX_STAGES // 2 :]]
     for index, memory in shown:
@@ -173,6 +175,9 @@ def print_forced(console: Console, plan: Plan, forced: Forced) -> None:
     _title(console, f"With {forced.name}={forced.value} instead")
     if forced.plan is None:
         console.print(f"no plan: {forced.reason}")
+        return
+    if forced.plan.decision == plan.decision:
+        console.print(f"the plan as it is: it has {forced.name}={forced.value}")
         return
     for line in decision_words(forced.plan.decision):
         console.print(line)

@@ -13,7 +13,8 @@ from planner.plan_file.schema import DecisionRecord, FrontPointRecord, FrontReco
 from planner.units import GIB, format_bytes, format_seconds, significant
 
 MAX_STAGES = 8
-DECIMALS = 12
+# A limit people type: to 1 MiB.
+DECIMALS = 3
 
 
 def print_front(console: Console, plan: Plan, front: FrontRecord) -> None:
@@ -86,13 +87,16 @@ def free_words(point: FrontPointRecord) -> str:
 
 
 def taking_limit(point: FrontPointRecord) -> str:
-    """The shortest --memory-limit-gib under which this plan is the best: from its peak to its own limit."""
+    """The shortest --memory-limit-gib under which this plan is the best: from its peak to its own limit.
+
+    Where no number of DECIMALS lies between the two, the next above: what fits there is no slower.
+    """
     low, high = point.prediction.peak_memory_bytes / GIB, point.prediction.memory_limit_bytes / GIB
-    for digits in range(1, DECIMALS):
+    for digits in range(1, DECIMALS + 1):
         value = math.ceil(low * 10**digits) / 10**digits
         if low <= value <= high:
-            return f"{value:.{digits}f}"
-    return repr(high)
+            break
+    return f"{value:.{digits}f}"
 
 
 def split_rows(front: FrontRecord, limit_bytes: float, first_seconds: float) -> list[tuple[str, ...]]:

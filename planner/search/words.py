@@ -66,10 +66,14 @@ def nothing_fits(model: CostModel, funnel: Funnel, space: Space, pins: Pins) -> 
     )[:3]
     parts = ", ".join(f"{name} {format_bytes(value)}" for name, value in largest)
     cut = funnel.last_cut() or {"step": "memory", "reason": "no stage split fits the limit"}
+    fullest = f"rank group of stage {miss.rank} needs {format_bytes(miss.peak_bytes)}"
+    if over > 0.0:
+        text = f"Nearest: {miss.decision.label()}, where {fullest}, {format_bytes(over)} too much ({parts})"
+    else:
+        # The nearest miss is tried with plain 1F1B: it fits, and a pinned schedule or a rule does not.
+        text = f"Under plain 1f1b {miss.decision.label()} would fit, where {fullest}"
     return InfeasibleError(
-        f"nothing fits {format_bytes(limit)} per GPU. Nearest: {miss.decision.label()}, where rank group of "
-        f"stage {miss.rank} needs {format_bytes(miss.peak_bytes)}, {format_bytes(over)} too much ({parts}); "
-        f"rule {cut['step']} cut the last candidates",
+        f"nothing fits {format_bytes(limit)} per GPU. {text}; rule {cut['step']} cut the last candidates",
         rule=cut["step"],
         nearest_miss={
             "decision": miss.decision.label(),

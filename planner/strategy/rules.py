@@ -16,17 +16,22 @@ from planner.errors import InputError
 from planner.model.spec import Attention, MixtureOfExperts
 from planner.strategy.candidates import BoolArray, Candidates, Problem
 from planner.strategy.decision import (
+    GATHER_UNITS,
     GROUP_ISLAND,
     OFFLOAD_NONE,
+    OFFLOADS,
     SCHEDULES,
+    SHARDING_GROUPS,
     SHARDING_NONE,
     SHARDING_OPTIMIZER,
     SHARDING_PARAMETERS,
+    SHARDINGS,
     UNIT_BLOCK,
 )
 
 # DeepSpeed's CPUAdam and torch.optim.AdamW, which Megatron-LM runs there.
 HOST_OPTIMIZERS = ("adamw", "adam")
+CODES = dict(sharding=SHARDINGS, sharding_group=SHARDING_GROUPS, offload=OFFLOADS, gather_unit=GATHER_UNITS)
 INTERLEAVED, ZB_H1, ZB_V, ZB_H2 = map(SCHEDULES.index, ("interleaved", "zb-h1", "zb-v", "zb-h2"))
 
 
@@ -348,16 +353,16 @@ def broken_rules(candidate: Candidates, problem: Problem) -> list[Rule]:
     return [rule for rule in RULES if not rule.holds(candidate, problem).all()]
 
 
-def legal_values(rule: Rule, candidate: Candidates, problem: Problem, limit: int = 12) -> list[int]:
-    """Values of the rule's field that satisfy it, everything else unchanged; nearest first, then sorted."""
+def legal_values(rule: Rule, candidate: Candidates, problem: Problem, limit: int = 12) -> list[Any]:
+    """Values of the rule's field that satisfy it, all else unchanged: the nearest, sorted; codes by name."""
     current = _at(candidate, rule.field)
     largest = max(problem.world_size, problem.model.num_layers)
-    bound = {"sharding": 3, "sharding_group": 1, "offload": 1, "gather_unit": 2}.get(rule.field, largest)
-    start = 0 if rule.field in ("sharding", "sharding_group", "offload", "gather_unit") else 1
-    values = np.arange(start, min(bound, 1 << 16) + 1, dtype=np.int64)
+    names = CODES.get(rule.field)
+    values = np.arange(1, min(largest, 1 << 16) + 1) if names is None else np.arange(len(names))
     varied = candidate.repeat_each(len(values)).replace(**{rule.field: values})
     good = values[rule.holds(varied, problem)].tolist()
-    return sorted(sorted(good, key=lambda value: (abs(value - current), value))[:limit])
+    nearest = sorted(sorted(good, key=lambda value: (abs(value - current), value))[:limit])
+    return nearest if names is None else [names[value] for value in nearest]
 
 
 def require_valid(candidate: Candidates, problem: Problem) -> None:

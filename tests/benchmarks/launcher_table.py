@@ -24,13 +24,13 @@ sys.path.insert(0, str(HERE.parent / "launchers"))
 
 from acceptance import ACCEPTANCE  # noqa: E402
 from legal_decisions import draw_decision, legal_meshes, plan_of_decision  # noqa: E402
-from read_back import derived_differences  # noqa: E402
 from round_trip import round_trip, write  # noqa: E402
 
 from planner.api import make_plan  # noqa: E402
 from planner.errors import PlannerError  # noqa: E402
 from planner.launchers.registry import launcher, launcher_names  # noqa: E402
 from planner.plan_file.schema import Plan  # noqa: E402
+from planner.read_back import derived_differences  # noqa: E402
 from planner.request import Request, resolve  # noqa: E402
 from planner.strategy.limits import ANY  # noqa: E402
 
@@ -118,7 +118,8 @@ def judge(plan: Plan, target: str, row: Row, folder: Path, failures: list[str]) 
         row.accepted += not found
         row.refused += bool(found)
         failures += [f"{name} refused: {text}" for text in found]
-    found = derived_differences(plan, target, folder)
+    files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.is_file()}
+    found = derived_differences(plan, target, files)
     row.read_equal += not found
     back = round_trip(plan, target, folder)
     row.round_trip += not back

@@ -86,7 +86,7 @@ def test_the_answer_says_memory_mfu_and_the_flag_to_change(cli, exported, tmp_pa
         ("estimate --from megatron", "requires 2 arguments"),
         ("check missing.sh --target megatron", "no such file"),
         ("check FILE --target megatorn", "unknown launcher"),
-        ("check FILE", "not valid JSON"),
+        ("check FILE", "is no plan file"),
     ],
 )
 def test_bad_input_exits_2_and_says_what_to_do(cli, exported, line, message):

@@ -180,6 +180,18 @@ def test_gemma_and_gpt_oss_alternate_without_layer_types() -> None:
     assert layout(read(without("gpt-oss-120b", "layer_types"))[0]) == [("decoder", ["sliding", "full"], 18)]
 
 
+def test_phi3_has_llamas_shapes() -> None:
+    """Phi-3-mini-4k-instruct: 3,821,079,552 parameters in its safetensors index."""
+    phi = config("phi-3-mini")
+    model, warnings = read(phi)
+    assert total_parameters(model) == 3_821_079_552
+    assert not warnings
+    (block,) = model.block_kinds.values()
+    assert block.attention.window == 2047
+    assert not block.dropout
+    assert next(iter(read({**phi, "resid_pdrop": 0.1})[0].block_kinds.values())).dropout
+
+
 def test_qwen3_moe_dense_layers_follow_the_step_and_the_list() -> None:
     assert layout(read(changed("qwen3-30b-a3b", decoder_sparse_step=2))[0]) == [
         ("decoder", ["dense", "moe"], 24)

@@ -1,4 +1,4 @@
-"""llama, mistral, qwen2, qwen3, gemma2: decoders with rotary positions and a gated feed-forward."""
+"""llama, mistral, phi3, qwen2, qwen3, gemma2: decoders with rotary positions and a gated feed-forward."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ RMS = Norm(kind="rmsnorm")
 
 LLAMA_HARMLESS = frozenset({"max_sequence_length", "rope_dim"})
 MISTRAL_HARMLESS: frozenset[str] = frozenset()
+PHI3_HARMLESS = frozenset({"original_max_position_embeddings", "attention_bias"})
+"""The class has no biases whatever attention_bias says."""
 QWEN_HARMLESS = frozenset({"use_mrope", "max_window_layers"})
 GEMMA_HARMLESS = frozenset({"query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window_size"})
 """The score cap lies inside the attention kernel; sliding_window_size repeats sliding_window."""
@@ -33,12 +35,16 @@ def build(
     tied_default: bool = False,
     num_norms: int = 2,
     soft_cap: bool = False,
+    dropouts: dict[str, float] | None = None,
 ) -> ModelSpec:
-    """One stack of dense gated blocks that differ only in their window."""
+    """One stack of dense gated blocks that differ only in their window.
+
+    ``dropouts``: further keys that set one, and their defaults.
+    """
     feed_forward = FeedForward(
         ffn_size=config.count("intermediate_size", example=14336), gated=True, bias=mlp_bias
     )
-    dropout = config.any_dropout(attention_dropout=0.0)
+    dropout = config.any_dropout(**{"attention_dropout": 0.0, **(dropouts or {})})
     blocks = [
         (
             (window_label(window),),
@@ -83,6 +89,15 @@ def read_mistral(config: Config) -> ModelSpec:
             f"{config.pointer('sliding_window')}: absent, taken as no window; transformers would take 4096"
         )
     return build(config, attention, windows_per_layer(config, layers, lambda _: True), hidden=hidden)
+
+
+def read_phi3(config: Config) -> ModelSpec:
+    """Phi-3: one matrix for queries, keys and values, one for gate and up, no biases: llama's shapes."""
+    hidden = config.count("hidden_size", example=3072)
+    layers = config.layers("num_hidden_layers", example=32)
+    attention = grouped_attention(config, hidden, qkv_bias=False, out_bias=False)
+    windows = windows_per_layer(config, layers, lambda _: True)
+    return build(config, attention, windows, hidden=hidden, dropouts={"resid_pdrop": 0.0, "embd_pdrop": 0.0})
 
 
 def qwen_windows(config: Config, layers: int) -> list[int | None]:

@@ -37,6 +37,7 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family(llama.read_mistral, llama.MISTRAL_HARMLESS, "Mistral"),
     "mixtral": Family(experts.read_mixtral, experts.MIXTRAL_HARMLESS, "Mixtral"),
     "opt": Family(gpt.read_opt, gpt.OPT_HARMLESS, "OPT"),
+    "phi3": Family(llama.read_phi3, llama.PHI3_HARMLESS, "Phi3"),
     "qwen2": Family(llama.read_qwen2, llama.QWEN_HARMLESS, "Qwen2"),
     "qwen3": Family(llama.read_qwen3, llama.QWEN_HARMLESS, "Qwen3"),
     "qwen3_moe": Family(experts.read_qwen3_moe, experts.QWEN3_MOE_HARMLESS, "Qwen3Moe"),
