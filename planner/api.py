@@ -68,7 +68,7 @@ def make_plan(
     started = time.process_time()
     pins = pins or Pins()
     limits = replace(limits_of(target), is_exact=exact)
-    resolved = resolve(request)
+    resolved = resolve(request, limits.stack)
     check_pins(resolved, pins, limits)
     model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
     inputs = asked_inputs(model, resolved, pins, target, top)
@@ -267,8 +267,8 @@ def make_estimate(request: Request, choice: Choice, target: str = "any") -> Plan
     cannot run it. A decision that passes the memory limit is priced all the same, with a warning that says by
     how much.
     """
-    resolved = resolve(request)
     limits = limits_of(target)
+    resolved = resolve(request, limits.stack)
     model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
     plan = estimate_decision(model, resolved, choice_decision(resolved, choice), target)
     require_expressible(plan, target)

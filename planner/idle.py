@@ -20,9 +20,10 @@ from planner.pin_rules import check_pins
 from planner.plan_file.schema import IdleRecord, Plan
 from planner.request import Request, available_gpus, resolve
 from planner.search.better import faster_solution
-from planner.search.engine import SearchResult, Solution, describe_space
+from planner.search.engine import SearchResult, Solution
 from planner.search.reporter import Reporter
 from planner.search.tree import Funnel, Pins
+from planner.search.words import describe_space
 from planner.strategy.limits import Limits
 from planner.targets import limits_of, require_able, require_expressible
 
@@ -76,15 +77,16 @@ def make_plan_allowing_idle(
     started, pins = time.process_time(), pins or Pins()
     available, per_node = available_gpus(request)
     counts = sensible_counts(available, per_node)
-    most = resolve(request.changed(gpus=counts[0]))
+    stack = limits_of(target).stack
+    most = resolve(request.changed(gpus=counts[0]), stack)
     batch = most.problem.workload.global_batch
-    model = CostModel.of(most.problem, most.constants, limits_of(target).stack)
+    model = CostModel.of(most.problem, most.constants, stack)
     require_able(asked_inputs(model, most, pins, target, top), target)
     of_batch = request.changed(global_batch=batch)
     limits = replace(limits_of(target), is_exact=exact)
     found = _best_count(of_batch, pins, limits, counts, time_budget_seconds, reporter)
     final = request.changed(gpus=found.best)
-    if resolve(final).problem.workload.global_batch != batch:
+    if resolve(final, stack).problem.workload.global_batch != batch:
         final = final.changed(global_batch=batch)
     if found.stopped is not None:
         plan = _plan_so_far(final, pins, limits, top, found.stopped)
@@ -125,7 +127,7 @@ def _best_count(
     tried: list[int] = []
     is_stopped = False
     for count in counts:
-        resolved = resolve(request.changed(gpus=count))
+        resolved = resolve(request.changed(gpus=count), limits.stack)
         try:
             check_pins(resolved, pins, limits)
         except InputError:
@@ -156,7 +158,7 @@ def _best_count(
 
 def _plan_so_far(request: Request, pins: Pins, limits: Limits, top: int, best: Solution) -> Plan:
     """The plan known when Ctrl-C ended the counting, under the bound that needs no search."""
-    resolved = resolve(request)
+    resolved = resolve(request, limits.stack)
     model = CostModel.of(resolved.problem, resolved.constants, limits.stack)
     result = SearchResult(
         best=best,

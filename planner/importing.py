@@ -202,7 +202,7 @@ def import_plan(launcher: str, path: str, request: Request, answers: Answers) ->
     found = read_launcher_file(launcher, path, facts, answers)
     refuse_faults(found)
     request = _completed(found, request, facts)
-    resolved = resolve(request)
+    resolved = resolve(request, limits_of(launcher).stack)
     known = Facts(resolved.problem.world_size, resolved.problem.model, resolved.device.generation)
     judge(found, known)
     refuse_faults(found)

@@ -15,6 +15,7 @@ from planner.cluster.default_profile import default_profile, node_size
 from planner.cluster.spec import ClusterProfile, DeviceSpec, Quantity
 from planner.cluster.topology import Cluster, resolve_cluster
 from planner.cost.constants import Constants
+from planner.cost.stack import STACKS
 from planner.errors import InputError
 from planner.model.spec import ModelSpec
 from planner.strategy.candidates import Problem
@@ -93,8 +94,12 @@ class ClusterChoice:
     assumptions: list[str]
 
 
-def resolve(request: Request) -> Resolved:
-    """The problem a request describes. Raises InputError with a value that would work."""
+def resolve(request: Request, stack: str = DEFAULT_STACK) -> Resolved:
+    """The problem a request describes, with the constants fitted for a training ``stack``.
+
+    Raises InputError with a value that would work.
+    """
+    fitted_as = STACKS[stack].fitted_as
     warnings: list[str] = []
     if isinstance(request.model, ModelSpec):
         model = request.model
@@ -107,7 +112,7 @@ def resolve(request: Request) -> Resolved:
     fitted = load_calibration(request.calibration) if request.calibration else shipped()
     generation = choice.device.generation
     site = fitted.only_site(generation) if request.calibration else ""
-    errors = request.errors or fitted.errors_of(generation, DEFAULT_STACK, site)
+    errors = request.errors or fitted.errors_of(generation, fitted_as, site)
     profile, cluster = choice.profile, choice.cluster
     if fitted.links and request.constants is None:
         profile = fitted.with_links(profile)
@@ -117,11 +122,9 @@ def resolve(request: Request) -> Resolved:
         problem=Problem(model, cluster, workload, limit),
         profile=profile,
         device=choice.device,
-        constants=request.constants or fitted.constants_for(choice.device, DEFAULT_STACK, site),
+        constants=request.constants or fitted.constants_for(choice.device, fitted_as, site),
         errors=errors,
-        origins=fitted.origins(generation, DEFAULT_STACK, site)
-        if request.origins is None
-        else request.origins,
+        origins=fitted.origins(generation, fitted_as, site) if request.origins is None else request.origins,
         oom_risk=risk,
         assumptions=notes,
         warnings=warnings,

@@ -167,6 +167,9 @@ class Task:
         """A fit to begin with: the values of ``other`` for the groups of these rows."""
         fitted = Fitted()
         sites = [row.key("site") for row in self.rows]
+        for row in self.rows:
+            stacks = fitted.site_stacks.setdefault(row.key("site"), [])
+            fitted.site_stacks[row.key("site")] = sorted({*stacks, row.stack})
         fitted.rows["site"] = {site: sites.count(site) for site in sorted(set(sites))}
         for (scope, key), count in self.groups().items():
             fitted.rows[scope][key] = count
@@ -186,7 +189,7 @@ class Task:
 
     def only(self, fitted: Fitted, columns: list[Column]) -> Fitted:
         """``fitted`` with a value for each of ``columns`` and for nothing else."""
-        found = Fitted(rows=fitted.rows)
+        found = Fitted(rows=fitted.rows, site_stacks=fitted.site_stacks)
         for column in columns:
             scope, name = column.parameter.scope, column.parameter.name
             value = fitted.values[scope].get(column.key, {}).get(name, column.prior)
@@ -206,7 +209,7 @@ class Task:
 
     def at(self, fitted: Fitted, columns: list[Column], coordinates: Array) -> Fitted:
         """``fitted`` with ``columns`` at ``coordinates``."""
-        found = Fitted(rows=fitted.rows)
+        found = Fitted(rows=fitted.rows, site_stacks=fitted.site_stacks)
         for scope, groups in fitted.values.items():
             found.values[scope] = {key: dict(values) for key, values in groups.items()}
         for column, coordinate in zip(columns, coordinates, strict=True):

@@ -7,7 +7,7 @@ generation and stack; one of the two; neither); ``links`` holds links measured w
 
 A site is one installation: the machines of one source of rows, of one GPU generation, with their software.
 Its constants multiply those of generation and stack. A machine without measured runs is priced with the
-median over the fitted installations.
+median over the fitted installations that ran its stack.
 """
 
 from __future__ import annotations
@@ -91,13 +91,15 @@ def _by_scope() -> dict[str, dict[str, Any]]:
 class Fitted:
     """Values by (scope, key, constant), what stands behind each, what the fit left, and measured links.
 
-    rows: rows of a generation, stack or site. errors: weighted mean absolute log error by "scope:key".
+    rows: rows of a generation, stack or site. site_stacks: the stacks that a site ran. errors: weighted mean
+    absolute log error by "scope:key".
     intervals: 10 % and 90 % quantiles of the residuals by kind and closeness. error_bars: risk and ranking
     figures beside them (``error_bars.py``). provenance: table, its digest, date, planner version.
     """
 
     values: dict[str, dict[str, dict[str, float]]] = field(default_factory=_by_scope)
     rows: dict[str, dict[str, int]] = field(default_factory=_by_scope)
+    site_stacks: dict[str, list[str]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     evidence: dict[str, dict[str, dict[str, Evidence]]] = field(default_factory=dict)
@@ -113,12 +115,13 @@ class Fitted:
         """The prior of the device's architecture with the fitted and measured values that apply to it.
 
         site: the installation (``site_key``). One with too few rows for constants of its own has none; one
-        that no row is from, or "", has the median of those fitted.
+        that no row is from, or "", has the median of those fitted that ran the stack: where a stack
+        is known from one installation, what belongs to which of the two cannot be told.
         """
         changes: dict[str, Any] = {
             **self.values["generation"].get(device.generation, {}),
             **self.values["stack"].get(stack, {}),
-            **self._site_values(site),
+            **self._site_values(site, stack),
         }
         base = default_constants(device)
         if self.links:
@@ -128,17 +131,22 @@ class Fitted:
             changes["link_efficiency"] = tuple({**dict(base.link_efficiency), **measured}.items())
         return replace(base, **changes, basis=self.basis(device.generation, stack, site)) if changes else base
 
-    def _site_values(self, site: str) -> dict[str, float]:
+    def _site_values(self, site: str, stack: str) -> dict[str, float]:
         if self._is_known(site):
             return dict(self.values["site"].get(site, {}))
-        return {name: median(values) for name, values in self._over_sites().items()}
+        return {name: median(values) for name, values in self._over_sites(stack).items()}
 
     def _is_known(self, site: str) -> bool:
         return site in self.values["site"] or site in self.rows["site"]
 
-    def _over_sites(self) -> dict[str, list[float]]:
-        """Every installation's value of each constant of installations."""
-        sites = self.values["site"].values()
+    def _alike(self, stack: str) -> list[str]:
+        """The fitted installations that ran ``stack``; all of them where none did."""
+        fitted = list(self.values["site"])
+        return [site for site in fitted if stack in self.site_stacks.get(site, ())] or fitted
+
+    def _over_sites(self, stack: str) -> dict[str, list[float]]:
+        """The value of each constant of installations in those that ran ``stack``."""
+        sites = [self.values["site"][site] for site in self._alike(stack)]
         names = sorted({name for values in sites for name in values})
         return {name: [values[name] for values in sites if name in values] for name in names}
 
@@ -152,7 +160,7 @@ class Fitted:
         if site in self.values["site"]:
             parts.append(f"installation {site}: fitted on {self.rows['site'].get(site, 0)} rows")
         elif self.values["site"] and not self._is_known(site):
-            parts.append(f"installation: median of {len(self.values['site'])}")
+            parts.append(f"installation: median of {len(self._alike(stack))}")
         if self.links:
             parts.append(f"{', '.join(self.links)}: measured with nccl-tests")
         return "; ".join(parts) or "prior"
@@ -165,7 +173,7 @@ class Fitted:
             for name in self.values[scope].get(key, {}):
                 found[name] = self._fitted_words(key, evidence.get(name), self.rows[scope].get(key, 0))
         if not self._is_known(site):
-            for name, values in self._over_sites().items():
+            for name, values in self._over_sites(stack).items():
                 found[name] = f"fitted as the median of {len(values)} installations of {self._table_words()}"
         for name, link in self.links.items():
             found[f"link_efficiency.{name}"] = link.words()
@@ -233,7 +241,7 @@ class Fitted:
 
     def as_dict(self) -> dict[str, Any]:
         """The calibration file's content; parts that are empty are left out."""
-        optional = ("evidence", "ranking", "provenance", "links")
+        optional = ("site_stacks", "evidence", "ranking", "provenance", "links")
         content = {"schema_version": 1, **asdict(self)}
         return {name: value for name, value in content.items() if value or name not in optional}
 
@@ -252,6 +260,7 @@ def read_fitted(document: dict[str, Any], file: str) -> Fitted:
     return Fitted(
         values={**_by_scope(), **document["values"]},
         rows={**_by_scope(), **document.get("rows", {})},
+        site_stacks=document.get("site_stacks", {}),
         errors=document.get("errors", {}),
         intervals=document.get("intervals", {}),
         evidence=_read_evidence(document.get("evidence", {}), file),

@@ -31,9 +31,9 @@ ConstantsFor = Callable[[DeviceSpec, str, str], Constants]
 def add_intervals(fitted: Fitted, cases: list[Case]) -> None:
     """Fill the error bars of ``fitted`` from the residuals of ``cases``, the doubtful sources left out."""
     chosen = [case for case in cases if case.source not in LIGHT]
-    without_stack = Fitted({**fitted.values, "stack": {}}, fitted.rows)
-    without_gpu = Fitted({**fitted.values, "generation": {}}, fitted.rows)
-    without_both = Fitted({**fitted.values, "generation": {}, "stack": {}}, fitted.rows)
+    without_stack = Fitted({**fitted.values, "stack": {}}, fitted.rows, fitted.site_stacks)
+    without_gpu = Fitted({**fitted.values, "generation": {}}, fitted.rows, fitted.site_stacks)
+    without_both = Fitted({**fitted.values, "generation": {}, "stack": {}}, fitted.rows, fitted.site_stacks)
     ways: dict[str, list[ConstantsFor]] = {
         "site": [fitted.constants_for],
         "same": [_unknown_site(fitted)],

@@ -224,6 +224,7 @@ STACKS: dict[str, Stack] = {
     # group of weights gathered again in backward.
     "pytorch": Stack(
         "pytorch",
+        family="pytorch-fsdp",
         hides_tensor_collectives=False,
         gathers_input_again=False,
         stops_recompute_early=True,
@@ -233,6 +234,7 @@ STACKS: dict[str, Stack] = {
     # Accelerate with FSDP2: its mixed precision policy reduces in the precision of the products.
     "accelerate": Stack(
         "accelerate",
+        family="pytorch-fsdp",
         hides_tensor_collectives=False,
         gradient_reduce_bytes=2.0,
         gathers_input_again=False,
@@ -244,6 +246,7 @@ STACKS: dict[str, Stack] = {
     # Hetu-Galvatron: Megatron-LM's layers under FSDP1 (SHARD_GRAD_OP frees weights behind every backward).
     "galvatron": Stack(
         "galvatron",
+        family="megatron",
         accumulation_bytes=6.0,
         gathers_each_microbatch=True,
         logit_saved_bytes=4.0,
