@@ -143,10 +143,8 @@ def test_a_file_that_describes_its_model_has_its_price(planned, tmp_path, target
     plan = planned(target, "llama-3.1-8b", "dgx-h100", 16, 4096, 64)
     write(plan, target, tmp_path)
     back = read_back(plan, target, tmp_path)
-    again = plan_of_decision(
-        resolve(Request("llama-3.1-8b", cluster="dgx-h100", gpus=16, seq_len=4096, global_batch=64)),
-        read_decision(plan.decision),
-        launcher(target).limits.stack,
-    )
+    request = Request("llama-3.1-8b", cluster="dgx-h100", gpus=16, seq_len=4096, global_batch=64)
+    stack = launcher(target).limits.stack
+    again = plan_of_decision(resolve(request, stack), read_decision(plan.decision), stack)
     assert back.prediction.step_seconds == pytest.approx(again.prediction.step_seconds, rel=1e-9)
     assert back.prediction.peak_memory_bytes == pytest.approx(again.prediction.peak_memory_bytes, rel=1e-9)
