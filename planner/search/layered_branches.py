@@ -29,6 +29,9 @@ Fronts = dict[StageKey, tuple[float, StageOptions]]
 Tight = dict[StageKey, tuple[float, tuple[int, ...]]]
 # Settings given a first plan before any bound can be compared with one.
 FIRST_LOOKS = 4
+# Layers of stages tightened, all settings together, after which what is left is stated as the gap: a count,
+# so that the same question has the same answer on every machine.
+MOST_TIGHTENED = 7_000
 # Times a limit is lowered by what a plan of it is over, before its setting is left to its bound.
 MEMORY_TRIES = 4
 # (setting, end, stages, strategies) -> (seconds, bytes over the limit or 0) of a complete plan.
@@ -50,6 +53,7 @@ class Effort:
     labels: int = 0
     replays: int = 0
     options: int = 0
+    tightened: int = 0
 
 
 class Branches:
@@ -90,11 +94,16 @@ class Branches:
         for index in order:
             if coarse[index] >= self.best.seconds * (1 - TIED) or not math.isfinite(coarse[index]):
                 break
-            if time.process_time() > self.deadline or self.worth >= 1.0:
+            if time.process_time() > self.deadline or self.worth >= 1.0 or self.is_spent:
                 self.unproved.append(coarse[index])
                 continue
             self.solve(index)
         return coarse
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether as much was tightened as is worth it."""
+        return self.effort.tightened > MOST_TIGHTENED
 
     def look(self, index: int, coarse: list[float]) -> None:
         """A tighter bound of a setting, and a first plan on the split that has it."""
@@ -122,6 +131,13 @@ class Branches:
             if step >= self.best.seconds * (1 - TIED):
                 break
             if setting.pp > 1:
+                # Tightening is dear: only where the bounds as they are leave a split.
+                step, split = relaxed(setting, bounds, self.best.seconds)
+                if not split:
+                    continue
+                if self.is_spent:
+                    self.unproved.append(step)
+                    continue
                 bounds = self.tightened(setting, end, bounds, tight)
             step, split = (
                 relaxed(setting, bounds, self.best.seconds)
@@ -192,6 +208,7 @@ class Branches:
             return first[0], tuple(first[1])
         if first is not None and first[0] <= below:
             below = first[0]
+        self.effort.tightened += layers[1] - layers[0]
         try:
             front = stage_options(
                 setting, stage, layers, end, self.limit, below * (1 + TIED), proof[1], is_whole=True
