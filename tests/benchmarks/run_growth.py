@@ -39,8 +39,9 @@ def lines(axis: str, cases: Cases, runs: int) -> list[str]:
     """A table row a case: median CPU seconds and peak MiB; the exponent on the first one."""
     measured = []
     for name, (size, arguments) in cases.items():
-        measure(arguments)
-        found = [measure(arguments) for _ in range(runs)]
+        with tempfile.TemporaryDirectory() as bytecode:
+            measure(arguments, bytecode)
+            found = [measure(arguments, bytecode) for _ in range(runs)]
         seconds = statistics.median(cpu for cpu, _ in found)
         measured.append((name, size, seconds, max(mib for _, mib in found)))
         print(name, round(seconds, 2), file=sys.stderr, flush=True)
