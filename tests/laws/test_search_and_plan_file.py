@@ -56,11 +56,13 @@ def best_under(build, model, limit, limits=ANY):
 @given(data=st.data())
 def test_more_memory_never_makes_the_plan_slower(data, build):
     model = data.draw(problems(build))
-    free = search(model, ANY, Pins()).best
+    # The integer program runs only where memory binds, and its mixed shardings may be faster for other reasons.
+    uniform = replace(ANY, has_layer_sharding=False)
+    free = search(model, uniform, Pins()).best
     low, high = 1.5 * 2**30, free.prediction.peak_memory_bytes
     shares = data.draw(st.lists(st.floats(0, 1), min_size=5, max_size=5))
     limits = sorted(low + share * (high - low) for share in shares)
-    seconds = [best_under(build, model, limit)[0] for limit in limits]
+    seconds = [best_under(build, model, limit, limits=uniform)[0] for limit in limits]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] >= free.seconds / ROUNDING
 
