@@ -56,7 +56,7 @@ def best_under(build, model, limit, limits=ANY):
 @given(data=st.data())
 def test_more_memory_never_makes_the_plan_slower(data, build):
     model = data.draw(problems(build))
-    # The integer program runs only where memory binds, and its mixed shardings may be faster for other reasons.
+    # The integer program runs where memory binds; its mixed shardings may be faster for other reasons.
     uniform = replace(ANY, has_layer_sharding=False)
     free = search(model, uniform, Pins()).best
     low, high = 1.5 * 2**30, free.prediction.peak_memory_bytes
