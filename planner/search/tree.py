@@ -27,7 +27,6 @@ from planner.strategy.limits import Limits
 from planner.strategy.rules import RULES, Rule, expert_counts, key_value_heads
 
 DEEP_SHARDINGS = (SHARDING_GRADIENTS, SHARDING_PARAMETERS)
-PINNABLE = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "microbatch_size", "sharding", "schedule")
 
 
 @dataclass(frozen=True)
@@ -324,7 +323,7 @@ def _schedules_of(
     wanted = limits.schedules if pins.schedule is None else (pins.schedule,)
     degree = pins.virtual_stages
     if degree in (None, 1):
-        if pins.schedule in (None, "1f1b", "gpipe") or (pp == 1 and pins.schedule != "interleaved"):
+        if pins.schedule in (None, "1f1b", "gpipe"):
             yield pins.schedule if pins.schedule == "gpipe" else "1f1b", 1
         if pp > 1 and "zb-h1" in wanted:
             yield "zb-h1", 1

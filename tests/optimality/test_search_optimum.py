@@ -29,9 +29,9 @@ def slow_links(build):
     return build.cost_model(build.model(4, tied=True), cluster, batch=8)
 
 
-def six_blocks(build):
+def five_blocks(build):
     cluster = build.cluster(4, build.profile(per_node=2, slow=10))
-    return build.cost_model(build.model(6), cluster, batch=4)
+    return build.cost_model(build.model(5), cluster, batch=4)
 
 
 def eight_devices(build):
@@ -91,7 +91,7 @@ def unequal_stages(build):
 EQUAL_BLOCKS = (
     dense,
     slow_links,
-    six_blocks,
+    five_blocks,
     eight_devices,
     unfused,
     few_microbatches,
