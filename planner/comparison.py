@@ -17,6 +17,7 @@ from planner.parallel import in_order, usable_cores
 from planner.plan_file.schema import Plan
 from planner.request import Request, available_gpus, resolve
 from planner.search.tree import Pins
+from planner.targets import limits_of
 from planner.units import GIB, SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 MAX_POINTS = 500
@@ -156,7 +157,7 @@ def _planned(request: Request, how: HowToPlan, values: dict[str, Any]) -> Point:
     fields = {name: value for name, value in values.items() if name != HEAD_ROOM}
     asked = request.changed(**fields)
     if values.get(HEAD_ROOM):
-        asked = _with_head_room(asked, values[HEAD_ROOM])
+        asked = _with_head_room(asked, values[HEAD_ROOM], limits_of(how.target).stack)
     planner = make_plan_allowing_idle if how.allow_idle else make_plan
     plan_it = partial(
         planner,
@@ -180,8 +181,8 @@ def point_of(plan_it: Callable[[], Plan], target: str, values: dict[str, Any]) -
         return Point(values, None, error.message, verdict)
 
 
-def _with_head_room(request: Request, percent: float) -> Request:
-    """The request under its own memory limit less ``percent`` of it."""
+def _with_head_room(request: Request, percent: float, stack: str) -> Request:
+    """The request under its own memory limit on a training ``stack``, less ``percent`` of it."""
     whole = request.changed(gpus=sensible_counts(*available_gpus(request))[0])
-    limit = resolve(whole).problem.memory_limit_bytes
+    limit = resolve(whole, stack).problem.memory_limit_bytes
     return request.changed(memory_limit_gib=(1.0 - percent / PERCENT) * limit / GIB)

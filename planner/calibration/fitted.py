@@ -260,7 +260,7 @@ def read_fitted(document: dict[str, Any], file: str) -> Fitted:
     return Fitted(
         values={**_by_scope(), **document["values"]},
         rows={**_by_scope(), **document.get("rows", {})},
-        site_stacks=document.get("site_stacks", {}),
+        site_stacks=_read_site_stacks(document.get("site_stacks", {}), file),
         errors=document.get("errors", {}),
         intervals=document.get("intervals", {}),
         evidence=_read_evidence(document.get("evidence", {}), file),
@@ -281,6 +281,18 @@ def _check_value(parameter: Parameter | None, scope: str, key: str, name: str, v
             pointer=pointer,
             hint="refit with planner calibrate",
         )
+
+
+def _read_site_stacks(found: Any, file: str) -> dict[str, list[str]]:
+    """The stacks of each installation. Raises InputError unless they are names in lists."""
+    is_lists = isinstance(found, dict) and all(isinstance(stacks, list) for stacks in found.values())
+    if not is_lists or not all(isinstance(name, str) for stacks in found.values() for name in stacks):
+        raise InputError(
+            f"site_stacks must list the stacks of each installation, not {found!r}",
+            file=file,
+            hint='as in {"smx blackwell": ["megatron"]}, or leave it out',
+        )
+    return dict(found)
 
 
 def _read_evidence(document: Any, file: str) -> dict[str, dict[str, dict[str, Evidence]]]:

@@ -46,8 +46,7 @@ def plan_on_profile(
     as_json: bool,
 ) -> int:
     """Search and print. Raises InputError for a flag that measured tables cannot honour."""
-    from planner.catalog import save_atomic
-    from planner.cli.output import console, note
+    from planner.cli.output import console
     from planner.profile_plan import make_profile_plan
     from planner.profiles.files import read_files
 
@@ -58,11 +57,7 @@ def plan_on_profile(
     started = time.process_time()
     found = make_profile_plan(request, target=target, top=top, time_budget_seconds=time_budget or math.inf)
     spent = time.process_time() - started
-    if output is not None:
-        save_atomic(output, found.to_json())
-        note(f"wrote {output}")
-    if as_json:
-        sys.stdout.write(found.to_json())
+    if _written(found.to_json(), output, as_json):
         return 0
     from planner.report.terminal import print_plan
 
@@ -71,6 +66,19 @@ def plan_on_profile(
     following = [f"planner explain {file}", f"planner check {file}", export]
     print_plan(console(), found, cpu_seconds=spent, next_commands=following if output else [])
     return 0
+
+
+def _written(document: str, output: str | None, as_json: bool) -> bool:
+    """Save a plan's document where that is asked; whether it was printed instead of a report."""
+    from planner.catalog import save_atomic
+    from planner.cli.output import note
+
+    if output is not None:
+        save_atomic(output, document)
+        note(f"wrote {output}")
+    if as_json:
+        sys.stdout.write(document)
+    return as_json
 
 
 def _plan_graph(
@@ -82,8 +90,7 @@ def _plan_graph(
     as_json: bool,
 ) -> int:
     """Plan a Piper graph. Raises InputError for a flag that means nothing beside one."""
-    from planner.catalog import save_atomic
-    from planner.cli.output import console, note
+    from planner.cli.output import console
     from planner.graph_plan import make_graph_plan, memory_limit
     from planner.report.graph_text import print_graph_plan
 
@@ -110,11 +117,7 @@ def _plan_graph(
         memory_bytes=memory_limit(request.memory_limit_gib),
         samples=request.global_batch,
     )
-    if output is not None:
-        save_atomic(output, found.to_json())
-        note(f"wrote {output}")
-    if as_json:
-        sys.stdout.write(found.to_json())
+    if _written(found.to_json(), output, as_json):
         return 0
     following = [f"planner check {shlex.quote(output)}"] if output else []
     print_graph_plan(console(), found, following)

@@ -18,10 +18,10 @@ from planner.cost.data_parallel import layer_moves, moves_seconds, norm_move
 from planner.cost.feed_forward import feed_forward_part
 from planner.cost.groups import Groups, rank_groups
 from planner.cost.part import Move, Part, Setting
-from planner.cost.placeholder import loss_bytes, placeholder_bytes
 from planner.cost.sharded import sharded_seconds
 from planner.cost.stack import Stack
 from planner.cost.tensor_parallel import parallel_loss_part, tensor_parallel_part
+from planner.cost.unused_gradient import loss_bytes, unused_gradient_bytes
 from planner.model.chain import LayerChain, LayerKind, kind_parameters
 from planner.model.parameters import (
     block_parameters,
@@ -282,7 +282,7 @@ class LayerPricer:
         forward_compute = np.maximum(forward_kernels, host - forward_wire)
         backward_compute = np.maximum(backward_kernels, 2.0 * host - backward_wire)
         zero = np.zeros(len(self.candidates))
-        placeholders = placeholder_bytes(self.problem.model, self.stack, self.candidates)
+        unused = unused_gradient_bytes(self.problem.model, self.stack, self.candidates)
         forward = {
             "compute": forward_compute,
             "tp": part.forward_tp + zero,
@@ -323,7 +323,7 @@ class LayerPricer:
             recompute=({}, selective, full) if is_block else ({}, {}, {}),
             saved_bytes=saved if is_block else (saved[0],) * RECOMPUTE_MODES,
             working_bytes=tuple(np.maximum(0.0, saved[0] - row) if is_block else zero for row in needed),
-            transient_bytes=part.transient_bytes + placeholders,
+            transient_bytes=part.transient_bytes + unused,
             backward_bytes=backward_bytes,
             dense_parameters=dense + zero,
             expert_parameters=expert + zero,

@@ -63,7 +63,7 @@ class Stack:
     loss; has_whole_table_gradient, the embedding's gradient has the whole vocabulary on every tp rank
     (DTensor: a row-wise embedding's backward replicates, then slices).
 
-    has_placeholder_gradients: products add to the gradient buffer themselves (``placeholder.py``).
+    has_unused_gradients: products add to the gradient buffer themselves (``unused_gradient.py``).
     has_host_optimizer: states, fp32 weights and update are the host's (``offload.on_host``).
     """
 
@@ -107,7 +107,7 @@ class Stack:
     logit_backward_bytes: float = 4.0
     split_logit_backward_bytes: float = 4.0
     pipeline_logit_bytes: float = 0.0
-    has_placeholder_gradients: bool = False
+    has_unused_gradients: bool = False
     has_host_optimizer: bool = False
 
     @property
@@ -151,7 +151,7 @@ MEGATRON = Stack(
     scatters_sends=True,
     logit_saved_bytes=4.0,
     logit_transient_bytes=2.0,
-    has_placeholder_gradients=True,
+    has_unused_gradients=True,
 )
 
 # Megatron-DeepSpeed: gradient reduction after the last backward, half-precision gradients on the wire; tp's

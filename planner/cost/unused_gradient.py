@@ -1,4 +1,4 @@
-"""Gradients that stand in for those a product has already added to the buffer itself.
+"""Gradients that nobody reads: of products that have added theirs to the buffer themselves.
 
 A product that accumulates its weight gradient in fp32 still owes autograd a tensor: one in 16 bits of the
 weight's shape, of no content. Transformer Engine keeps one of each shape for all layers (get_dummy_wgrad);
@@ -17,10 +17,10 @@ from planner.model.spec import MixtureOfExperts, ModelSpec
 from planner.strategy.candidates import Candidates
 
 
-def placeholder_bytes(model: ModelSpec, stack: Stack, candidates: Candidates) -> Array:
-    """Bytes of one placeholder of each shape of the widest block on a rank, of its experts one's."""
+def unused_gradient_bytes(model: ModelSpec, stack: Stack, candidates: Candidates) -> Array:
+    """Bytes of one unused gradient of each shape of the widest block on a rank, of its experts one's."""
     widest = np.zeros(len(candidates))
-    if not stack.has_placeholder_gradients:
+    if not stack.has_unused_gradients:
         return widest
     for block in model.block_kinds.values():
         ff, h = block.feed_forward, model.hidden_size
@@ -34,11 +34,11 @@ def placeholder_bytes(model: ModelSpec, stack: Stack, candidates: Candidates) ->
 def loss_bytes(stack: Stack, logits: Number, weights: Number) -> Number:
     """Short-lived bytes beside the saved ``logits`` (elements) at the fuller of two moments.
 
-    While the loss is taken; or while the placeholder of the vocabulary's ``weights`` (elements) is made, when
-    the loss's gradient, as wide as what was saved, has become a 16-bit one.
+    While the loss is taken; or while the unused gradient of the vocabulary's ``weights`` (elements) is made,
+    when the loss's gradient, as wide as what was saved, has become a 16-bit one.
     """
     loss = logits * stack.logit_transient_bytes
-    if not stack.has_placeholder_gradients:
+    if not stack.has_unused_gradients:
         return loss
     freed = logits * (stack.logit_saved_bytes - ELEMENT_BYTES)
     return np.maximum(loss, ELEMENT_BYTES * weights - freed)
