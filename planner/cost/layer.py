@@ -8,6 +8,7 @@ exposed gathers and reductions of sharded parameters, which depend on the shardi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -82,6 +83,10 @@ class LayerPricer:
         """The cost row of ``kind`` for every candidate."""
         setting = self.setting(kind)
         return self._finish(kind, self.part(kind, setting), setting, *self.parameters(kind))
+
+    @cached_property
+    def _unused_bytes(self) -> Number:
+        return unused_gradient_bytes(self.problem.model, self.stack, self.candidates)
 
     def part(self, kind: LayerKind, setting: Setting) -> Part:
         """Kernels, tensors and collectives of one layer, before sharded parameters and host launches."""
@@ -282,7 +287,6 @@ class LayerPricer:
         forward_compute = np.maximum(forward_kernels, host - forward_wire)
         backward_compute = np.maximum(backward_kernels, 2.0 * host - backward_wire)
         zero = np.zeros(len(self.candidates))
-        unused = unused_gradient_bytes(self.problem.model, self.stack, self.candidates)
         forward = {
             "compute": forward_compute,
             "tp": part.forward_tp + zero,
@@ -323,7 +327,7 @@ class LayerPricer:
             recompute=({}, selective, full) if is_block else ({}, {}, {}),
             saved_bytes=saved if is_block else (saved[0],) * RECOMPUTE_MODES,
             working_bytes=tuple(np.maximum(0.0, saved[0] - row) if is_block else zero for row in needed),
-            transient_bytes=part.transient_bytes + unused,
+            transient_bytes=part.transient_bytes + self._unused_bytes,
             backward_bytes=backward_bytes,
             dense_parameters=dense + zero,
             expert_parameters=expert + zero,

@@ -11,14 +11,14 @@ from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow
 from planner.cost.sends import boundary_send_seconds, send_times, tied_embedding_seconds
 from planner.cost.stage import StageModel
-from planner.cost.step import price
 from planner.cost.tail import Sync, Tail
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
+from planner.search.chunk_bounds import ChunkedStep
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.partition import Partitioner
 from planner.search.policy import RecomputePolicy
 from planner.search.ranges import Ranges
-from planner.search.recompute import Choice, Group, plain_items
+from planner.search.recompute import Choice, Group
 from planner.search.row_decision import row_decision
 from planner.strategy.decision import RECOMPUTE_FULL, RECOMPUTE_SELECTIVE, Decision
 
@@ -240,26 +240,8 @@ class CandidateSolver:
         return pick, extra, choice.extra_seconds - least.extra_seconds + least.spared_seconds
 
     def plain_bound(self, row: CandidateRow) -> float:
-        """Seconds no plan on the balanced chunks of a candidate can beat: the step without recomputation.
-
-        Replayed on its schedule: longer backwards never end it sooner; they only hide more of the gradient
-        reduction, so that is taken with the longest ones.
-        """
-        chunks = interleaved_chunks(self.layout, row)
-        prediction = price(self.model, self._decision(row, chunks, []), rows={row.sharding: row})
-        stages = self.model.stage_model({row.sharding: row})
-        longest = [max(kind.backward_seconds) for kind in row.kinds]
-        hidden = 0.0
-        for stage in prediction.stages:
-            spans = [
-                chunks[virtual_stage(row.schedule, stage.index, chunk, row.degrees.pp)]
-                for chunk in range(row.virtual_stages)
-            ]
-            groups = merge_groups([self.layout.groups(*span, (1,)) for span in spans])
-            backward = sum(self.layout.sum_over(longest, *span) for span in spans)
-            tail = stages.tail(plain_items(groups, row.sharding), stage.forward_seconds, backward)
-            hidden = max(hidden, stage.tail.reduce - tail.reduce)
-        return prediction.step_seconds - hidden
+        """Seconds no plan on the balanced chunks of a candidate can beat, judged without recomputation."""
+        return ChunkedStep(self.model, self.layout, row, interleaved_chunks(self.layout, row)).plain_bound()
 
     def _turn(self, row: CandidateRow, chunks: tuple[tuple[int, int], ...], rank: int, fill: float) -> float:
         """Idle seconds of a rank of the V before its first backward, beyond ``fill``; 0 for other schedules.
