@@ -16,6 +16,7 @@ from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
 from planner.search.chunk_bounds import ChunkedStep
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.partition import Partitioner
+from planner.search.path_program import PathProgram, path_program
 from planner.search.policy import RecomputePolicy
 from planner.search.ranges import Ranges
 from planner.search.recompute import Choice, Group
@@ -222,9 +223,7 @@ class CandidateSolver:
         The bound is that of the cheaper choice that counts the end of the warm-up alone.
         """
         sharding = stages.row.sharding
-        parts = [
-            self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
-        ]
+        parts = self._parts(spans, states)
         flat = tuple(group for part in parts for group in part)
         merged = flat if policy.is_by_stage else merge_groups(parts)
         least = policy.choose(stages, merged, self.limit_bytes, sharding, room)
@@ -239,9 +238,30 @@ class CandidateSolver:
             extra += selective * (seconds[1] - seconds[0]) + full * (seconds[2] - seconds[0])
         return pick, extra, choice.extra_seconds - least.extra_seconds + least.spared_seconds
 
-    def plain_bound(self, row: CandidateRow) -> float:
-        """Seconds no plan on the balanced chunks of a candidate can beat, judged without recomputation."""
-        return ChunkedStep(self.model, self.layout, row, interleaved_chunks(self.layout, row)).plain_bound()
+    def _parts(
+        self, spans: list[tuple[int, int]], states: tuple[tuple[int, ...], ...]
+    ) -> list[tuple[Group, ...]]:
+        """The layers of a rank's chunks in groups, with the microbatches alive in every state."""
+        return [
+            self.layout.groups(*span, tuple(state[i] for state in states)) for i, span in enumerate(spans)
+        ]
+
+    def chunked_step(self, row: CandidateRow) -> ChunkedStep:
+        """The step of a candidate on its balanced chunks."""
+        return ChunkedStep(self.model, self.layout, row, interleaved_chunks(self.layout, row))
+
+    def path_program(self, row: CandidateRow, step: ChunkedStep) -> PathProgram | None:
+        """The program of recomputation on those chunks; None where layers are not free to choose theirs."""
+        policies = self._policies_of(row)
+        if len(policies) != 1 or policies[0].mode != "free":
+            return None
+        least, pp = [], row.degrees.pp
+        for rank, mine in enumerate(step.placed):
+            states = alive_states(row.schedule, rank, pp, row.microbatches, row.virtual_stages)
+            merged = merge_groups(self._parts([step.chunks[c] for c in mine], states))
+            choice = policies[0].choose(step.stages, merged, self.limit_bytes, row.sharding)
+            least.append(choice.extra_seconds - choice.spared_seconds if choice else 0.0)
+        return path_program(step, self.limit_bytes, policies[0].offered, least)
 
     def _turn(self, row: CandidateRow, chunks: tuple[tuple[int, int], ...], rank: int, fill: float) -> float:
         """Idle seconds of a rank of the V before its first backward, beyond ``fill``; 0 for other schedules.

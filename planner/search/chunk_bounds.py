@@ -63,6 +63,18 @@ class ChunkedStep:
         backward = stage.backward_seconds + extra_seconds
         return float(self.stages.tail(items, stage.forward_seconds, backward).reduce)
 
+    def extra_seconds(self, recompute: Sequence[int]) -> list[float]:
+        """What a recompute mode of every block adds to the backward of each virtual stage."""
+        chain, kinds = self.model.chain, self.row.kinds
+        added = []
+        for first, end in self.chunks:
+            chosen = [
+                (kinds[chain.layers[chain.block_layers[block]]], recompute[block])
+                for block in range(first, end)
+            ]
+            added.append(sum(k.backward_seconds[mode] - k.backward_seconds[0] for k, mode in chosen))
+        return added
+
     def paths(self, extra_seconds: Sequence[float]) -> CriticalPaths | None:
         """The critical paths where the backward of each virtual stage takes so much longer.
 
@@ -93,12 +105,12 @@ class ChunkedStep:
         longest = [max(kind.backward_seconds) - kind.backward_seconds[0] for kind in self.row.kinds]
         extra = [self.layout.sum_over(longest, *span) for span in self.chunks]
         drained = 0.0
-        for end, rank in sorted(((end, rank) for rank, end in enumerate(self._ends)), reverse=True):
+        for end, rank in sorted(((end, rank) for rank, end in enumerate(self.ends)), reverse=True):
             if end <= drained:
                 break
             reduce = self.reduce_seconds(rank, self._hiding(rank, extra))
             drained = max(drained, end - self.plain.stages[rank].tail.reduce + reduce)
-        return self.plain.step_seconds - max(self._ends) + drained
+        return self.plain.step_seconds - max(self.ends) + drained
 
     def _hiding(self, rank: int, extra: list[float]) -> float:
         """Seconds that a rank's backwards may be longer before its end is put off by more than they hide.
@@ -127,7 +139,7 @@ class ChunkedStep:
         return min(idle, max(0.0, left))
 
     @cached_property
-    def _ends(self) -> list[float]:
+    def ends(self) -> list[float]:
         """When each rank has reduced its gradients, without recomputation."""
         ends = zip(self.plain.timeline.finish, self.plain.stages, strict=True)
         return [self.model.straggler_factor * end + stage.tail.reduce for end, stage in ends]

@@ -38,6 +38,8 @@ WIDE_GAP = 0.02
 REOPENED = 8
 RUNNER_UP_SOLVES = 100
 DIVES = 16
+# Candidates whose bound a path program is asked to raise.
+MOST_PATH_PROGRAMS = 4
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ class BestFirst:
     tried: int = 0
     is_certified: bool = True
     solver: CandidateSolver | None = None
+    path_programs: int = 0
 
     def over(self, deadline: float) -> bool:
         """Solve candidates in the order of their bounds until none can beat the best plan.
@@ -305,27 +308,47 @@ class BestFirst:
             self.found[key] = solution
 
     def _tighten(self, solver: CandidateSolver, deadline: float) -> None:
-        """Raise the smallest bounds of solved candidates, until the best plan is proved or one stays."""
-        is_raised = True
-        while is_raised and self.solved and time.process_time() <= deadline:
+        """Raise the smallest bounds of solved candidates, until the best plan is proved or one stays.
+
+        Each is looked at once: a second look finds the same.
+        """
+        seen: set[int] = set()
+        while self.solved and time.process_time() <= deadline:
             lowest = min(range(len(self.solved)), key=lambda index: self.solved[index][0])
             bound, opened = self.solved[lowest]
-            if bound >= self._best() * (1.0 - PROVED_GAP):
+            if lowest in seen or bound >= self._best() * (1.0 - PROVED_GAP):
                 return
-            raised = self._raised(solver, bound, opened)
-            is_raised = raised > bound
-            self.solved[lowest] = max(bound, raised), opened
+            seen.add(lowest)
+            self.solved[lowest] = max(bound, self._raised(solver, bound, opened)), opened
 
     def _raised(self, solver: CandidateSolver, bound: float, opened: Opened) -> float:
         """A solved candidate's bound, from a closer look; at least as good a plan of it is kept."""
         row, best = self.space.row(opened), self._best()
         if row.virtual_stages > 1:
-            return solver.plain_bound(row)
+            return self._raised_on_chunks(solver, row, opened)
         solved = solver.solve(row, best)
         if solved is None:
             return best
         self._keep(self.space.kind(opened), solved, row, bound)
         return solved.bound_seconds
+
+    def _raised_on_chunks(self, solver: CandidateSolver, row: CandidateRow, opened: Opened) -> float:
+        """The same of a candidate whose chunks are known, by the critical paths of its schedule."""
+        step, best = solver.chunked_step(row), self._best()
+        plain = step.plain_bound()
+        is_short = plain < best * (1.0 - PROVED_GAP) and self.path_programs < MOST_PATH_PROGRAMS
+        program = solver.path_program(row, step) if is_short else None
+        if program is None:
+            return plain
+        self.path_programs += 1
+        bound = max(plain, program.bound(best))
+        if bound < best * (1.0 - PROVED_GAP):
+            decisions, whole = program.decisions(best)
+            bound = max(bound, whole)
+            if decisions:
+                solved = Solved(tuple(decisions), (bound,) * len(decisions), bound)
+                self._keep(self.space.kind(opened), solved, row, bound)
+        return bound
 
     def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction] | None:
         """The fastest decision; those whose bound is behind one already priced need no price.

@@ -63,6 +63,10 @@ class Ranges:
         """The same for a rank of several chunks, with the microbatches each holds in every state."""
         if self.stages.stack.makes_buffers_when_needed:
             return None
+        return max(self.state_bytes(spans, states))
+
+    def state_bytes(self, spans: Spans, states: tuple[tuple[int, ...], ...]) -> list[float]:
+        """Bytes in every state, without recomputation, of a rank whose fullest moment is one sum."""
         if not self._static:
             self._sum_bytes()
         static = working = transient = gathered = 0.0
@@ -74,9 +78,11 @@ class Ranges:
             working = max(working, *self._working[low:high])
             transient = max(transient, *self._transient[low:high])
             gathered = max(gathered, *self._gathered[low:high])
-        most = max(sum(map(mul, state, saved)) for state in states)
         buffers = working + transient + gathered + self._boundary
-        return float(static + self._slack * (most + buffers) + self._reserve)
+        return [
+            float(static + self._slack * (sum(map(mul, state, saved)) + buffers) + self._reserve)
+            for state in states
+        ]
 
     def _sum_bytes(self) -> None:
         row, constants = self.stages.row, self.stages.device.constants
