@@ -117,26 +117,18 @@ class ChunkedStep:
 
         ``extra``: at most, by virtual stage. The rank works through its backwards m times behind its first
         forward, so no more than m-ths of its idle seconds. One on the critical path to its end (of equal
-        paths, that which most of them are on) puts that off by all it adds. Made longest, the others put it
-        off too: what they do not is left, those that matter most taken back first (the ends are convex, see
-        ``critical_path``).
+        paths, that which most of them are on) puts that off by all it adds, whatever the others add: so no
+        more than those that are not.
         """
         timeline, mine = self.plain.timeline, self.placed[rank]
         begin = sum(self._forward[:rank]) + sum(self._sends[:rank])
         idle = max(0.0, timeline.finish[rank] - timeline.busy[rank] - begin) / self.row.microbatches
-        near = self.paths([TINY * (stage in mine) for stage in range(len(extra))])
-        if near is None:
+        paths = self.paths([TINY * (stage in mine) for stage in range(len(extra))])
+        if paths is None:
             return min(idle, sum(extra[stage] for stage in mine))
-        counts = self.backwards(near.counts[rank])
-        free = {stage for stage in mine if not counts[stage]}
-        left = TINY * sum(counts) + sum(extra[stage] for stage in free)
-        far = self.paths([extra[stage] * (stage in free) for stage in range(len(extra))]) if free else None
-        if far is not None:
-            over, counts = far.finish[rank] - timeline.finish[rank], self.backwards(far.counts[rank])
-            for stage in sorted(free, key=lambda stage: -counts[stage]):
-                back = min(extra[stage], over / counts[stage]) if counts[stage] else 0.0
-                left, over = left - back, over - back * counts[stage]
-        return min(idle, max(0.0, left))
+        counts = self.backwards(paths.counts[rank])
+        free = sum(extra[stage] for stage in mine if not counts[stage])
+        return min(idle, TINY * sum(counts) + free)
 
     @cached_property
     def ends(self) -> list[float]:
