@@ -19,6 +19,7 @@ from planner.cost.row import CandidateRow
 from planner.cost.step import Prediction, price
 from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver, Solved
+from planner.search.mixed_sharding import may_mix, mixed_without_pipeline
 from planner.search.policy import SPLIT_RECOMPUTES, offered_modes, recompute_policies, split_policies
 from planner.search.polish import polish
 from planner.search.refinement import WORTH, is_memory_bound, paid_share, refine, strategies_of
@@ -122,6 +123,8 @@ def search(
         if lower < ranked[0].seconds * (1.0 - WIDE_GAP):
             ranked = with_best(ranked, [polished(model, limits, pins, [one])[0] for one in run.reopened()])
     ranked, solver = refined(model, limits, pins, ranked, reporter)
+    if is_complete:
+        ranked, solver = mixed(model, limits, pins, space, ranked, solver)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
     if not is_refined or not math.isfinite(lower):
@@ -202,6 +205,24 @@ def refined(
         return ranked, refinement.solver
     better = Solution(refinement.decision, refinement.prediction, best.bound_seconds)
     return [better, *ranked[1:]], refinement.solver
+
+
+def mixed(
+    model: CostModel,
+    limits: Limits,
+    pins: Pins,
+    space: Space,
+    ranked: list[Solution],
+    solver: dict[str, object],
+) -> tuple[list[Solution], dict[str, object]]:
+    """The ranked solutions, a faster one of mixed shardings and one stage first, and its solver's data."""
+    if not may_mix(limits, pins):
+        return ranked, solver
+    found = mixed_without_pipeline(model, limits, pins, space.without_pipeline(), ranked[0].seconds)
+    if found is None:
+        return ranked, solver
+    better = Solution(found.decision, found.prediction, found.floor_seconds)
+    return with_best(ranked, [better]), found.solver
 
 
 @dataclass
