@@ -21,11 +21,12 @@ from planner.plan_file.schema import Alternative, Inputs, Options, Plan, SearchR
 from planner.reasons import alternative_reason, plan_reasons, plan_warnings
 from planner.remedies import with_remedies
 from planner.request import Request, Resolved, resolve
-from planner.search.engine import SearchResult, Solution
+from planner.search.engine import SearchResult
 from planner.search.last_resort import search_all
 from planner.search.layer_degrees import has_layer_degrees, with_layer_degrees
 from planner.search.layout import balanced_chunks
 from planner.search.reporter import Reporter
+from planner.search.solution import Solution
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import (

@@ -25,10 +25,11 @@ from planner.cost.layered_table import LayeredSetting
 from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.step import price
-from planner.search.engine import PROVED_GAP, SearchResult, Solution
+from planner.search.engine import PROVED_GAP, SearchResult
 from planner.search.layered import improve_layered
 from planner.search.policy import offered_modes
 from planner.search.row_decision import row_decision
+from planner.search.solution import Solution
 from planner.search.tree import (
     Funnel,
     Pins,
