@@ -21,11 +21,11 @@ from planner.plan_file.schema import Alternative, Inputs, Options, Plan, SearchR
 from planner.reasons import alternative_reason, plan_reasons, plan_warnings
 from planner.remedies import with_remedies
 from planner.request import Request, Resolved, resolve
-from planner.search.engine import SearchResult, Solution
-from planner.search.last_resort import search_all
-from planner.search.layer_degrees import has_layer_degrees, with_layer_degrees
+from planner.search.engine import SearchResult
+from planner.search.layer_search import search_every_layer
 from planner.search.layout import balanced_chunks
 from planner.search.reporter import Reporter
+from planner.search.solution import Solution
 from planner.search.tree import Pins
 from planner.strategy.candidates import Candidates
 from planner.strategy.decision import (
@@ -74,7 +74,7 @@ def make_plan(
     inputs = asked_inputs(model, resolved, pins, target, top)
     require_able(inputs, target)
     try:
-        result = search_all(
+        result = search_every_layer(
             model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
         )
     except InfeasibleError as error:
@@ -85,9 +85,6 @@ def make_plan(
 
             raise with_remedies(error, request, pins, again) from None
         raise
-    if has_layer_degrees(model, limits, pins) and result.status != "interrupted":
-        left = time_budget_seconds - (time.process_time() - started)
-        result = with_layer_degrees(model, limits, pins, result, top=top, time_budget_seconds=left)
     if result.best.decision.offload:
         inputs = asked_inputs(model, resolved, pins, target, top, result.best.decision)
     plan = plan_of_result(model, resolved, result, inputs)

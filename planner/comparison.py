@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from planner.api import make_plan
-from planner.errors import InfeasibleError, InputError, UnsupportedByTarget
+from planner.errors import InfeasibleError, InputError, SolverError, UnsupportedByTarget
 from planner.fronts import PERCENT
 from planner.idle import make_plan_allowing_idle, sensible_counts
 from planner.parallel import in_order, usable_cores
@@ -176,8 +176,9 @@ def point_of(plan_it: Callable[[], Plan], target: str, values: dict[str, Any]) -
     """The point ``plan_it`` gives, or why there is none; InputError passes on."""
     try:
         return Point(values, plan_it())
-    except (InfeasibleError, UnsupportedByTarget) as error:
+    except (InfeasibleError, SolverError, UnsupportedByTarget) as error:
         verdict = "does not fit" if isinstance(error, InfeasibleError) else f"{target} cannot"
+        verdict = "solver failed" if isinstance(error, SolverError) else verdict
         return Point(values, None, error.message, verdict)
 
 

@@ -20,8 +20,9 @@ from planner.pin_rules import check_pins
 from planner.plan_file.schema import IdleRecord, Plan
 from planner.request import Request, available_gpus, resolve
 from planner.search.better import faster_solution
-from planner.search.engine import SearchResult, Solution
+from planner.search.engine import SearchResult
 from planner.search.reporter import Reporter
+from planner.search.solution import Solution
 from planner.search.tree import Funnel, Pins
 from planner.search.words import describe_space
 from planner.strategy.limits import Limits

@@ -8,7 +8,7 @@ from dataclasses import replace
 from planner.calibration.error_bars import ErrorBars
 from planner.cost.model import CostModel
 from planner.cost.step import price
-from planner.search.engine import Solution
+from planner.search.solution import Solution
 from planner.strategy.decision import GROUP_ISLAND, OFFLOAD_NONE, RECOMPUTES, SHARDING_NONE, SHARDINGS
 from planner.units import format_bytes, format_rate, format_seconds, format_share
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from planner.cost.model import CostModel
 from planner.cost.step import Prediction, price
-from planner.errors import InfeasibleError, UnsupportedByTarget
+from planner.errors import InfeasibleError, SolverError, UnsupportedByTarget
 from planner.plan_file.build import build_decision
 from planner.plan_file.read import read_cost_model, read_decision
 from planner.plan_file.schema import Inputs, Plan, RestrictionRecord
 from planner.search.better import search_better
-from planner.search.engine import PROVED_GAP, Solution
+from planner.search.engine import PROVED_GAP
 from planner.search.last_resort import search_all
+from planner.search.solution import Solution
 from planner.search.tree import Pins
 from planner.strategy.decision import Decision
 from planner.strategy.limits import ANY, Limits
@@ -142,7 +143,7 @@ def nearest_expressible(plan: Plan, target: str) -> list[tuple[str, Prediction, 
     for where, pins in (("on this mesh", mesh), ("on any mesh", Pins())):
         try:
             best = search_all(model, limits, pins, top=1).best
-        except InfeasibleError:
+        except (InfeasibleError, SolverError):
             continue
         record = build_decision(best.decision)
         is_refused = launcher(target).reasons(plan.model_copy(update={"decision": record}))

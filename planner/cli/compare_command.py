@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from planner.cli import options as o
-from planner.errors import EXIT_DONE, EXIT_INFEASIBLE, EXIT_INTERRUPTED, EXIT_TARGET, InputError
+from planner.errors import EXIT_DONE, EXIT_INFEASIBLE, EXIT_INTERRUPTED, EXIT_SOLVER, EXIT_TARGET, InputError
 
 if TYPE_CHECKING:
     from planner.comparison import Comparison
@@ -186,8 +186,10 @@ def _exit_code(comparison: Comparison) -> int:
         return EXIT_INTERRUPTED
     if any(point.plan is not None for point in comparison.points):
         return EXIT_DONE
-    does_not_fit = any(point.verdict == "does not fit" for point in comparison.points)
-    return EXIT_INFEASIBLE if does_not_fit else EXIT_TARGET
+    verdicts = {point.verdict for point in comparison.points}
+    if "does not fit" in verdicts:
+        return EXIT_INFEASIBLE
+    return EXIT_SOLVER if "solver failed" in verdicts else EXIT_TARGET
 
 
 def _head_rooms(percents: list[float]) -> list[float]:

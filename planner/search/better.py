@@ -7,8 +7,10 @@ import time
 from dataclasses import dataclass, replace
 
 from planner.cost.model import CostModel
-from planner.search.engine import PROVED_GAP, BestFirst, Solution, refined
+from planner.search.engine import PROVED_GAP, BestFirst
+from planner.search.improvements import refined
 from planner.search.reporter import Reporter
+from planner.search.solution import Solution
 from planner.search.space import Space
 from planner.search.tree import Funnel, Pins
 from planner.strategy.limits import Limits

@@ -17,21 +17,18 @@ from planner.cost.model import CostModel
 from planner.cost.offload import usable_bytes
 from planner.cost.row import CandidateRow
 from planner.cost.step import Prediction, price
-from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.candidate import CandidateSolver, Solved
-from planner.search.policy import SPLIT_RECOMPUTES, offered_modes, recompute_policies, split_policies
-from planner.search.polish import polish
-from planner.search.refinement import WORTH, is_memory_bound, paid_share, refine, strategies_of
+from planner.search.improvements import finer_gathers, mixed, polished, refined, with_best
+from planner.search.policy import recompute_policies, split_policies
 from planner.search.reporter import Reporter
-from planner.search.rescue import rescue
+from planner.search.solution import TIE, Solution
 from planner.search.space import Opened, Space
 from planner.search.tree import Funnel, Pins
 from planner.search.words import describe_space, no_candidates, nothing_fits
-from planner.strategy.decision import RECOMPUTES, Decision
-from planner.strategy.kind import Kind, decision_kind
+from planner.strategy.decision import Decision
+from planner.strategy.kind import Kind
 from planner.strategy.limits import Limits
 
-TIE = 1e-9
 PROVED_GAP = 1e-6
 # Beyond this gap the candidates of the smallest bounds are polished too, not only the best plan's.
 WIDE_GAP = 0.02
@@ -40,19 +37,6 @@ RUNNER_UP_SOLVES = 100
 DIVES = 16
 # Candidates whose bound a path program is asked to raise.
 MOST_PATH_PROGRAMS = 4
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A plan found: its decision, its prediction, and the bound of its candidate."""
-
-    decision: Decision
-    prediction: Prediction
-    bound_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        return self.prediction.step_seconds
 
 
 @dataclass
@@ -124,6 +108,8 @@ def search(
         if lower < ranked[0].seconds * (1.0 - WIDE_GAP):
             ranked = with_best(ranked, [polished(model, limits, pins, [one])[0] for one in run.reopened()])
     ranked, solver = refined(model, limits, pins, ranked, reporter)
+    if is_complete:
+        ranked, solver = mixed(model, limits, pins, space, ranked, solver)
     best = ranked[0]
     is_refined = bool(solver.get("is_used"))
     if not is_refined or not math.isfinite(lower):
@@ -143,67 +129,6 @@ def search(
         cpu_seconds=time.process_time() - started,
         solver=solver,
     )
-
-
-def polished(model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution]) -> list[Solution]:
-    """The ranked solutions, the best one moved to its fastest neighbour where every layer has its choice."""
-    best = ranked[0]
-    if limits.recompute_granularity != "layer" or pins.recompute is not None:
-        return ranked
-    if best.decision.virtual_stages > 1 and paid_share(best.decision, best.prediction) < WORTH:
-        return ranked  # only recomputation moves there
-    modes = offered_modes(limits)
-    if best.decision.schedule in ZERO_BUBBLE:
-        modes = tuple(mode for mode in modes if RECOMPUTES[mode] in SPLIT_RECOMPUTES)
-    decision = polish(model, best.decision, best.seconds, model.problem.memory_limit_bytes, modes)
-    if decision == best.decision:
-        return ranked
-    return [Solution(decision, price(model, decision), best.bound_seconds), *ranked[1:]]
-
-
-def with_best(ranked: list[Solution], others: list[Solution]) -> list[Solution]:
-    """The ranked solutions with the fastest of ``others`` ahead, in place of its kind's, if it beats them."""
-    best = min(others, key=lambda solution: solution.seconds, default=ranked[0])
-    if best.seconds >= ranked[0].seconds * (1.0 - TIE):
-        return ranked
-    kind = decision_kind(best.decision)
-    return [best, *(solution for solution in ranked if decision_kind(solution.decision) != kind)]
-
-
-def finer_gathers(
-    model: CostModel, limits: Limits, pins: Pins, space: Space
-) -> tuple[Solution, dict[str, object]] | None:
-    """A plan that gathers less than a block at once, where none that gathers whole blocks fits."""
-    if pins.recompute is not None or len(limits.gather_units) < 2 or pins.schedule not in (None, "1f1b"):
-        return None
-    found = rescue(model, limits, *space.smallest())
-    if found is None:
-        return None
-    # Finer gathers are never faster than whole ones: the bases' bounds hold for them too.
-    return Solution(found.decision, found.prediction, space.floor_seconds()), found.solver
-
-
-def refined(
-    model: CostModel, limits: Limits, pins: Pins, ranked: list[Solution], reporter: Reporter
-) -> tuple[list[Solution], dict[str, object]]:
-    """The ranked solutions, the best one refined by the integer program when its memory binds."""
-    best = ranked[0]
-    strategies = strategies_of(model, best.decision, limits)
-    is_free = pins.recompute is None and pins.sharding is None and len(strategies) > 1
-    is_free &= best.decision.schedule not in ZERO_BUBBLE and limits.recompute_granularity == "layer"
-    is_free &= not best.decision.layer_tp
-    if not is_free or not is_memory_bound(best.decision):
-        return ranked, {}
-    share = paid_share(best.decision, best.prediction)
-    if share < WORTH:
-        words = f"nothing to gain: recomputation and gathers are {share:.2%} of the step"
-        return ranked, {"name": "none", "status": words}
-    reporter.refining(best.decision.label())
-    refinement = refine(model, best.decision, best.seconds, strategies, offered_modes(limits))
-    if refinement.decision is None or refinement.prediction is None:
-        return ranked, refinement.solver
-    better = Solution(refinement.decision, refinement.prediction, best.bound_seconds)
-    return [better, *ranked[1:]], refinement.solver
 
 
 @dataclass

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 
 from planner.cost.model import CostModel
 from planner.cost.step import price
-from planner.errors import InfeasibleError
-from planner.search.engine import PROVED_GAP, SearchResult, Solution, search
+from planner.errors import InfeasibleError, SolverError
+from planner.search.engine import PROVED_GAP, SearchResult, search
 from planner.search.least_memory import LeastMemory, least_memory
 from planner.search.reporter import Reporter
+from planner.search.solution import Solution
 from planner.search.tree import Pins
 from planner.strategy.limits import Limits
 
@@ -122,7 +123,7 @@ def _point(
         found = search(
             tighter, limits, pins, top=1, time_budget_seconds=time_budget_seconds, reporter=reporter
         )
-    except InfeasibleError:
+    except (InfeasibleError, SolverError):
         return None
     bound = min(max(found.lower_bound_seconds, looser.lower_bound_seconds), found.best.seconds)
     return FrontPoint(head_room, limit_bytes, found.best, bound, found.status)

@@ -298,18 +298,20 @@ class LayerProgram:
         words = {
             pulp.LpSolutionOptimal: "optimal",
             pulp.LpSolutionIntegerFeasible: "feasible",
-            pulp.LpSolutionInfeasible: "infeasible",
         }
-        report["status"] = words.get(self.problem.sol_status, "no solution")
+        # CBC calls a program without whole numbers "integer infeasible", which PuLP's solution status misses.
+        is_infeasible = self.problem.status == pulp.LpStatusInfeasible
+        known = "infeasible" if is_infeasible else words.get(self.problem.sol_status)
+        report["status"] = known or "no solution"
         value = pulp.value(self.step + self.update)
         if value is not None:
             report["objective_seconds"] = value * MILLI
         bounds = [relaxed]
         if report["status"] == "optimal" and value is not None:
             bounds.append(value * (1.0 - RELATIVE_GAP))
-        known = [bound for bound in bounds if bound is not None]
-        if known and not self.model.stack.makes_buffers_when_needed:
-            report["bound_seconds"] = self._floor_seconds(max(known))
+        stated = [bound for bound in bounds if bound is not None]
+        if stated and not self.model.stack.makes_buffers_when_needed:
+            report["bound_seconds"] = self._floor_seconds(max(stated))
         return report
 
     def _floor_seconds(self, milliseconds: float) -> float:

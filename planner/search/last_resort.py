@@ -12,7 +12,7 @@ from typing import Any
 
 from planner.cost.model import CostModel
 from planner.cost.offload import host_bytes, usable_bytes
-from planner.errors import InfeasibleError
+from planner.errors import InfeasibleError, SolverError
 from planner.model.parameters import total_parameters
 from planner.search.engine import SearchResult, search
 from planner.search.tree import Pins
@@ -29,20 +29,21 @@ def search_all(model: CostModel, limits: Limits, pins: Pins, **asked: Any) -> Se
     """``search`` on the GPUs alone; where nothing fits there, with the optimizer on the host.
 
     ``asked``: the keyword arguments of ``search``. A pinned ``offload`` tries that alone. Raises
-    InfeasibleError for the GPUs, saying what the host would have needed where it was tried.
+    InfeasibleError for the GPUs, saying what the host would have needed where it was tried; SolverError where
+    the host has no plan either and the solver did not say whether the GPUs alone have one.
     """
     if pins.offload == ON_HOST:
         return _on_host(model, limits, pins, asked)
     try:
         return search(model, limits, pins, **asked)
-    except InfeasibleError as error:
+    except (InfeasibleError, SolverError) as error:
         if pins.offload is not None or not may_offload(model, limits):
             raise
         try:
             found = _on_host(model, limits, replace(pins, offload=ON_HOST), asked)
-        except InfeasibleError as second:
-            if "nearest_miss" not in error.details:
-                raise error from None  # not for memory
+        except (InfeasibleError, SolverError) as second:
+            if isinstance(error, SolverError) or "nearest_miss" not in error.details:
+                raise error from None  # not for memory, or not known
             raise InfeasibleError(
                 f"{error.message}. With the optimizer on the host too: {second.message}",
                 hint=error.hint,

@@ -11,6 +11,7 @@ spaces.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +26,11 @@ from planner.cost.layered_table import LayeredSetting
 from planner.cost.model import CostModel
 from planner.cost.row import CandidateRow, candidate_row
 from planner.cost.step import price
-from planner.search.engine import PROVED_GAP, SearchResult, Solution
-from planner.search.layered import improve_layered
+from planner.search.engine import PROVED_GAP, SearchResult
+from planner.search.layered import Improvement, improve_layered
 from planner.search.policy import offered_modes
 from planner.search.row_decision import row_decision
+from planner.search.solution import Solution
 from planner.search.tree import (
     Funnel,
     Pins,
@@ -36,6 +38,7 @@ from planner.search.tree import (
     expand_microbatch_sizes,
     expand_shardings,
 )
+from planner.search.words import describe_space
 from planner.strategy.candidates import Candidates, IntArray
 from planner.strategy.decision import (
     RECOMPUTE_NONE,
@@ -91,38 +94,11 @@ def with_layer_degrees(
     funnel = Funnel(list(uniform.funnel.steps))
     known = uniform.best.seconds
     found = layer_settings(model, limits, pins, known, funnel)
-    limit = model.problem.memory_limit_bytes
     best: dict[str, Solution] = {}
-
-    def judge(
-        index: int, end: int, stages: tuple[tuple[int, int], ...], chosen: tuple[int, ...]
-    ) -> tuple[float, float]:
-        decision = layered_decision(found[index].rows, found[index].table, end, stages, chosen)
-        prediction = price(model, decision)
-        over = max(0.0, prediction.peak_memory_bytes - limit)
-        known_best = best.get("best")
-        if not over and (known_best is None or prediction.step_seconds < known_best.seconds):
-            best["best"] = Solution(decision, prediction, prediction.step_seconds)
-        return prediction.step_seconds, over
-
     try:
-        result = improve_layered(
-            [one.table for one in found],
-            limit,
-            judge,
-            known,
-            worth=WORTH,
-            time_budget_seconds=time_budget_seconds,
-        )
+        result = _improved(model, found, known, best, funnel, time_budget_seconds)
     except KeyboardInterrupt:
         return _interrupted(uniform, best.get("best"), found, funnel, top)
-    funnel.add(
-        "layer-degrees",
-        result.solved,
-        f"per-layer settings solved, each with one strategy of embedding and head; {result.labels} stage "
-        "choices on fronts",
-        max(0, len(found) - result.solved),
-    )
     faster = best["best"] if result.setting >= 0 else None
     ranked = [uniform.best, *uniform.alternatives]
     if faster is not None:
@@ -143,6 +119,80 @@ def with_layer_degrees(
         cpu_seconds=uniform.cpu_seconds,
         solver={} if faster is not None else uniform.solver,
     )
+
+
+def only_layer_degrees(
+    model: CostModel, limits: Limits, pins: Pins, funnel: Funnel, *, time_budget_seconds: float = math.inf
+) -> SearchResult | None:
+    """The fastest per-layer plan where no uniform plan fits; None when none of these fits either.
+
+    ``funnel``: that of the uniform search. Ctrl-C before there is a plan passes on, later it ends the search
+    like ``time_budget_seconds`` of CPU does.
+    """
+    started = time.process_time()
+    found = layer_settings(model, limits, pins, math.inf, funnel)
+    best: dict[str, Solution] = {}
+    lower, status = min((one.bound_seconds for one in found), default=0.0), "interrupted"
+    try:
+        result = _improved(model, found, math.inf, best, funnel, time_budget_seconds)
+        if "best" in best:
+            lower = min(result.lower_bound_seconds, best["best"].seconds)
+            status = "proved" if 1.0 - lower / best["best"].seconds <= PROVED_GAP else "gap"
+    except KeyboardInterrupt:
+        if "best" not in best:
+            raise
+    if "best" not in best:
+        return None
+    return SearchResult(
+        best=best["best"],
+        alternatives=[],
+        lower_bound_seconds=lower,
+        status=status,
+        space="tp, sharding and recompute of every layer its own, with 1F1B, for no plan of this space fits: "
+        + describe_space(limits, pins),
+        funnel=funnel,
+        cpu_seconds=time.process_time() - started,
+    )
+
+
+def _improved(
+    model: CostModel,
+    found: Sequence[Setting],
+    known_seconds: float,
+    best: dict[str, Solution],
+    funnel: Funnel,
+    time_budget_seconds: float,
+) -> Improvement:
+    """The settings searched for a plan below ``known_seconds``; the best that fits is left in ``best``."""
+    limit = model.problem.memory_limit_bytes
+
+    def judge(
+        index: int, end: int, stages: tuple[tuple[int, int], ...], chosen: tuple[int, ...]
+    ) -> tuple[float, float]:
+        decision = layered_decision(found[index].rows, found[index].table, end, stages, chosen)
+        prediction = price(model, decision)
+        over = max(0.0, prediction.peak_memory_bytes - limit)
+        known_best = best.get("best")
+        if not over and (known_best is None or prediction.step_seconds < known_best.seconds):
+            best["best"] = Solution(decision, prediction, prediction.step_seconds)
+        return prediction.step_seconds, over
+
+    result = improve_layered(
+        [one.table for one in found],
+        limit,
+        judge,
+        known_seconds,
+        worth=WORTH,
+        time_budget_seconds=time_budget_seconds,
+    )
+    funnel.add(
+        "layer-degrees",
+        result.solved,
+        f"per-layer settings solved, each with one strategy of embedding and head; {result.labels} stage "
+        "choices on fronts",
+        max(0, len(found) - result.solved),
+    )
+    return result
 
 
 def _interrupted(

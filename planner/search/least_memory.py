@@ -85,7 +85,7 @@ def _start(model: CostModel, space: Space, pins: Pins) -> tuple[Decision, float]
     table, least = space.smallest()
     if not len(table.candidates):
         return None
-    miss = nearest_miss(model, table, least)
+    miss = nearest_miss(model, table, least, space.limits, pins)
     return miss.decision, miss.peak_bytes
 
 

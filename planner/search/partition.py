@@ -37,6 +37,8 @@ from planner.search.split_bounds import (
 )
 
 PRICED_SPLITS = 4
+# With no more splits than these the price of every one decides, not its bound.
+FEW_SPLITS = 64
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,15 @@ class Partitioner:
     def solve(self, incumbent_seconds: float) -> list[Partition]:
         """The best splits by bound, best first; only those whose bound beats ``incumbent_seconds``.
 
-        Bounds are exact only without sends and recompute, so a few splits are returned for pricing.
+        Bounds are exact only without sends and recompute, so a few splits are returned for pricing; where
+        there are no more than FEW_SPLITS, all of them.
         """
         n = self.layout.num_blocks
+        is_few = math.comb(n - 1, self.pp - 1) <= FEW_SPLITS
         starts = self._earliest_starts(incumbent_seconds)
         if starts is None:
             return []
-        balanced = self._balanced(starts) * (1.0 + SMALL) + SMALL
+        balanced = math.inf if is_few else self._balanced(starts) * (1.0 + SMALL) + SMALL
         if balanced < incumbent_seconds:
             incumbent_seconds = balanced
             starts = self._earliest_starts(incumbent_seconds)
@@ -140,10 +144,13 @@ class Partitioner:
                 for label in labels:
                     for extended in self._extended(label, rank, first, ends, incumbent_seconds):
                         known = following.setdefault(extended.end, [])
-                        keep(known, extended, self.factor, has_drain=self.has_drain)
+                        if is_few:
+                            known.append(extended)
+                        else:
+                            keep(known, extended, self.factor, has_drain=self.has_drain)
             frontier = following
         final = sorted(frontier.get(n, []), key=lambda label: (label.bound, label.before))
-        return [self._partition(label) for label in final[:PRICED_SPLITS]]
+        return [self._partition(label) for label in final[: FEW_SPLITS if is_few else PRICED_SPLITS]]
 
     def can_fit(self) -> bool:
         """Whether any split fits the memory limit."""

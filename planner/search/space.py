@@ -196,6 +196,10 @@ class Space:
         """Bytes that base ``number``, in the order of least memory, must hold at least."""
         return float(np.partition(self._least, number)[number])
 
+    def without_pipeline(self) -> Candidates:
+        """The bases of one stage that may fit the memory limit, in the order of their bounds."""
+        return self._bases.take(self._order[self._bases.pp[self._order] == 1])
+
     def smallest(self, first: int = 0) -> tuple[CostTable, Array]:
         """A wave of bases with all their shardings, priced, and their memory bounds (bytes).
 

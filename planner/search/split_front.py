@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from planner.cost.decision_rows import decision_rows
 from planner.cost.model import CostModel
 from planner.cost.step import price
-from planner.search.engine import PROVED_GAP, Solution
+from planner.search.engine import PROVED_GAP
 from planner.search.least_memory import candidate_solver, smallest_peak
+from planner.search.solution import Solution
 from planner.search.tree import Pins
 from planner.strategy.decision import Decision
 from planner.strategy.limits import Limits

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from planner.cost.model import CostModel
-from planner.errors import InfeasibleError
+from planner.errors import InfeasibleError, SolverError
 from planner.search.nearest_miss import nearest_miss
 from planner.search.space import Space
 from planner.search.tree import Funnel, Pins
 from planner.strategy.limits import Limits
-from planner.units import format_bytes
+from planner.units import GIB, format_bytes
 
 
 def describe_space(limits: Limits, pins: Pins) -> str:
@@ -57,9 +60,11 @@ def nothing_fits(model: CostModel, funnel: Funnel, space: Space, pins: Pins) -> 
     table, least = space.smallest()
     if not len(table.candidates):
         return no_candidates(funnel, pins)
-    miss = nearest_miss(model, table, least)
+    miss = nearest_miss(model, table, least, space.limits, pins)
     limit = model.problem.memory_limit_bytes
     over = miss.peak_bytes - limit
+    unpinned = replace(pins, schedule=None, virtual_stages=None)
+    plain = nearest_miss(model, table, least, space.limits, unpinned) if unpinned != pins else miss
     largest = sorted(
         ((name, value) for name, value in miss.memory_bytes.items() if name != "total"),
         key=lambda pair: -pair[1],
@@ -67,11 +72,13 @@ def nothing_fits(model: CostModel, funnel: Funnel, space: Space, pins: Pins) -> 
     parts = ", ".join(f"{name} {format_bytes(value)}" for name, value in largest)
     cut = funnel.last_cut() or {"step": "memory", "reason": "no stage split fits the limit"}
     fullest = f"rank group of stage {miss.rank} needs {format_bytes(miss.peak_bytes)}"
-    if over > 0.0:
-        text = f"Nearest: {miss.decision.label()}, where {fullest}, {format_bytes(over)} too much ({parts})"
+    if plain.peak_bytes <= limit:
+        # A pin or a rule cut it, not memory.
+        fits = f"stage {plain.rank} needs {format_bytes(plain.peak_bytes)}"
+        text = f"Under plain 1f1b {plain.decision.label()} would fit, where rank group of {fits}"
+        text += f"; {miss.decision.label()} needs {format_bytes(miss.peak_bytes)}" if over > 0.0 else ""
     else:
-        # The nearest miss is tried with plain 1F1B: it fits, and a pinned schedule or a rule does not.
-        text = f"Under plain 1f1b {miss.decision.label()} would fit, where {fullest}"
+        text = f"Nearest: {miss.decision.label()}, where {fullest}, {format_bytes(over)} too much ({parts})"
     return InfeasibleError(
         f"nothing fits {format_bytes(limit)} per GPU. {text}; rule {cut['step']} cut the last candidates",
         rule=cut["step"],
@@ -84,4 +91,20 @@ def nothing_fits(model: CostModel, funnel: Funnel, space: Space, pins: Pins) -> 
         },
         memory_limit_bytes=limit,
         funnel=funnel.steps,
+    )
+
+
+def solver_failed(model: CostModel, space: Space, pins: Pins, solver: dict[str, object]) -> SolverError:
+    """The error where nothing that gathers whole blocks fits and the solver for less gave no answer."""
+    miss = nearest_miss(model, *space.smallest(), space.limits, pins)
+    wanted = math.ceil(10.0 * miss.peak_bytes / GIB) / 10.0
+    limit = model.problem.memory_limit_bytes
+    install = "install pulp, or " if solver["status"] == "not installed" else ""
+    return SolverError(
+        f"nothing that gathers whole blocks fits {format_bytes(limit)} per GPU, and the solver did not say "
+        f"whether gathering them in parts does: {solver['status']}"
+        + (f" ({solver['message']})" if "message" in solver else ""),
+        hint=f"{install}use GPUs with {wanted} GiB for plans: {miss.decision.label()} fits there",
+        solver=solver,
+        memory_limit_bytes=limit,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from shlex import split
 
+import pulp
 import pytest
 
 CASES = {
@@ -92,3 +93,62 @@ def test_the_process_exits_with_three(process):
     outcome = process("plan", *CASES["one GPU"].split())
     assert outcome.code == 3
     assert outcome.out == ""
+
+
+# Whole gathered blocks pass this limit by little: the integer program is asked for finer gathers.
+NEAR = split(
+    "--model llama-3.1-8b --gpu h100-sxm --gpus 8 --seq-len 8192 --global-batch 8 --tp 1 --pp 1 --cp 1 "
+    "--offload none --memory-limit-gib 31.8"
+)
+
+
+@pytest.mark.parametrize("harm", ["", "failing", "late"])
+def test_a_solver_that_fails_where_nothing_else_can_answer_exits_with_four(cli, harm, monkeypatch):
+    if harm == "failing":
+
+        def fails(*_arguments, **_options):
+            raise pulp.PulpSolverError("killed")
+
+        monkeypatch.setattr(pulp.LpProblem, "solve", fails)
+    elif harm == "late":
+        monkeypatch.setattr(pulp.LpProblem, "solve", lambda *_arguments, **_options: None)
+    outcome = cli("plan", *NEAR, "--json")
+    error = outcome.json()["error"]
+    if not harm:
+        assert (outcome.code, error["kind"]) == (3, "infeasible")
+        return
+    assert (outcome.code, error["kind"], error["exit_code"]) == (4, "solver_failed", 4)
+    assert error["solver"]["status"] == {"failing": "failed", "late": "no solution"}[harm]
+    assert "gathers whole blocks" in error["message"]
+    assert ("killed" in error["message"]) == (harm == "failing")
+    wanted = re.search(r"use GPUs with ([\d.]+) GiB", error["hint"])[1]
+    monkeypatch.undo()
+    arguments = [*NEAR[: NEAR.index("--memory-limit-gib")], "--memory-limit-gib", wanted]
+    assert cli("plan", *arguments).code == 0
+
+
+def test_a_failing_solver_still_leaves_the_optimizer_on_the_host(cli, monkeypatch):
+    def fails(*_arguments, **_options):
+        raise pulp.PulpSolverError("killed")
+
+    monkeypatch.setattr(pulp.LpProblem, "solve", fails)
+    outcome = cli("plan", *(word for word in NEAR if word not in ("--offload", "none")), "--json")
+    assert outcome.code == 0
+    assert outcome.json()["decision"]["offload"] == "optimizer"
+
+
+@pytest.mark.parametrize(
+    ("flags", "label"),
+    [("--schedule gpipe", "gpipe"), ("--virtual-stages 4", "VP4"), ("--schedule zb-v", "zb-v")],
+)
+def test_the_nearest_miss_has_the_schedule_that_is_pinned(cli, flags, label):
+    asked = "--model llama-2-13b --gpu a100-40g-sxm --gpus 8 --global-batch 32 --pp 4 --dp 1 --micro-batch 1"
+    asked += " --memory-limit-gib 12 --offload none"
+    peaks = {}
+    for pinned in ("", flags):
+        outcome = cli("plan", *asked.split(), *pinned.split(), "--json")
+        assert outcome.code == 3
+        miss = outcome.json()["error"]["nearest_miss"]
+        peaks[pinned] = miss["peak_memory_bytes"]
+        assert (label in miss["decision"].split()) == bool(pinned)
+    assert peaks[flags] > peaks[""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from shlex import split
 
@@ -62,6 +63,7 @@ def test_what_a_pinned_schedule_cuts_is_not_called_too_much_memory(cli, small):
     done = cli("plan", *small, "--global-batch", "1024", "--schedule", "gpipe", "--micro-batch", "1")
     assert done.code == EXIT_INFEASIBLE
     assert "Under plain 1f1b" in done.err
+    assert re.search(r"; TP\S+ .*gpipe mb1 .* needs [\d.]+ GiB", done.err)
     assert "GiB too much" not in done.err
     assert "without --schedule" in done.err
 

@@ -33,7 +33,7 @@ def test_nothing_is_searched_for_a_model_the_launcher_does_not_have(monkeypatch,
     def searched(*_, **__):
         raise AssertionError("searched")
 
-    monkeypatch.setattr(planner.api, "search_all", searched)
+    monkeypatch.setattr(planner.api, "search_every_layer", searched)
     with pytest.raises(UnsupportedByTarget, match=f"{target} cannot run this"):
         plan_request(model, gpu="h200-sxm", gpus=64, target=target)
     with pytest.raises(UnsupportedByTarget, match=f"{target} cannot run this"):
