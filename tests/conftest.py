@@ -53,6 +53,8 @@ class Builders:
         cross: bool = False,
         causal: bool = True,
         dropout: bool = False,
+        parallel: bool = False,
+        norms: int = 2,
     ) -> Block:
         """One block; ``experts`` > 0 makes its feed-forward routed with ``ffn`` as the expert width."""
         ff: FeedForward | MixtureOfExperts
@@ -74,7 +76,8 @@ class Builders:
             cross_attention=other if cross else None,
             feed_forward=ff,
             norm=RMS,
-            num_norms=3 if cross else 2,
+            num_norms=3 if cross else norms,
+            parallel=parallel,
             dropout=dropout,
         )
 
