@@ -8,16 +8,21 @@ function that prices plans. Pricing is shared on purpose: it defines what best m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from planner.cost import step
 from planner.cost.decision_rows import decision_rows
+from planner.cost.many_rows import many_rows
+from planner.cost.memory import Item
 from planner.cost.model import CostModel
+from planner.cost.row import CandidateRow
+from planner.cost.stage import StageModel
 from planner.cost.step import price
 from planner.model.spec import MixtureOfExperts, ModelSpec
 from planner.search.candidate import interleaved_chunks
@@ -26,6 +31,58 @@ from planner.strategy.decision import GROUP_GLOBAL, GROUP_ISLAND, Decision, Degr
 
 Chunks = tuple[tuple[int, int], ...]
 MODES = (0, 1, 2)
+
+
+class Stages:
+    """A ``StageModel`` that remembers the dear answers for the same layers; it has no other input."""
+
+    def __init__(self, stages: StageModel) -> None:
+        self.row, self.exposed = stages.row, stages.exposed
+        self.seconds, self.weight_seconds = stages.seconds, stages.weight_seconds
+        self.causes, self.synchronised = remembered(stages.causes), remembered(stages.synchronised)
+        self.memory = remembered(stages.memory)
+
+
+def remembered(question: Callable[..., Any]) -> Callable[..., Any]:
+    """``question`` about a list of layers, asked once for equal ones."""
+    known: dict[object, Any] = {}
+
+    def ask(items: Sequence[Item], *others: Any) -> Any:
+        key = (*items, *others)
+        if key not in known:
+            known[key] = question(items, *others)
+        return known[key]
+
+    return ask
+
+
+@contextmanager
+def remembered_ranks() -> Iterator[None]:
+    """Inside, pricing remembers what ranks of equal layers and layer costs cost."""
+    known: dict[int, tuple[dict[int, CandidateRow], Stages]] = {}  # rows are kept, so that ids stay theirs
+    stage_model = CostModel.stage_model
+
+    def ask(model: CostModel, rows: dict[int, CandidateRow]) -> Stages:
+        if id(rows) not in known:
+            known[id(rows)] = rows, Stages(stage_model(model, rows))
+        return known[id(rows)][1]
+
+    with patch.object(CostModel, "stage_model", ask):
+        yield
+
+
+def layer_cost_key(decision: Decision) -> object:
+    """What layer costs depend on: everything but the stages, recompute and the number of microbatches."""
+    return (
+        decision.degrees,
+        decision.sequence_parallel,
+        decision.sharding,
+        decision.sharding_group,
+        decision.schedule,
+        decision.virtual_stages,
+        decision.microbatch_size,
+        decision.offload,
+    )
 
 
 @dataclass(frozen=True)
@@ -59,29 +116,16 @@ class Exhaustive:
     def price_all(self) -> list[Priced]:
         """Every decision priced, whatever its memory.
 
-        The table of layer costs depends on the mesh only, so it is remembered between decisions that
-        differ in stages and recompute; the pricing itself is untouched.
+        Layer costs are worked out once for decisions that differ in stages and recompute only, and ranks of
+        equal layers once; the pricing itself is untouched.
         """
-        known: dict[object, object] = {}
-
-        def remembered(model: CostModel, decision: Decision) -> object:
-            key = (
-                decision.degrees,
-                decision.sequence_parallel,
-                decision.sharding,
-                decision.sharding_group,
-                decision.schedule,
-                decision.virtual_stages,
-                decision.microbatch_size,
-            )
-            if key not in known:
-                known[key] = decision_rows(model, decision)
-            return known[key]
-
-        with patch.object(step, "decision_rows", remembered):
-            found = []
-            for decision in self.decisions():
-                cost = price(self.model, decision)
+        decisions = list(self.decisions())
+        apart = {layer_cost_key(decision): decision for decision in decisions}
+        rows = dict(zip(apart, many_rows([(self.model, d) for d in apart.values()]), strict=True))
+        found = []
+        with remembered_ranks():
+            for decision in decisions:
+                cost = price(self.model, decision, rows=rows[layer_cost_key(decision)])
                 found.append(Priced(decision, cost.step_seconds, cost.peak_memory_bytes))
         return found
 

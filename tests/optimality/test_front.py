@@ -15,12 +15,12 @@ from planner.strategy.limits import ANY
 
 EXACT = 1 + 1e-9
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
-# The exhaustive planner shards all layers alike.
-UNIFORM = replace(ANY, has_layer_sharding=False)
+# The exhaustive planner shards all layers alike and gathers whole blocks.
+UNIFORM = replace(ANY, has_layer_sharding=False, gather_units=("block",))
 
 
 def dense(build):
-    return build.cost_model(build.model(4), build.cluster(4, build.profile(per_node=2)), batch=8)
+    return build.cost_model(build.model(4), build.cluster(4, build.profile(per_node=2)), batch=4)
 
 
 def experts(build):
