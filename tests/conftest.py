@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -222,6 +223,15 @@ class Builders:
 @pytest.fixture(scope="session")
 def build() -> Builders:
     return Builders()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core_each() -> Iterator[None]:
+    """Beside other test processes a comparison plans in its own: the cores are taken."""
+    with pytest.MonkeyPatch.context() as patched:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            patched.setattr("planner.comparison.usable_cores", lambda: 1)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
