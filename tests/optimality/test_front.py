@@ -30,7 +30,7 @@ def experts(build):
 
 def heavy_head(build):
     cluster = build.cluster(4, build.profile(per_node=2, slow=4))
-    return build.cost_model(build.model(4, vocab=131072), cluster, batch=4)
+    return build.cost_model(build.model(3, vocab=131072), cluster, batch=4)
 
 
 CASES = (dense, experts, heavy_head)

@@ -19,7 +19,7 @@ MEASURED_REGRET = 0.01
 @pytest.fixture(scope="module", params=["dense", "experts"])
 def model(request, build):
     blocks = {"block": build.block(experts=4, ffn=1024)} if request.param == "experts" else None
-    spec = build.model(3, blocks) if blocks else build.model(4)
+    spec = build.model(3, blocks)
     return build.cost_model(spec, build.cluster(4, build.profile(per_node=2, slow=10)), batch=4)
 
 

@@ -26,7 +26,7 @@ def dense(build):
 
 def slow_links(build):
     cluster = build.cluster(4, build.profile(per_node=2, slow=5))
-    return build.cost_model(build.model(4, tied=True), cluster, batch=8)
+    return build.cost_model(build.model(4, tied=True), cluster, batch=4)
 
 
 def five_blocks(build):

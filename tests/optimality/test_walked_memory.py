@@ -29,7 +29,7 @@ ONE_MODE = Limits("one-mode", recompute_granularity="uniform")
 
 def dense(build):
     cluster = build.cluster(4, build.profile(per_node=2, slow=10))
-    return build.cost_model(build.model(4), cluster, batch=8, stack="torchtitan")
+    return build.cost_model(build.model(4), cluster, batch=4, stack="torchtitan")
 
 
 def tied(build):
