@@ -2,7 +2,8 @@
 
 It loops over every mesh, expert degree, microbatch size, stage split, interleaving degree, sharding and
 recompute assignment, checks the hard rules with its own arithmetic, and prices every decision with the
-function that prices plans. Pricing is shared on purpose: it defines what best means.
+function that prices plans. Pricing is shared on purpose: it defines what best means. test_exhaustive and
+test_many hold prices of many decisions at once to what each costs alone.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from itertools import product
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
-from planner.cost.decision_rows import decision_rows
+from planner.cost.decision_rows import decision_candidates, decision_rows
+from planner.cost.layer import cost_table
+from planner.cost.many import Many, price_many
 from planner.cost.many_rows import many_rows
 from planner.cost.memory import Item
 from planner.cost.model import CostModel
@@ -27,6 +31,7 @@ from planner.cost.step import price
 from planner.model.spec import MixtureOfExperts, ModelSpec
 from planner.search.candidate import interleaved_chunks
 from planner.search.layout import Layout
+from planner.strategy.candidates import Candidates
 from planner.strategy.decision import GROUP_GLOBAL, GROUP_ISLAND, Decision, Degrees
 
 Chunks = tuple[tuple[int, int], ...]
@@ -114,12 +119,39 @@ class Exhaustive:
         self.kinds = [name for _, name in self.spec.block_sequence()]
 
     def price_all(self) -> list[Priced]:
-        """Every decision priced, whatever its memory.
-
-        Layer costs are worked out once for decisions that differ in stages and recompute only, and ranks of
-        equal layers once; the pricing itself is untouched.
-        """
+        """Every decision priced, whatever its memory: at once where ``price_many`` can, else one by one."""
         decisions = list(self.decisions())
+        if self.model.stack.makes_buffers_when_needed or any(d.offload for d in decisions):
+            return self.price_each(decisions)
+        alike: dict[object, list[int]] = {}
+        for index, d in enumerate(decisions):
+            key = d.schedule, d.degrees.pp, d.virtual_stages, d.microbatches
+            alike.setdefault(key, []).append(index)
+        found: dict[int, Priced] = {}
+        for indices in alike.values():
+            chosen = [decisions[index] for index in indices]
+            priced = zip(*price_many(self.model, self.together(chosen)), strict=True)
+            for index, decision, (seconds, peak) in zip(indices, chosen, priced, strict=True):
+                found[index] = Priced(decision, float(seconds), float(peak))
+        return [found[index] for index in range(len(decisions))]
+
+    def together(self, decisions: Sequence[Decision]) -> Many:
+        """Decisions of one schedule, number of stages, virtual stages and microbatches as arrays."""
+        apart = {layer_cost_key(decision): decision for decision in decisions}
+        number = {key: index for index, key in enumerate(apart)}
+        meshes = Candidates.concatenate([decision_candidates(d, [d.sharding]) for d in apart.values()])
+        model, first = self.model, decisions[0]
+        return Many(
+            table=cost_table(model.problem, model.chain, meshes, model.device, model.stack),
+            rows=np.array([number[layer_cost_key(decision)] for decision in decisions]),
+            schedule=first.schedule,
+            virtual_stages=first.virtual_stages,
+            ends=np.array([[end for _, end in decision.chunks] for decision in decisions]).T,
+            modes=np.array([decision.recompute for decision in decisions]).T,
+        )
+
+    def price_each(self, decisions: Sequence[Decision]) -> list[Priced]:
+        """One by one; layer costs are worked out once a mesh, and ranks of equal layers once."""
         apart = {layer_cost_key(decision): decision for decision in decisions}
         rows = dict(zip(apart, many_rows([(self.model, d) for d in apart.values()]), strict=True))
         found = []

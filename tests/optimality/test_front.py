@@ -20,7 +20,7 @@ UNIFORM = replace(ANY, has_layer_sharding=False, gather_units=("block",))
 
 
 def dense(build):
-    return build.cost_model(build.model(4), build.cluster(4, build.profile(per_node=2)), batch=4)
+    return build.cost_model(build.model(4), build.cluster(4, build.profile(per_node=2)), batch=8)
 
 
 def experts(build):
@@ -30,7 +30,7 @@ def experts(build):
 
 def heavy_head(build):
     cluster = build.cluster(4, build.profile(per_node=2, slow=4))
-    return build.cost_model(build.model(3, vocab=131072), cluster, batch=4)
+    return build.cost_model(build.model(4, vocab=131072), cluster, batch=4)
 
 
 CASES = (dense, experts, heavy_head)

@@ -51,6 +51,7 @@ def test_the_search_finds_the_best_of_either_place(model, all_plans, oracle):
     ]
     placed = set()
     for limit in limits:
+        limit *= 1 + EXACT
         bounded = replace(model, problem=replace(model.problem, memory_limit_bytes=limit))
         best = oracle.optimum(here, limit)
         wanted = best or oracle.optimum(there, limit)

@@ -26,7 +26,7 @@ def dense(build):
 
 def slow_links(build):
     cluster = build.cluster(4, build.profile(per_node=2, slow=5))
-    return build.cost_model(build.model(4, tied=True), cluster, batch=4)
+    return build.cost_model(build.model(4, tied=True), cluster, batch=8)
 
 
 def five_blocks(build):
@@ -181,7 +181,7 @@ def test_search_never_prices_its_plan_differently_from_the_exhaustive_planner(ca
         and p.decision.sequence_parallel == best.decision.sequence_parallel
         and (p.decision.label(), p.decision.recompute) == (best.decision.label(), best.decision.recompute)
     ]
-    assert [p.seconds for p in same] == [best.seconds]
+    assert [p.seconds for p in same] == [pytest.approx(best.seconds, rel=1e-12)]
     assert best.seconds <= fastest * (1 + MEASURED_REGRET)
 
 
