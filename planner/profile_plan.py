@@ -145,26 +145,10 @@ def _plan(
     top: int,
     others: list[tuple[LayeredSetting, LayeredDecision]],
 ) -> Plan:
-    options = Options(
-        target=target,
-        memory_limit_bytes=problem.limit_bytes,
-        pins=pins.items(),
-        top=top,
-        assumptions=problem.assumptions,
-    )
-    inputs = Inputs(
-        model=problem.model,
-        cluster=ClusterInput(profile=problem.cluster, device=problem.device, gpus=problem.profile.gpus),
-        workload=problem.workload,
-        options=options,
-        constants={},
-        profile=ProfileInput(tool="galvatron", files=problem.profile.files),
-        digest="",
-    )
     status: Any = result.status
     return Plan(
         planner_version=__version__,
-        inputs=inputs.model_copy(update={"digest": inputs_digest(inputs)}),
+        inputs=inputs_of(problem, pins, target, top),
         decision=decision_record(problem, result.decision),
         prediction=predict(problem, result.setting, result.decision),
         search=SearchRecord(
@@ -180,6 +164,26 @@ def _plan(
         alternatives=[_alternative(problem, result, *other) for other in others],
         warnings=problem.warnings,
     )
+
+
+def inputs_of(problem: ProfiledProblem, pins: ProfilePins, target: str, top: int) -> Inputs:
+    """Everything needed to price the problem again, the measured files included, with its digest."""
+    inputs = Inputs(
+        model=problem.model,
+        cluster=ClusterInput(profile=problem.cluster, device=problem.device, gpus=problem.profile.gpus),
+        workload=problem.workload,
+        options=Options(
+            target=target,
+            memory_limit_bytes=problem.limit_bytes,
+            pins=pins.items(),
+            top=top,
+            assumptions=problem.assumptions,
+        ),
+        constants={},
+        profile=ProfileInput(tool="galvatron", files=problem.profile.files),
+        digest="",
+    )
+    return inputs.model_copy(update={"digest": inputs_digest(inputs)})
 
 
 def _alternative(

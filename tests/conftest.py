@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -53,6 +54,8 @@ class Builders:
         cross: bool = False,
         causal: bool = True,
         dropout: bool = False,
+        parallel: bool = False,
+        norms: int = 2,
     ) -> Block:
         """One block; ``experts`` > 0 makes its feed-forward routed with ``ffn`` as the expert width."""
         ff: FeedForward | MixtureOfExperts
@@ -74,7 +77,8 @@ class Builders:
             cross_attention=other if cross else None,
             feed_forward=ff,
             norm=RMS,
-            num_norms=3 if cross else 2,
+            num_norms=3 if cross else norms,
+            parallel=parallel,
             dropout=dropout,
         )
 
@@ -219,6 +223,15 @@ class Builders:
 @pytest.fixture(scope="session")
 def build() -> Builders:
     return Builders()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core_each() -> Iterator[None]:
+    """Beside other test processes a comparison plans in its own: the cores are taken."""
+    with pytest.MonkeyPatch.context() as patched:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            patched.setattr("planner.comparison.usable_cores", lambda: 1)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

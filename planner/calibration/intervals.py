@@ -18,7 +18,7 @@ from planner.calibration.case import Case
 from planner.calibration.fitted import Fitted
 from planner.calibration.ranking import compared_plans
 from planner.calibration.rows import LIGHT
-from planner.calibration.validation import RowResult, validate_cases
+from planner.calibration.validation import RowResult, is_doubtful, validate_cases
 from planner.cluster.spec import DeviceSpec
 from planner.cost.constants import Constants
 
@@ -92,11 +92,11 @@ def ranking_noise(ways: list[list[RowResult]]) -> float | None:
 
 
 def coverage(fitted: Fitted, results: list[RowResult]) -> float | None:
-    """Share of rows with a step time inside their 80 % interval, the doubtful sources left out."""
+    """Share of rows with a step time inside their 80 % interval, doubtful sources and rows left out."""
     inside = []
     for row in results:
         measured = row.measured_step_s
-        if row.case.source in LIGHT or row.predicted_step_s is None or not measured:
+        if row.case.source in LIGHT or is_doubtful(row.case) or row.predicted_step_s is None or not measured:
             continue
         low, high = fitted.errors_of(row.generation, row.stack, row.site).time_interval(row.predicted_step_s)
         inside.append(low <= measured <= high)

@@ -86,6 +86,17 @@ def _measured(case: Case) -> float:
         return 0.0
 
 
+def unread(cases: Sequence[Case]) -> dict[str, str]:
+    """Why the measured step of a row cannot be read, by row id: rows that are neither fitted nor judged."""
+    found = {}
+    for case in cases:
+        try:
+            case.number("measured_step_s")
+        except Unsupported as error:
+            found[case.id] = str(error)
+    return found
+
+
 def row_weights(rows: list[Sample]) -> list[float]:
     """What each row counts: n rows of one source count as sqrt(n), because they share its errors."""
     counts: dict[str, int] = defaultdict(int)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from planner.calibration.fitted import Fitted
     from planner.calibration.links import MeasuredLink
 
+NAMED_ROWS = 3
 HELP = """Fit the constants that datasheets do not give to a table of measured runs.
 
 Every other row of a source is fitted, the rest judge. With --leave-out, how well a GPU or a source that no
@@ -62,7 +63,7 @@ def calibrate(
                 "--leave-out takes a table alone: it judges, and writes no file",
                 hint=f"planner calibrate {cases or 'runs.csv'} --leave-out {leave_out}",
             )
-        _leave_out(read_cases(cases), leave_out, processes, as_json)
+        _leave_out(_readable(read_cases(cases)), leave_out, processes, as_json)
         return
     if output is None:
         raise InputError("-o is missing: where to write the calibration", hint="-o mine.json")
@@ -100,7 +101,7 @@ def _calibrate(
         # Links alone: everything else stays as shipped, so the file can be used in its place.
         fitted = shipped().copy()
     else:
-        every = read_cases(path)
+        every = _readable(read_cases(path))
         chosen, judged = (every, []) if all_rows else split_rows(every)
         fitted = _fit(path, chosen)
     if logs:
@@ -134,6 +135,19 @@ def _calibrate(
             typer.echo(line)
     if share is not None:
         typer.echo(f"80 % interval holds {share:.0%} of judged rows")
+
+
+def _readable(every: list[Case]) -> list[Case]:
+    """All rows; says which are not used because their measured step cannot be read, the first few by name."""
+    from planner.calibration.rows import unread
+    from planner.cli.output import note
+
+    found = unread(every)
+    if found:
+        named = [f"{row}: {reason}" for row, reason in list(found.items())[:NAMED_ROWS]]
+        more = [f"and {len(found) - NAMED_ROWS} more"] if len(found) > NAMED_ROWS else []
+        note(f"rows not used: {len(found)} of {len(every)}; {'; '.join([*named, *more])}")
+    return every
 
 
 def _fit(path: str, chosen: list[Case]) -> Fitted:

@@ -19,6 +19,8 @@ HELP = """Price your own degrees or a launcher's file, no search.
 
 Example: planner estimate --model llama-3.1-8b --gpu h100-sxm --gpus 16 --tp 2 --pp 2 --micro-batch 1
 
+On measured files: planner estimate --profile FOLDER --gpus 8 --global-batch 64 --tp 2 --memory-limit-gib 36
+
 A launcher's file: planner estimate --from megatron train.sh --cluster dgx-h100
 """
 
@@ -71,6 +73,7 @@ def estimate(
             "accelerate, galvatron or pytorch.",
         ),
     ] = None,
+    profile: o.Profile = None,
     output: o.Output = None,
     as_json: o.Json = False,
 ) -> None:
@@ -81,6 +84,7 @@ def estimate(
 
     if output is not None:
         read = [model, question.cluster, question.gpu, question.calibration, source[1] if source else None]
+        read += profile or []
         check_writable(output, read)
     request = question.request(model or "", has_defaults=False)
     given: dict[str, Any] = {
@@ -105,6 +109,19 @@ def estimate(
             "--target cannot be given with --plan or --from: they say which launcher it is",
             hint="leave --target out, or check a plan's launcher with planner check PLAN --target NAME",
         )
+    if profile:
+        from planner.cli.plan_profile import estimate_on_profile, measured_request, question_flags
+        from planner.profile_pins import ProfilePins
+
+        refused = {
+            **question_flags(question), "--plan": plan, "--from": source, "--ep": ep,
+            "--expert-tp": expert_tp, "--virtual-stages": virtual_stages, "--sharding-group": sharding_group,
+            "--schedule": schedule, "--offload": offload, "--sequence-parallel": sequence_parallel,
+        }  # fmt: skip
+        pins = ProfilePins(pp, tp, dp, cp, micro_batch, sharding, recompute)
+        measured = measured_request(profile, model, question, pins)
+        estimate_on_profile(measured, refused, target, output, as_json)
+        return
     if plan is not None:
         _refuse_beside_plan(plan, model, question, given, source)
         found = reprice(plan)

@@ -60,30 +60,16 @@ def plan(
         )
     budget = o.budget_seconds(time_budget)
     if profile:
-        from planner.cli.plan_profile import plan_on_profile
+        from planner.cli.plan_profile import measured_request, plan_on_profile, question_flags
         from planner.profile_pins import ProfilePins
-        from planner.profile_request import ProfileRequest
 
-        q = question
         refused = {
-            "--cluster": q.cluster, "--gpus-per-node": q.gpus_per_node, "--network": q.network, "--ep": ep,
-            "--virtual-stages": virtual_stages, "--schedule": schedule, "--calibration": q.calibration,
-            "--oom-risk": q.oom_risk, "--head-room": head_room, "--allow-idle": allow_idle or None,
-            "--offload": None if offload == "auto" else offload, "--host-memory-gib": q.host_memory_gib,
-            "--optimizer": q.optimizer, "--attention": q.attention, "--exact": exact or None,
+            **question_flags(question), "--ep": ep, "--virtual-stages": virtual_stages,
+            "--schedule": schedule, "--head-room": head_room, "--allow-idle": allow_idle or None,
+            "--offload": None if offload == "auto" else offload, "--exact": exact or None,
         }  # fmt: skip
-        measured = ProfileRequest(
-            files=tuple(profile),
-            global_batch=q.global_batch,
-            gpus=q.gpus,
-            memory_limit_gib=q.memory_limit_gib,
-            model=model,
-            gpu=q.gpu,
-            seq_len=q.seq_len,
-            precision=q.precision,
-            tokens=q.tokens,
-            pins=ProfilePins(pp, tp, dp, cp, micro_batch, sharding, recompute),
-        )
+        pinned = ProfilePins(pp, tp, dp, cp, micro_batch, sharding, recompute)
+        measured = measured_request(profile, model, question, pinned)
         return plan_on_profile(measured, refused, target, top, time_budget, output, as_json)
     if model is None:
         raise InputError(
@@ -91,8 +77,8 @@ def plan(
         )
     request = question.request(model)
     head_rooms = parse_head_rooms(head_room) if head_room is not None else ()
-    pinned = None if offload == "auto" else offload
-    pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule, pinned)
+    place = None if offload == "auto" else offload
+    pins = Pins(tp, pp, dp, cp, ep, virtual_stages, micro_batch, sharding, recompute, schedule, place)
     started = time.process_time()
     found = (make_plan_allowing_idle if allow_idle else make_plan)(
         request,

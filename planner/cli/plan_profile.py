@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from planner.errors import InputError
 
 if TYPE_CHECKING:
+    from planner.cli.question import Question
+    from planner.profile_pins import ProfilePins
     from planner.profile_request import ProfileRequest
     from planner.profiles.files import ProfileFile
 
@@ -34,6 +36,57 @@ def refuse_beside_profile(flags: dict[str, Any]) -> None:
         if value is not None:
             reason, hint = REFUSED.get(flag, (MEASURED, f"leave {flag} out, or plan without --profile"))
             raise InputError(f"{flag} has no meaning beside --profile: {reason}", hint=hint)
+
+
+def question_flags(question: Question) -> dict[str, Any]:
+    """The flags of the question that measured files answer themselves, with what was given."""
+    q = question
+    return {
+        "--cluster": q.cluster,
+        "--gpus-per-node": q.gpus_per_node,
+        "--network": q.network,
+        "--calibration": q.calibration,
+        "--oom-risk": q.oom_risk,
+        "--host-memory-gib": q.host_memory_gib,
+        "--optimizer": q.optimizer,
+        "--attention": q.attention,
+    }
+
+
+def measured_request(
+    files: list[str], model: str | None, question: Question, pins: ProfilePins
+) -> ProfileRequest:
+    """The request for measured files, from the question's other answers."""
+    from planner.profile_request import ProfileRequest
+
+    q = question
+    return ProfileRequest(
+        files=tuple(files),
+        global_batch=q.global_batch,
+        gpus=q.gpus,
+        memory_limit_gib=q.memory_limit_gib,
+        model=model,
+        gpu=q.gpu,
+        seq_len=q.seq_len,
+        precision=q.precision,
+        tokens=q.tokens,
+        pins=pins,
+    )
+
+
+def estimate_on_profile(
+    request: ProfileRequest, refused: dict[str, Any], target: str, output: str | None, as_json: bool
+) -> None:
+    """Price and print. Raises InputError for a flag that measured tables cannot honour."""
+    from planner.cli.output import console
+    from planner.profile_estimate import make_profile_estimate
+
+    refuse_beside_profile(refused)
+    found = make_profile_estimate(request, target=target)
+    if not _written(found.to_json(), output, as_json):
+        from planner.report.terminal import print_plan
+
+        print_plan(console(), found, cpu_seconds=None, next_commands=[])
 
 
 def plan_on_profile(

@@ -149,22 +149,25 @@ class LayerPricer:
         block, h = kind.block, self.problem.model.hidden_size
         if block is None:
             raise ValueError(f"layer kind {kind.name} has no block")
-        # A parallel block gathers one input and sums one output (PaLM, arXiv 2204.02311).
+        # A parallel block sums one output; behind a common norm it gathers one input too (PaLM, 2204.02311).
         is_joint = block.parallel and isinstance(block.feed_forward, FeedForward)
+        enters = not (is_joint and block.num_norms == 1)
         part = attention_part(block.attention, h, s, dropout=block.dropout, leaves=not is_joint)
         if block.cross_attention is not None:
             keys = self._cross_keys(kind)
             part = part + attention_part(block.cross_attention, h, s, dropout=block.dropout, keys=keys)
-        part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS, enters=not is_joint)
+        part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS, enters=enters)
         hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
-        norms = float(1 if block.parallel else block.num_norms)
+        norms = float(block.num_norms)
         norm_seconds = self.device.pass_seconds(3.0 * hidden * norms)
         masks = 2.0 * hidden / ELEMENT_BYTES if block.dropout else 0.0
-        # Each norm keeps its input and its output (gathered where the stack keeps it so). Selective recompute
-        # drops the outputs when attention is fused; an operator list drops all but the block's input.
+        # Each norm keeps its input (parallel: one for all) and its output (gathered where the stack keeps it
+        # so). Selective recompute drops the outputs when attention is fused; an operator list drops all but
+        # the block's input.
         output = hidden if self.stack.gathers_input_again else ELEMENT_BYTES * s.tokens * h
         statistic = self.stack.norm_saved_bytes * s.tokens / s.norm_split
-        kept = (hidden + output + statistic) * norms + masks
+        inputs = hidden * (1.0 if block.parallel else norms)
+        kept = inputs + (output + statistic) * norms + masks
         dropped = (output + statistic) * norms if s.is_flash else 0.0
         if self.stack.recomputed_product_period:
             dropped = kept - hidden

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 DEFAULT_PORT = 29500
+# What the memory model's allocator slack assumes; a value set outside stays. Older PyTorch knows this name
+# only, 2.13 still reads it.
+EXPANDABLE_SEGMENTS = 'export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"'
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def train_script(job: Job) -> str:
     """train.sh: run it once on every node. Extra arguments go to pretrain_gpt.py, after the plan's flags."""
     lines = ["#!/usr/bin/env bash", *map(comment, job.header), "set -euo pipefail", ""]
     lines += _required(job)
-    lines += ["", *_environment(job)]
+    lines += ["", EXPANDABLE_SEGMENTS, *_environment(job)]
     lines += ["MEGATRON_ARGS=(", *(f"  {flag_line(k, v)}" for k, v in job.flags.items()), ")", ""]
     lines += _data(job)
     lines += [
@@ -86,7 +89,7 @@ def _environment(job: Job) -> list[str]:
     lines = []
     for name, value in job.environment.items():
         lines.append(f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}")
-    return [*lines, ""] if lines else []
+    return [*lines, ""]
 
 
 def _data(job: Job) -> list[str]:

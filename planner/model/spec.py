@@ -119,7 +119,9 @@ class Block(_Facts):
         default=2, description="norms of hidden_size in the block: 2 usual, 3 with cross-attention, 4 Gemma 2"
     )
     parallel: bool = Field(
-        default=False, description="attention and feed-forward read the same norm (GPT-J, PaLM)"
+        default=False,
+        description="attention and feed-forward side by side on the block's input; num_norms 1: through one "
+        "norm (PaLM, Command R), 2: each through its own (GPT-NeoX)",
     )
     dropout: bool = Field(
         default=False, description="dropout after attention scores, attention and feed-forward"

@@ -62,6 +62,13 @@ def test_the_80_percent_interval_holds_75_to_85_percent_of_judged_rows(judged):
     assert 0.75 <= share <= 0.85
 
 
+def test_suspect_rows_are_not_counted_among_the_rows_an_interval_holds():
+    plain = row(1.0, 1.0)
+    suspect = row(1.0, 100.0, notes="SUSPECT: two runs on the node")
+    assert coverage(shipped(), [plain, suspect]) == coverage(shipped(), [plain]) == 1.0
+    assert coverage(shipped(), [suspect]) is None
+
+
 @pytest.mark.parametrize(
     ("source", "most"), [("mpt", 0.06), ("dgx", 0.06), ("kor", 0.08), ("inv", 0.06), ("vts", 0.0837)]
 )

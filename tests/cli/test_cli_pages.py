@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -154,10 +155,15 @@ def test_a_page_that_cannot_be_written_is_refused(cli, command, plan_file, table
 def test_calibrate_leave_out_prints_the_board(cli, table, tmp_path):
     lines = table.read_text(encoding="utf-8").splitlines()
     few = [*[line for line in lines if line[:3] == "smx"][:4], *[x for x in lines if x[:3] in ("kor", "inm")]]
+    cells = next(csv.reader(few[:1]))
+    cells[0], cells[lines[0].split(",").index("measured_step_s")] = "smx-odd", "fast"
     small = tmp_path / "few.csv"
-    small.write_text("\n".join([lines[0], *few]) + "\n", encoding="utf-8")
+    with small.open("w", encoding="utf-8", newline="") as file:
+        file.write("\n".join([lines[0], *few]) + "\n")
+        csv.writer(file).writerow(cells)
     outcome = cli("calibrate", small, "--leave-out", "gpu", "--processes", "1", "--json")
     assert outcome.code == 0
+    assert f"rows not used: 1 of {len(few) + 1}; smx-odd: measured_step_s is 'fast'" in outcome.err
     data = outcome.json()
     assert data["left_out"] == "gpu"
     assert {s["source"] for s in data["summary"]} == {"b200-sxm", "a100-80g-sxm", "a800-80g-sxm"}

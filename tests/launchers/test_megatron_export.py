@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +66,29 @@ def test_train_script_hands_torchrun_the_same_flags(
     assert read_flags(argv)["dp"] == plan.decision.degrees.dp
     wanted = environment_of(plan).get("CUDA_DEVICE_MAX_CONNECTIONS", "7")
     assert connections == f"env:{wanted if wanted is not None else 'unset'}"
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+    ],
+)
+def test_the_allocator_is_the_one_the_memory_model_assumes_unless_set_outside(
+    plans: Plans, tmp_path: Path, outside: dict[str, str], inside: str
+) -> None:
+    """The caching allocator's slack is that of expandable segments (Constants.allocator_slack)."""
+    for case in ("llama-2-7b", "mistral-7b"):
+        (tmp_path / "train.sh").write_text(MEGATRON.export(plans(case))["train.sh"])
+        (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf %s "$PYTORCH_CUDA_ALLOC_CONF"\n')
+        (tmp_path / "torchrun").chmod(0o755)
+        asked = ("MEGATRON_LM", "LEARNING_RATE", "TRAIN_ITERS", "ROTARY_BASE", "MOCK_DATA")
+        needed = dict.fromkeys(asked, "1")
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **needed, **outside}
+        command = ["bash", str(tmp_path / "train.sh")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == inside
 
 
 def test_bash_accepts_the_scripts_and_files_name_their_plan(plans: Plans, case: str) -> None:

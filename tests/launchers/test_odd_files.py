@@ -100,7 +100,7 @@ def changed(data: st.DataObject, good: dict[str, Any]) -> dict[str, Any]:
         ("megatron", "flags.json", {"flags": MEGATRON, "nodes": 2, "gpus_per_node": 8, "environment": {}}),
     ],
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_odd_values_in_documents(tmp_path, target, name, good, data):
     path = tmp_path / name
@@ -108,7 +108,7 @@ def test_odd_values_in_documents(tmp_path, target, name, good, data):
     tried(path, target)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_odd_values_in_scripts(tmp_path, data):
     flags = data.draw(st.lists(st.sampled_from(sorted(MEGATRON)), min_size=1, max_size=2))
@@ -120,7 +120,7 @@ def test_odd_values_in_scripts(tmp_path, data):
     tried(path, "megatron")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_odd_values_in_modules(tmp_path, data):
     odd = st.sampled_from(ODD)
@@ -132,7 +132,7 @@ def test_odd_values_in_modules(tmp_path, data):
 
 
 @pytest.mark.parametrize("target", ["pytorch", "torchtitan"])
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_odd_constants_in_exported_scripts(tmp_path, planned, target, data):
     plan = planned(target, "llama-3.1-8b", "dgx-h100", 16, 4096, 64, (("pp", 2),))

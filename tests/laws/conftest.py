@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import strategies as st
@@ -61,6 +62,7 @@ def decisions(
 def cost_models(build):
     """Cost models of a dense model (tied table), a mixture of experts, and an encoder-decoder."""
 
+    @cache
     def of(kind: str, *, fast: float = 250.0, slow: float = 400.0, name: str = "test-cluster"):
         blocks = {"block": build.block(hidden=2048, heads=16, ffn=8192)}
         experts = {

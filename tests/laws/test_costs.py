@@ -20,7 +20,7 @@ ROUNDING = 1 + 1e-9
 STATES = ("parameters", "gradients", "optimizer")
 KINDS = ("dense", "experts", "encoder-decoder")
 SETTINGS = settings(
-    deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

@@ -16,8 +16,8 @@ from planner.strategy.limits import ANY
 
 SETTINGS = settings(deadline=None, max_examples=4, derandomize=True)
 ROUNDING = 1 + 1e-9
-# The certificate is that of plans with one sharding for all layers.
-UNIFORM = replace(ANY, has_layer_sharding=False)
+# The certificate is that of plans with one sharding for all layers and whole blocks gathered.
+UNIFORM = replace(ANY, has_layer_sharding=False, gather_units=("block",))
 
 
 def small_model(build, kinds, tied, prefix=""):

@@ -2,30 +2,92 @@
 
 It loops over every mesh, expert degree, microbatch size, stage split, interleaving degree, sharding and
 recompute assignment, checks the hard rules with its own arithmetic, and prices every decision with the
-function that prices plans. Pricing is shared on purpose: it defines what best means.
+function that prices plans. Pricing is shared on purpose: it defines what best means. test_exhaustive and
+test_many hold prices of many decisions at once to what each costs alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
-from planner.cost import step
-from planner.cost.decision_rows import decision_rows
+from planner.cost.decision_rows import decision_candidates, decision_rows
+from planner.cost.layer import cost_table
+from planner.cost.many import Many, price_many
+from planner.cost.many_rows import many_rows
+from planner.cost.memory import Item
 from planner.cost.model import CostModel
+from planner.cost.row import CandidateRow
+from planner.cost.stage import StageModel
 from planner.cost.step import price
 from planner.model.spec import MixtureOfExperts, ModelSpec
 from planner.search.candidate import interleaved_chunks
 from planner.search.layout import Layout
+from planner.strategy.candidates import Candidates
 from planner.strategy.decision import GROUP_GLOBAL, GROUP_ISLAND, Decision, Degrees
 
 Chunks = tuple[tuple[int, int], ...]
 MODES = (0, 1, 2)
+
+
+class Stages:
+    """A ``StageModel`` that remembers the dear answers for the same layers; it has no other input."""
+
+    def __init__(self, stages: StageModel) -> None:
+        self.row, self.exposed = stages.row, stages.exposed
+        self.seconds, self.weight_seconds = stages.seconds, stages.weight_seconds
+        self.causes, self.synchronised = remembered(stages.causes), remembered(stages.synchronised)
+        self.memory = remembered(stages.memory)
+
+
+def remembered(question: Callable[..., Any]) -> Callable[..., Any]:
+    """``question`` about a list of layers, asked once for equal ones."""
+    known: dict[object, Any] = {}
+
+    def ask(items: Sequence[Item], *others: Any) -> Any:
+        key = (*items, *others)
+        if key not in known:
+            known[key] = question(items, *others)
+        return known[key]
+
+    return ask
+
+
+@contextmanager
+def remembered_ranks() -> Iterator[None]:
+    """Inside, pricing remembers what ranks of equal layers and layer costs cost."""
+    known: dict[int, tuple[dict[int, CandidateRow], Stages]] = {}  # rows are kept, so that ids stay theirs
+    stage_model = CostModel.stage_model
+
+    def ask(model: CostModel, rows: dict[int, CandidateRow]) -> Stages:
+        if id(rows) not in known:
+            known[id(rows)] = rows, Stages(stage_model(model, rows))
+        return known[id(rows)][1]
+
+    with patch.object(CostModel, "stage_model", ask):
+        yield
+
+
+def layer_cost_key(decision: Decision) -> object:
+    """What layer costs depend on: everything but the stages, recompute and the number of microbatches."""
+    return (
+        decision.degrees,
+        decision.sequence_parallel,
+        decision.sharding,
+        decision.sharding_group,
+        decision.schedule,
+        decision.virtual_stages,
+        decision.microbatch_size,
+        decision.offload,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,31 +119,45 @@ class Exhaustive:
         self.kinds = [name for _, name in self.spec.block_sequence()]
 
     def price_all(self) -> list[Priced]:
-        """Every decision priced, whatever its memory.
+        """Every decision priced, whatever its memory: at once where ``price_many`` can, else one by one."""
+        decisions = list(self.decisions())
+        if self.model.stack.makes_buffers_when_needed or any(d.offload for d in decisions):
+            return self.price_each(decisions)
+        alike: dict[object, list[int]] = {}
+        for index, d in enumerate(decisions):
+            key = d.schedule, d.degrees.pp, d.virtual_stages, d.microbatches
+            alike.setdefault(key, []).append(index)
+        found: dict[int, Priced] = {}
+        for indices in alike.values():
+            chosen = [decisions[index] for index in indices]
+            priced = zip(*price_many(self.model, self.together(chosen)), strict=True)
+            for index, decision, (seconds, peak) in zip(indices, chosen, priced, strict=True):
+                found[index] = Priced(decision, float(seconds), float(peak))
+        return [found[index] for index in range(len(decisions))]
 
-        The table of layer costs depends on the mesh only, so it is remembered between decisions that
-        differ in stages and recompute; the pricing itself is untouched.
-        """
-        known: dict[object, object] = {}
+    def together(self, decisions: Sequence[Decision]) -> Many:
+        """Decisions of one schedule, number of stages, virtual stages and microbatches as arrays."""
+        apart = {layer_cost_key(decision): decision for decision in decisions}
+        number = {key: index for index, key in enumerate(apart)}
+        meshes = Candidates.concatenate([decision_candidates(d, [d.sharding]) for d in apart.values()])
+        model, first = self.model, decisions[0]
+        return Many(
+            table=cost_table(model.problem, model.chain, meshes, model.device, model.stack),
+            rows=np.array([number[layer_cost_key(decision)] for decision in decisions]),
+            schedule=first.schedule,
+            virtual_stages=first.virtual_stages,
+            ends=np.array([[end for _, end in decision.chunks] for decision in decisions]).T,
+            modes=np.array([decision.recompute for decision in decisions]).T,
+        )
 
-        def remembered(model: CostModel, decision: Decision) -> object:
-            key = (
-                decision.degrees,
-                decision.sequence_parallel,
-                decision.sharding,
-                decision.sharding_group,
-                decision.schedule,
-                decision.virtual_stages,
-                decision.microbatch_size,
-            )
-            if key not in known:
-                known[key] = decision_rows(model, decision)
-            return known[key]
-
-        with patch.object(step, "decision_rows", remembered):
-            found = []
-            for decision in self.decisions():
-                cost = price(self.model, decision)
+    def price_each(self, decisions: Sequence[Decision]) -> list[Priced]:
+        """One by one; layer costs are worked out once a mesh, and ranks of equal layers once."""
+        apart = {layer_cost_key(decision): decision for decision in decisions}
+        rows = dict(zip(apart, many_rows([(self.model, d) for d in apart.values()]), strict=True))
+        found = []
+        with remembered_ranks():
+            for decision in decisions:
+                cost = price(self.model, decision, rows=rows[layer_cost_key(decision)])
                 found.append(Priced(decision, cost.step_seconds, cost.peak_memory_bytes))
         return found
 

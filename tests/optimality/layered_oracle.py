@@ -97,9 +97,15 @@ def exhaustive_seconds(settings, limit):
             for k in s.layers
         ]
         for end in range(len(s.ends)):
+            known = {}  # a stage's numbers follow from its own layers' strategies
             for split in splits(s):
                 for chosen in product(*usable):
-                    numbers = [stage_numbers(s, i, a, b, chosen, end) for i, (a, b) in enumerate(split)]
+                    numbers = []
+                    for i, (a, b) in enumerate(split):
+                        key = (i, a, chosen[a:b])
+                        if key not in known:
+                            known[key] = stage_numbers(s, i, a, b, chosen, end)
+                        numbers.append(known[key])
                     if max(n[3] for n in numbers) > limit:
                         continue
                     f, b, g, u = ([n[x] for n in numbers] for x in (0, 1, 2, 4))

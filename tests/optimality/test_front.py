@@ -15,8 +15,8 @@ from planner.strategy.limits import ANY
 
 EXACT = 1 + 1e-9
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
-# The exhaustive planner shards all layers alike.
-UNIFORM = replace(ANY, has_layer_sharding=False)
+# The exhaustive planner shards all layers alike and gathers whole blocks.
+UNIFORM = replace(ANY, has_layer_sharding=False, gather_units=("block",))
 
 
 def dense(build):

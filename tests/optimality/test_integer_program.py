@@ -26,7 +26,7 @@ from planner.search.tree import Pins
 from planner.strategy.decision import OFFLOAD_OPTIMIZER, SHARDING_PARAMETERS, Decision, Degrees
 from planner.strategy.limits import ANY
 
-INSTANCES = 200
+INSTANCES = 100
 MODES = (0, 1, 2)
 # Latencies and sends are left out of the objective: that left it 1.5 % behind the best plan at most.
 MEASURED_REGRET = 0.02

@@ -17,7 +17,7 @@ UNIFORM = replace(ANY, has_layer_sharding=False, gather_units=("block",))
 EXACT = 1e-9
 MEASURED_REGRET = 0.04
 """Where the search reports a gap, its plan is this close to the optimum on the cases of this file."""
-MOST_LIMITS = 8
+MOST_LIMITS = 6
 
 
 def dense(build):
@@ -181,7 +181,7 @@ def test_search_never_prices_its_plan_differently_from_the_exhaustive_planner(ca
         and p.decision.sequence_parallel == best.decision.sequence_parallel
         and (p.decision.label(), p.decision.recompute) == (best.decision.label(), best.decision.recompute)
     ]
-    assert [p.seconds for p in same] == [best.seconds]
+    assert [p.seconds for p in same] == [pytest.approx(best.seconds, rel=1e-12)]
     assert best.seconds <= fastest * (1 + MEASURED_REGRET)
 
 
@@ -240,10 +240,10 @@ def test_limits_and_pins_cut_the_space_and_nothing_more(limits, pins, is_allowed
 
 
 @pytest.mark.parametrize("case", [dense, slow_links, unfused], ids=lambda case: case.__name__)
-def test_sequence_parallelism_is_a_choice_that_keeps_the_optimum(case, build, oracle):
+def test_sequence_parallelism_is_a_choice_that_keeps_the_optimum(case, oracle, solved):
     """With tp the sequence may be split or not; both are searched, also with tp pinned."""
-    model = case(build)
-    free = oracle.Exhaustive(model).price_all()
+    model, free = solved(case)
+    assert {p.decision.sequence_parallel for p in free if p.decision.degrees.tp > 1} == {True, False}
     wrong = []
     for pins in (Pins(), Pins(tp=2), Pins(tp=4)):
         allowed = [p for p in free if pins.tp in (None, p.decision.degrees.tp)]

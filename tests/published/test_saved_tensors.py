@@ -49,6 +49,12 @@ def test_one_rank(layer):
     assert layer()[0] == pytest.approx(SBH * (34 + SCORES))
 
 
+def test_a_parallel_block_keeps_one_input_and_each_norms_output(layer):
+    """GPT-NeoX (arXiv 2204.06745, section 2.1) has two norms of one input, PaLM's block (2204.02311) one."""
+    assert layer(parallel=True)[0] == pytest.approx(layer()[0] - 2 * SBH)
+    assert layer(parallel=True, norms=1)[0] == pytest.approx(layer()[0] - 4 * SBH)
+
+
 @pytest.mark.parametrize("t", [2, 4, 8])
 def test_tensor_parallelism(layer, t):
     """Equation 2: sbh (10 + 24/t + 5 as/ht)."""

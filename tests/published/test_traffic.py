@@ -16,8 +16,8 @@ HIDDEN, LAYERS, SEQUENCE, MICROBATCHES = 2048, 8, 4096, 4
 def traffic(build):
     """(traffic of rank 0, cost model) of a decoder under a plan on a stack."""
 
-    def of(stack="megatron", sharding="none", recompute="none", dp=1, tp=1, pp=1):
-        block = build.block(hidden=HIDDEN, heads=16, ffn=8192)
+    def of(stack="megatron", sharding="none", recompute="none", dp=1, tp=1, pp=1, **shape):
+        block = build.block(hidden=HIDDEN, heads=16, ffn=8192, **shape)
         model = build.model(LAYERS, {"block": block}, hidden=HIDDEN, vocab=32768)
         cluster = build.cluster(dp * tp * pp, build.profile(per_node=8))
         costs = build.cost_model(model, cluster, sequence=SEQUENCE, batch=dp * MICROBATCHES, stack=stack)
@@ -76,6 +76,14 @@ def test_a_split_sequence_moves_hidden_states_four_or_five_times_a_sub_layer_pai
         scatters = (2 * LAYERS * 2 + 2) * MICROBATCHES
         assert found["tp", "all_gather"] == (gathers, gathers * hidden)
         assert found["tp", "reduce_scatter"] == (scatters, scatters * hidden)
+
+
+@pytest.mark.parametrize(("norms", "inputs"), [(2, 2), (1, 1)])
+def test_a_parallel_block_sums_one_output_and_gathers_an_input_a_norm(traffic, norms, inputs):
+    found = collectives(traffic("torchtitan", tp=4, parallel=True, norms=norms))
+    # Forward gathers the inputs and backward the output's gradient; the ends as in any model.
+    assert found["tp", "all_gather"][0] == (LAYERS * (inputs + 1) + 2) * MICROBATCHES
+    assert found["tp", "reduce_scatter"][0] == (LAYERS * (inputs + 1) + 2) * MICROBATCHES
 
 
 def test_sharded_weights_are_gathered_by_microbatch_and_reduced_in_fp32(traffic):

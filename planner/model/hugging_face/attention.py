@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from planner.model.hugging_face.keys import unsupported
 from planner.model.hugging_face.layout import Labelled, name_blocks
-from planner.model.hugging_face.values import MAX_TOKENS, Config, describe
+from planner.model.hugging_face.values import MAX_LAYERS, MAX_TOKENS, Config, describe
 from planner.model.spec import Attention, Embedding, Head, ModelSpec, Stack
 
 FULL = "full_attention"
@@ -106,6 +106,12 @@ def windows_per_layer(config: Config, layers: int, slides: Callable[[int], bool]
             raise config.missing(["sliding_window"], 4096)
         return [None] * layers
     return [window if slide else None for slide in sliding]
+
+
+def window_period(config: Config, default: int) -> int:
+    """Every how many layers one sees the whole sequence: sliding_window_pattern, else ``default``."""
+    keys = ("sliding_window_pattern", "_sliding_window_pattern")
+    return config.optional_count(*keys, most=MAX_LAYERS, example=default) or default
 
 
 def layer_types(config: Config, layers: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""gpt2, gpt_neo, opt, bloom: decoders with layernorms, plain feed-forward and biases."""
+"""gpt2, gpt_neo, opt, bloom, starcoder2: decoders with layernorms, plain feed-forward and biases."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 from planner.model.hugging_face.attention import (
     divide_heads,
+    grouped_attention,
     language_model,
     positions,
     query_heads,
+    windows_per_layer,
 )
 from planner.model.hugging_face.keys import unsupported
 from planner.model.hugging_face.values import MAX_LAYERS, MAX_SIZE, MAX_TOKENS, Config, describe
@@ -29,6 +31,12 @@ BLOOM_HARMLESS = frozenset(
     {
         "apply_residual_connection_post_layernorm", "attention_softmax_in_fp32", "bias_dropout_fusion",
         "masked_softmax_fusion", "offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact",
+    }
+)  # fmt: skip
+STARCODER2_HARMLESS = frozenset(
+    {
+        "activation_function", "norm_epsilon", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32",
+        "scale_attn_weights",
     }
 )  # fmt: skip
 
@@ -217,4 +225,39 @@ def read_bloom(config: Config) -> ModelSpec:
         tied=config.flag("tie_word_embeddings", True),
         vocab_example=250880,
         embedding=Embedding(kind="tokens", norm=True),
+    )
+
+
+def read_starcoder2(config: Config) -> ModelSpec:
+    """StarCoder2 (arXiv 2402.19173): grouped keys and values, rotary positions, a window, biases, tied."""
+    for key, only in (("norm_type", "layer_norm"), ("mlp_type", "default")):
+        value = config.text(key, only)
+        if value != only:
+            raise unsupported(
+                config,
+                key,
+                f"{key} {value!r} is not priced for starcoder2",
+                f'a value that works: "{key}": "{only}"',
+            )
+    hidden = config.count("hidden_size", example=4608)
+    layers = config.layers("num_hidden_layers", example=32)
+    bias = config.flag("use_bias", True)
+    attention = grouped_attention(config, hidden, qkv_bias=bias, out_bias=bias, default_kv_heads=2)
+    # The class sets one window for all layers or none.
+    windows = windows_per_layer(config, layers, lambda _: True)
+    block = Block(
+        attention=attention.model_copy(update={"window": windows[0]}),
+        feed_forward=FeedForward(
+            ffn_size=config.count("intermediate_size", example=18432), gated=False, bias=bias
+        ),
+        norm=LAYER_NORM,
+        dropout=config.any_dropout(attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0),
+    )
+    return language_model(
+        config,
+        [(("block",), block)] * layers,
+        hidden=hidden,
+        max_length=positions(config, example=16384),
+        tied=config.flag("tie_word_embeddings", True),
+        vocab_example=49152,
     )

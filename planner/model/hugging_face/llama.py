@@ -1,4 +1,4 @@
-"""llama, mistral, phi3, qwen2, qwen3, gemma2: decoders with rotary positions and a gated feed-forward."""
+"""llama, mistral, phi3, qwen2, qwen2_5_vl, qwen3, gemma2, gemma3: rotary positions, gated feed-forward."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from planner.model.hugging_face.attention import (
     language_model,
     positions,
     window_label,
+    window_period,
     windows_per_layer,
 )
+from planner.model.hugging_face.keys import unsupported
 from planner.model.hugging_face.values import MAX_LAYERS, Config
 from planner.model.spec import Attention, Block, FeedForward, Head, ModelSpec, Norm
 
@@ -23,6 +25,17 @@ PHI3_HARMLESS = frozenset({"original_max_position_embeddings", "attention_bias"}
 QWEN_HARMLESS = frozenset({"use_mrope", "max_window_layers"})
 GEMMA_HARMLESS = frozenset({"query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window_size"})
 """The score cap lies inside the attention kernel; sliding_window_size repeats sliding_window."""
+GEMMA3_DEFAULTS = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262_208,
+    "max_position_embeddings": 131_072,
+}
+"""What released files of the larger models leave out (transformers, Gemma3TextConfig)."""
+QWEN2_5_VL_HARMLESS = QWEN_HARMLESS | {
+    "image_token_id", "video_token_id", "vision_token_id", "vision_start_token_id", "vision_end_token_id",
+}  # fmt: skip
 
 
 def build(
@@ -148,3 +161,41 @@ def read_gemma2(config: Config) -> ModelSpec:
         num_norms=4,
         soft_cap=config.get("final_logit_softcapping") is not None,
     )
+
+
+def read_gemma3(config: Config) -> ModelSpec:
+    """Gemma 3's text tower: Gemma 2's four norms, norms on heads, every sixth layer full, no logit cap.
+
+    Checked against transformers' Gemma3ForCausalLM.
+    """
+    if config.flag("use_bidirectional_attention", False):
+        raise unsupported(
+            config,
+            "use_bidirectional_attention",
+            "attention in both directions is not priced for gemma3_text",
+            'a value that works: "use_bidirectional_attention": false',
+        )
+    config.take_defaults(GEMMA3_DEFAULTS)
+    hidden = config.count("hidden_size", example=5376)
+    layers = config.layers("num_hidden_layers", example=62)
+    bias = config.flag("attention_bias", False)
+    attention = grouped_attention(config, hidden, qkv_bias=bias, out_bias=bias, qk_norm=True)
+    period = window_period(config, 6)
+    return build(
+        config,
+        attention,
+        windows_per_layer(config, layers, lambda index: (index + 1) % period > 0),
+        hidden=hidden,
+        tied_default=True,
+        num_norms=4,
+        soft_cap=config.get("final_logit_softcapping") is not None,
+    )
+
+
+def read_qwen2_5_vl(config: Config) -> ModelSpec:
+    """Qwen2.5-VL's language model, which is Qwen2; files before version 5 write its keys at the top."""
+    if config.get("vision_config") is not None:
+        config.warn(
+            f"{config.pointer('vision_config')}: only the text part is read; the vision part is not priced"
+        )
+    return read_qwen2(config)

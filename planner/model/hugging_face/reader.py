@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from planner.errors import InputError, UnsupportedFeature, nearest_names
-from planner.model.hugging_face import deepseek, encoders, experts, gpt, llama, t5
+from planner.model.hugging_face import deepseek, encoders, experts, gpt, llama, parallel, t5
 from planner.model.hugging_face.keys import check_other_keys, reject_non_finite
 from planner.model.hugging_face.naming import model_name
 from planner.model.hugging_face.values import Config, describe
@@ -27,11 +27,16 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = {
     "bert": Family(encoders.read_bert, encoders.BERT_HARMLESS, "Bert"),
     "bloom": Family(gpt.read_bloom, gpt.BLOOM_HARMLESS, "Bloom"),
+    "cohere": Family(parallel.read_cohere, parallel.COHERE_HARMLESS, "Cohere"),
+    "cohere2": Family(parallel.read_cohere2, parallel.COHERE2_HARMLESS, "Cohere2"),
     "deepseek_v2": Family(deepseek.read_deepseek_v2, deepseek.DEEPSEEK_HARMLESS, "DeepseekV2"),
     "deepseek_v3": Family(deepseek.read_deepseek_v3, deepseek.DEEPSEEK_HARMLESS, "DeepseekV3"),
+    "falcon": Family(parallel.read_falcon, parallel.FALCON_HARMLESS, "Falcon"),
     "gemma2": Family(llama.read_gemma2, llama.GEMMA_HARMLESS, "Gemma2"),
+    "gemma3_text": Family(llama.read_gemma3, llama.GEMMA_HARMLESS, "Gemma3"),
     "gpt2": Family(gpt.read_gpt2, gpt.GPT2_HARMLESS, "GPT2"),
     "gpt_neo": Family(gpt.read_gpt_neo, gpt.GPT_NEO_HARMLESS, "GPTNeo"),
+    "gpt_neox": Family(parallel.read_gpt_neox, parallel.GPT_NEOX_HARMLESS, "GPTNeoX"),
     "gpt_oss": Family(experts.read_gpt_oss, experts.GPT_OSS_HARMLESS, "GptOss"),
     "llama": Family(llama.read_llama, llama.LLAMA_HARMLESS, "Llama"),
     "mistral": Family(llama.read_mistral, llama.MISTRAL_HARMLESS, "Mistral"),
@@ -39,14 +44,26 @@ FAMILIES: Mapping[str, Family] = {
     "opt": Family(gpt.read_opt, gpt.OPT_HARMLESS, "OPT"),
     "phi3": Family(llama.read_phi3, llama.PHI3_HARMLESS, "Phi3"),
     "qwen2": Family(llama.read_qwen2, llama.QWEN_HARMLESS, "Qwen2"),
+    "qwen2_5_vl": Family(llama.read_qwen2_5_vl, llama.QWEN2_5_VL_HARMLESS, "Qwen2_5_VL"),
+    "qwen2_5_vl_text": Family(llama.read_qwen2_5_vl, llama.QWEN2_5_VL_HARMLESS, "Qwen2_5_VLText"),
     "qwen3": Family(llama.read_qwen3, llama.QWEN_HARMLESS, "Qwen3"),
     "qwen3_moe": Family(experts.read_qwen3_moe, experts.QWEN3_MOE_HARMLESS, "Qwen3Moe"),
+    "starcoder2": Family(gpt.read_starcoder2, gpt.STARCODER2_HARMLESS, "Starcoder2"),
     "t5": Family(t5.read_t5, t5.T5_HARMLESS, "T5"),
     "vit": Family(encoders.read_vit, encoders.VIT_HARMLESS, "ViT"),
 }
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(sorted(FAMILIES))
 """Every model_type that can be read."""
+
+REFUSED: Mapping[str, str] = {
+    "llama4": "chunked attention and head norms without weights cannot be said in the model format",
+    "llama4_text": "chunked attention and head norms without weights cannot be said in the model format",
+    "olmo": "norms without weights cannot be said in the model format",
+    "olmo2": "one norm over all heads of queries and of keys, whose sum crosses tp ranks, is not priced",
+    "olmoe": "one norm over all heads of queries and of keys, whose sum crosses tp ranks, is not priced",
+}
+"""Known types that cannot be described exactly, and why."""
 
 CLASS_NAME = re.compile(
     r"^(?P<prefix>\w+?)(?P<task>LMHeadModel|WithLMHeadModel|DoubleHeadsModel|Model|For[A-Z]\w*)$"
@@ -176,8 +193,9 @@ def find_model_type(part: Mapping[str, Any], architectures: list[str], *, file: 
     if value in FAMILIES:
         return str(value)
     near = nearest_names(value, SUPPORTED_MODEL_TYPES)
+    reason = f": {REFUSED[value]}" if value in REFUSED else f"; nearest: {', '.join(near)}" if near else ""
     raise UnsupportedFeature(
-        f"model_type {value!r} cannot be read" + (f"; nearest: {', '.join(near)}" if near else ""),
+        f"model_type {value!r} cannot be read{reason}",
         file=file,
         pointer=pointer,
         allowed=list(SUPPORTED_MODEL_TYPES),

@@ -91,6 +91,17 @@ class Config:
         """Whether the key is present with a value that is not null."""
         return self.data.get(key) is not None
 
+    def take_defaults(self, defaults: Mapping[str, int]) -> None:
+        """Absent or null keys become the library's defaults, where released files leave them out.
+
+        One warning names every key and number taken.
+        """
+        taken = {key: value for key, value in defaults.items() if not self.has(key)}
+        if taken:
+            said = ", ".join(f"{key} = {value}" for key, value in taken.items())
+            self.warn(f"{self.base or '/'}: {self.model_type} defaults taken for absent keys: {said}")
+            self.data = {**self.data, **taken}
+
     def missing(self, keys: Sequence[str], example: int | str) -> InputError:
         """The error for a required value that is absent or null."""
         key = keys[0]
