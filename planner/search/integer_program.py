@@ -170,7 +170,7 @@ class LayerProgram:
                 largest[key] = max(known[0], kind.gathered_bytes[mode]), max(known[1], needs)
                 transient = max(transient, kind.transient_bytes)
         for key, sizes in largest.items():
-            is_on = 1.0 if key is None else self.z[(rank, *key)]
+            is_on = 1.0 if key is None else self.z[rank, key[0], key[1]]
             for buffer, size in zip((gathered, working), sizes, strict=True):
                 if size:
                     self.problem += buffer >= size / GIB * is_on
