@@ -12,7 +12,7 @@ layers), options o = (sharding, gather unit, recompute mode).
 
 Variables
     x[g, o]    integer, layers of group g with option o
-    z[i, o]    binary, rank i has a layer with option o
+    z[i, d, o] binary, rank i has a layer of kind d with option o
     a[i], b[i] continuous, bytes of gathered weights and of the recomputed working set on rank i
     T          continuous, seconds until the last gradient is reduced
     r[i], v[i] continuous, seconds of reduction and of gather that rank i leaves exposed
@@ -22,8 +22,8 @@ Objective: minimise T + U.
 
 Constraints (t, f, b seconds of one microbatch on a rank: both passes, forward, backward; c the stragglers)
     1. every layer has one option          sum_o x[g, o] = n_g                                   (_assignment)
-    2. options switch their buffers on     x[g, o] <= n_g z[i, o]                                  (_switches)
-    3. buffers, the largest of any g       a[i] >= gathered[g, o] z[i, o],  b[i] >= working[g, o] z[i, o]
+    2. options switch their buffers on     x[g, o] <= n_g z[i, d, o], d the kind of g              (_switches)
+    3. buffers, the largest of any         a[i] >= gathered[d, o] z[i, d, o],  b[i] >= working[d, o] z[..]
     4. memory, for every state k           static + alive_k x saved + a + b <= limit                 (_memory)
     5. pipeline                            T >= c (S_i + m t_i) + r[0],  T >= c (F_i + m t_i) + r[i], S and F
                                            the fill of the ranks before i, with and without drain  (_pipeline)
@@ -65,6 +65,7 @@ RELATIVE_GAP = 1e-4
 MIN_GAIN = 1e-3
 # CBC's own on constraints is 1e-7, and its answers are read with ten digits.
 TOLERANCE = 1e-6
+ROUNDING = 1.0 + 1e-9
 
 
 def solver_library() -> Any | None:
@@ -110,7 +111,7 @@ class LayerProgram:
         self.step = pulp.LpVariable("T", lowBound=0)
         self.update = pulp.LpVariable("U", lowBound=0)
         self.x: dict[tuple[int, Option], Any] = {}
-        self.z: dict[tuple[int, Option], Any] = {}
+        self.z: dict[tuple[int, int, Option], Any] = {}
         self.problem += self.step + self.update
         self._assignment()
         for rank in range(decision.degrees.pp):
@@ -137,13 +138,15 @@ class LayerProgram:
         return [(index, group) for index, group in enumerate(self.groups) if group.rank == rank]
 
     def _switches(self, rank: int) -> None:
-        for number, option in enumerate(self.options):
-            self.z[rank, option] = self.pulp.LpVariable(f"z_{rank}_{number}", cat="Binary")
-        for index, group in self._on(rank):
-            if group.is_block:
-                for option in self.options:
-                    terms = (self.x[index, option], 1.0), (self.z[rank, option], -group.count)
-                    self.problem += self._weighted(terms) <= 0
+        blocks = [(index, group) for index, group in self._on(rank) if group.is_block]
+        for kind in sorted({group.kind for _, group in blocks}):
+            for number, option in enumerate(self.options):
+                name = f"z_{rank}_{kind}_{number}"
+                self.z[rank, kind, option] = self.pulp.LpVariable(name, cat="Binary")
+        for index, group in blocks:
+            for option in self.options:
+                terms = (self.x[index, option], 1.0), (self.z[rank, group.kind, option], -group.count)
+                self.problem += self._weighted(terms) <= 0
 
     def _memory(self, rank: int) -> None:
         """All bytes in GiB, to keep the solver's numbers near one."""
@@ -153,26 +156,28 @@ class LayerProgram:
         working = lp.LpVariable(f"b_{rank}", lowBound=0)
         transient, states = 0.0, max((len(group.alive) for _, group in on), default=0)
         terms: list[list[tuple[Any, float]]] = [[] for _ in range(states)]
-        # The largest buffers of an option's layers stand for all; None for what every plan has.
-        largest: dict[Option | None, tuple[float, float]] = {}
+        # Buffers by kind and option; None for what every plan has.
+        largest: dict[tuple[int, Option] | None, tuple[float, float]] = {}
         for index, group in on:
             for option in self._allowed(group):
                 kind, mode = self._kind(group, option[0]), option[1]
                 for state, alive in enumerate(group.alive):
                     each = kind.static_bytes + slack * alive * kind.saved_bytes[mode]
                     terms[state].append((self.x[index, option], each / GIB))
-                key = option if group.is_block else None
+                key = (group.kind, option) if group.is_block else None
                 known = largest.get(key, (0.0, 0.0))
                 needs = kind.working_bytes[mode] if mode else 0.0
                 largest[key] = max(known[0], kind.gathered_bytes[mode]), max(known[1], needs)
                 transient = max(transient, kind.transient_bytes)
         for key, sizes in largest.items():
-            is_on = 1.0 if key is None else self.z[rank, key]
+            is_on = 1.0 if key is None else self.z[rank, key[0], key[1]]
             for buffer, size in zip((gathered, working), sizes, strict=True):
                 if size:
                     self.problem += buffer >= size / GIB * is_on
         empty = self.stages.memory([])["total"]
-        spare = (self.model.problem.memory_limit_bytes - empty - slack * transient) / GIB
+        # A plan that fits to the byte must, for all the digits CBC is given.
+        limit = self.model.problem.memory_limit_bytes * ROUNDING
+        spare = (limit - empty - slack * transient) / GIB
         for state in range(states):
             self.problem += self._weighted([*terms[state], (gathered, slack), (working, slack)]) <= spare
 

@@ -33,6 +33,9 @@ from planner.strategy.limits import Limits
 
 # Which of two sums stands for the exposed reduction, and which for the exposed gather.
 CORNERS = 4
+# Kinds of layers beyond which not every price of a byte is tried, and which of the others' prices then are.
+MOST_PRICED_KINDS = 8
+PRICE_SHARES = np.linspace(0.0, 1.0, 17)
 
 
 @dataclass(frozen=True)
@@ -189,13 +192,17 @@ def _exposed(model: CostModel, is_hidden: bool, is_behind: bool, whole: Array, w
 
 
 def _prices(layers: list[_Layer]) -> list[Array]:
-    """Prices of a byte at which two choices of a block cost the same, where one is slower and smaller."""
+    """Prices of a byte at which two choices of a block cost the same, where one is slower and smaller.
+
+    Of some kinds, and some of those prices, where there are many: any price gives a floor.
+    """
     prices = list[Array]()
-    for _, choices in layers:
+    for _, choices in layers[:: -(-len(layers) // MOST_PRICED_KINDS)]:
         for corner in range(CORNERS):
             options = [pair for one in choices for pair in zip(one.seconds[corner], one.bytes, strict=True)]
             for (fast, more), (slow, less) in permutations(options, 2):
                 with np.errstate(divide="ignore", invalid="ignore"):
                     price = (slow - fast) / (more - less)
                 prices.append(np.where((more > less) & (slow > fast), price, 0.0))
-    return prices
+    every = len(layers) <= MOST_PRICED_KINDS
+    return prices if every else list(np.quantile(np.stack(prices), PRICE_SHARES, axis=0))

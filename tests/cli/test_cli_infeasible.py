@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from shlex import split
 
@@ -152,3 +153,39 @@ def test_the_nearest_miss_has_the_schedule_that_is_pinned(cli, flags, label):
         peaks[pinned] = miss["peak_memory_bytes"]
         assert (label in miss["decision"].split()) == bool(pinned)
     assert peaks[flags] > peaks[""]
+
+
+def test_layers_of_their_own_are_tried_where_no_plan_with_one_choice_for_all_fits(cli, tmp_path):
+    """Few key/value heads keep the tensor degree low, so the gathered blocks are what does not fit."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 4,
+        "vocab_size": 65536,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-05,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "head_dim": 128,
+    }
+    model, plan = tmp_path / "config.json", tmp_path / "plan.json"
+    model.write_text(json.dumps(config))
+    asked = split("--gpu a100-40g-sxm --gpus 2 --seq-len 512 --global-batch 8 --target galvatron")
+    limited = [*asked, "--memory-limit-gib", "3.05"]
+    # A pinned microbatch size leaves plans with one choice for all layers alone: none of any size fits.
+    for size in (1, 2, 4, 8):
+        assert cli("plan", "--model", model, *limited, "--micro-batch", size).code == 3
+    outcome = cli("plan", "--model", model, *limited, "--json", "-o", plan)
+    assert outcome.code == 0
+    found = outcome.json()
+    assert found["prediction"]["peak_memory_bytes"] <= found["prediction"]["memory_limit_bytes"]
+    assert found["search"]["status"] == "proved"
+    assert "no plan of this space fits" in found["search"]["space"]
+    assert len(found["decision"]["stages"][0]["layer_strategies"]) > 1
+    assert cli("check", plan, "--target", "galvatron").code == 0
+    assert cli("export", plan, "--to", "galvatron", "-o", tmp_path / "files").code == 0
+    assert cli("plan", "--model", model, *asked, "--memory-limit-gib", "2.9").code == 3

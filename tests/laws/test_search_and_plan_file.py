@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from planner.plan_file.build import build_decision, build_inputs, build_predicti
 from planner.plan_file.read import read_cost_model, read_decision, read_plan
 from planner.plan_file.schema import DecisionRecord, Options, Plan, SearchRecord
 from planner.search.engine import search
+from planner.search.integer_program import MIN_GAIN, RELATIVE_GAP
 from planner.search.tree import Pins
 from planner.strategy.kind import decision_kind
 from planner.strategy.limits import ANY
@@ -55,19 +57,49 @@ def best_under(build, model, limit, limits=ANY):
     return result.best.seconds, result.lower_bound_seconds
 
 
+def under_growing_limits(data, build, model, free, limits):
+    """Seconds of the plans of ``limits`` under three memory limits up to what ``free`` needs, ascending.
+
+    Half of what the fastest takes is seldom too little for all: where nothing fits the law says nothing.
+    """
+    high = free.prediction.peak_memory_bytes
+    low = high / 2
+    shares = data.draw(st.lists(st.floats(0, 1), min_size=3, max_size=3))
+    caps = sorted(low + share * (high - low) for share in shares)
+    return [best_under(build, model, cap, limits)[0] for cap in caps]
+
+
 @settings(SETTINGS, max_examples=10)
 @given(data=st.data())
 def test_more_memory_never_makes_the_plan_slower(data, build):
     model = data.draw(problems(build))
     free = search(model, UNIFORM, Pins()).best
-    # Half of what the fastest takes is seldom too little for all: where nothing fits the law says nothing.
-    high = free.prediction.peak_memory_bytes
-    low = high / 2
-    shares = data.draw(st.lists(st.floats(0, 1), min_size=3, max_size=3))
-    limits = sorted(low + share * (high - low) for share in shares)
-    seconds = [best_under(build, model, limit, limits=UNIFORM)[0] for limit in limits]
+    seconds = under_growing_limits(data, build, model, free, UNIFORM)
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] >= free.seconds / ROUNDING
+
+
+@settings(SETTINGS, max_examples=20)
+@given(data=st.data())
+def test_more_memory_never_makes_the_plan_of_the_whole_space_slower(data, build):
+    """Up to what a plan of mixed shardings has to gain before it is preferred to a simple one."""
+    model = data.draw(problems(build))
+    free = search(model, ANY, Pins()).best
+    seconds = [*under_growing_limits(data, build, model, free, ANY), free.seconds]
+    for tighter, looser in pairwise(seconds):
+        assert looser * (1.0 - MIN_GAIN - RELATIVE_GAP) <= tighter
+
+
+@pytest.mark.parametrize("gib", [2.0, 2.2, 2.25, 2.27])
+def test_a_mixed_plan_found_under_a_limit_is_found_without_one(gib, build):
+    """Slow links, three blocks of experts: sharding the blocks alone is faster than any one sharding."""
+    cluster = build.cluster(4, build.profile(per_node=4, fast=20, slow=3))
+    spec = build.model(["experts"] * 3, {"experts": build.block(experts=4, ffn=1024)}, tied=True)
+    model = build.cost_model(spec, cluster, batch=4)
+    free = search(model, ANY, Pins()).best
+    assert free.decision.layer_sharding
+    assert free.seconds < 0.98 * search(model, replace(ANY, has_layer_sharding=False), Pins()).best.seconds
+    assert free.seconds * (1.0 - MIN_GAIN) <= best_under(build, model, gib * 2**30)[0]
 
 
 def test_more_memory_never_makes_a_plan_with_dear_sends_slower(build):
