@@ -12,7 +12,15 @@ from planner.schedule.orders import ZERO_BUBBLE
 from planner.search.mixed_sharding import may_mix, mixed_without_pipeline
 from planner.search.policy import SPLIT_RECOMPUTES, offered_modes
 from planner.search.polish import polish
-from planner.search.refinement import WORTH, is_memory_bound, paid_share, refine, strategies_of
+from planner.search.refinement import (
+    MOST_KINDS,
+    WORTH,
+    block_kinds,
+    is_memory_bound,
+    paid_share,
+    refine,
+    strategies_of,
+)
 from planner.search.reporter import Reporter
 from planner.search.rescue import rescue
 from planner.search.solution import TIE, Solution
@@ -78,6 +86,12 @@ def refined(
     is_free &= not best.decision.layer_tp
     if not is_free or not is_memory_bound(best.decision):
         return ranked, {}
+    kinds = block_kinds(model)
+    if kinds > MOST_KINDS:
+        return ranked, {
+            "name": "none",
+            "status": f"not asked: {kinds} kinds of blocks, of {MOST_KINDS} at most",
+        }
     share = paid_share(best.decision, best.prediction)
     if share < WORTH:
         words = f"nothing to gain: recomputation and gathers are {share:.2%} of the step"
@@ -99,7 +113,7 @@ def mixed(
     solver: dict[str, object],
 ) -> tuple[list[Solution], dict[str, object]]:
     """The ranked solutions, a faster one of mixed shardings and one stage first, and its solver's data."""
-    if not may_mix(limits, pins):
+    if not may_mix(limits, pins) or block_kinds(model) > MOST_KINDS:
         return ranked, solver
     found = mixed_without_pipeline(model, limits, pins, space.without_pipeline(), ranked[0].seconds)
     if found is None:

@@ -27,6 +27,8 @@ from planner.strategy.limits import Limits
 
 # Share of the step paid for memory from which another choice per layer is looked for.
 WORTH = 2e-3
+# Kinds of blocks beyond which the program has thousands of variables and does not end in time.
+MOST_KINDS = 16
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Refinement:
     decision: Decision | None
     prediction: Prediction | None
     solver: dict[str, object]
+
+
+def block_kinds(model: CostModel) -> int:
+    """How many kinds of blocks the model has."""
+    chain = model.chain
+    return len({chain.layers[layer] for layer in chain.block_layers})
 
 
 def is_memory_bound(decision: Decision) -> bool:
