@@ -40,7 +40,9 @@ class Device:
 
     matmul_flop_per_s: dense peak for matrix products in the workload's precision; sustained_flop_per_s: what
     the power limit lets 16-bit products reach; pass_scale: element-wise bytes of the stack over the fused;
-    half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM; host: of its node.
+    half_flop_per_s: dense 16-bit peak, used for attention; element_bytes: of an element of the tensors
+    between kernels, 4 on a stack without 16-bit ones (both peaks are then theirs); bytes_per_s: HBM; host: of
+    its node.
     """
 
     matmul_flop_per_s: float
@@ -52,16 +54,25 @@ class Device:
     host: Host
     sustained_flop_per_s: float = math.inf
     pass_scale: float = 1.0
+    element_bytes: float = ELEMENT_BYTES
 
     @staticmethod
     def of(
-        spec: DeviceSpec, workload: Workload, constants: Constants, host: Host, pass_scale: float = 1.0
+        spec: DeviceSpec,
+        workload: Workload,
+        constants: Constants,
+        host: Host,
+        pass_scale: float = 1.0,
+        element_bytes: float = ELEMENT_BYTES,
     ) -> Device:
-        """``pass_scale``: the stack's element-wise bytes over the fused ones.
+        """``pass_scale``: the stack's element-wise bytes over the fused ones; ``element_bytes``: its tensors.
 
-        Raises UnsupportedFeature when the device has no peak for the workload's precision.
+        Products of fp32 tensors run as TF32 where the device can, on its fp32 units elsewhere. Raises
+        UnsupportedFeature when the device has no peak for the workload's precision.
         """
-        precision = workload.precision
+        precision: str = workload.precision
+        if element_bytes > ELEMENT_BYTES:
+            precision = "tf32" if "tf32" in spec.peak_tflop_per_s else "fp32"
         half = "bf16" if precision == "fp8" else precision
         peak, half_peak = spec.peak_flop_per_s(precision), spec.peak_flop_per_s(half)
         if peak is None or half_peak is None:
@@ -81,6 +92,7 @@ class Device:
             host,
             spec.sustained_flop_per_s,
             pass_scale,
+            element_bytes,
         )
 
     @property
@@ -119,8 +131,8 @@ class Device:
         flop = 2.0 * self._covered(m, n, batch) * (k + c.matmul_depth)
         misaligned = (batch == 1.0) & ((n % ALIGNED > 0) | (k % ALIGNED > 0))
         compute = flop * np.where(misaligned, c.misaligned_slowdown, 1.0) / rate + self.start_seconds()
-        width = FP8_BYTES if is_fp8 else ELEMENT_BYTES
-        memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * ELEMENT_BYTES)
+        width = FP8_BYTES if is_fp8 else self.element_bytes
+        memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * self.element_bytes)
         cast = self.stream_seconds(m * k * batch * CAST_BYTES) if is_fp8 and casts else 0.0
         return np.maximum(compute, memory) + cast
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 class Stack:
     """What a framework stores, saves, moves and repeats.
 
-    Bytes per element. parameter_bytes: the weights compute reads. gradient_bytes: the gradient buffer.
+    Bytes per element. element_bytes: tensors between kernels, 4 where nothing is cast to 16 bits.
+    parameter_bytes: the weights compute reads. gradient_bytes: the gradient buffer.
     master_bytes: the fp32 weights the optimizer updates. gradient_reduce_bytes: width of the gradient
     reduction. keeps_master_apart: compute weights are kept beside the fp32 ones; False where those are the
     only ones kept, sharded in every mode, and parameter_bytes exist while gathered (FSDP2's
@@ -68,6 +69,7 @@ class Stack:
     """
 
     name: str
+    element_bytes: float = 2.0
     parameter_bytes: float = 2.0
     gradient_bytes: float = 4.0
     master_bytes: float = 4.0
@@ -205,14 +207,22 @@ STACKS: dict[str, Stack] = {
         hides_launches=False,
         family="megatron-deepspeed",
     ),
-    # Hugging Face's eager attention in DeepSpeed's pipeline, kernel by kernel. Bytes a score forward: product
-    # 2, mask 4, clamp 4, softmax to fp32 6, cast back 6, product 2; backward: product 2, cast 6, softmax 10,
-    # clamp with its masks 14, three products 6, and 2 of rounding.
-    "deepspeed-eager": replace(
+    # Megatron-DeepSpeed without --fp16 or --bf16: fp32 tensors and states, no master copy, no fused softmax
+    # (megatron/model/fused_softmax.py asks for 16-bit inputs). Bytes a score forward: product 4, mask in
+    # place 8 and 1, softmax 8, product 4; backward: product 4, value product 4, softmax 12, mask 8 and 1,
+    # two products 8. A microbatch's gradient is added by autograd: two reads and a write.
+    "megatron-deepspeed-fp32": replace(
         MEGATRON_DEEPSPEED,
-        name="deepspeed-eager",
-        score_forward_bytes=24.0,
-        score_backward_bytes=40.0,
+        name="megatron-deepspeed-fp32",
+        element_bytes=4.0,
+        parameter_bytes=4.0,
+        keeps_master_apart=False,
+        gradient_reduce_bytes=4.0,
+        accumulation_bytes=12.0,
+        score_forward_bytes=25.0,
+        score_backward_bytes=37.0,
+        score_saved_bytes=4.0,
+        logit_transient_bytes=4.0,
     ),
     # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
     "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),
@@ -254,4 +264,16 @@ STACKS: dict[str, Stack] = {
     ),
     "internevo": Stack("internevo", accumulation_bytes=6.0, gradient_reduce_bytes=2.0),
     "mist": Stack("mist", accumulation_bytes=6.0, gradient_bytes=2.0, gradient_reduce_bytes=2.0),
+}
+
+# Whose fitted constants price a stack that no measured run is of, nearest first: the code it was made from,
+# then what shares its kernels and launches.
+RELATIVES: dict[str, tuple[str, ...]] = {
+    "megatron": ("megatron-deepspeed", "internevo"),
+    "megatron-deepspeed": ("megatron",),
+    "megatron-deepspeed-fp32": ("megatron-deepspeed", "megatron"),
+    "internevo": ("megatron",),
+    "mist": ("megatron",),
+    "torchtitan": ("pytorch-fsdp",),
+    "pytorch-fsdp": ("torchtitan",),
 }
