@@ -133,7 +133,7 @@ class Fitted:
         return replace(base, **changes, basis=self.basis(device.generation, stack, site)) if changes else base
 
     def fitted_stack(self, stack: str) -> str:
-        """The stack whose constants price ``stack``: itself, or its nearest relative with rows; "" for none."""
+        """The stack whose constants price ``stack``: it or its nearest relative with rows, "" for none."""
         return next((one for one in (stack, *RELATIVES.get(stack, ())) if one in self.values["stack"]), "")
 
     def _site_values(self, site: str, generation: str, stack: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What to expect of an installation nobody measured, from those that were.
 
-Legend: x_i the logarithm of a constant of the fitted installation i, g_i its GPU generation, S_i the stacks it ran.
+Legend: x_i the logarithm of a constant of the fitted installation i, g_i its GPU generation, S_i its stacks.
 An installation's x is the sum of four independent parts: one common to all, one of its generation, one of
 its stack and its own, taken as equally uncertain around 0 (the prior). Between two installations that makes
 the covariance
@@ -8,7 +8,7 @@ the covariance
     K(i, j) = 1 + [g_i = g_j] + [S_i and S_j overlap] + [i = j]
 
 and the best linear prediction of a new one is k^T K^-1 x (kriging; Robinson 1991, "That BLUP is a good
-thing"). One installation of the same stack pulls it half way at most, many agreeing ones all the way. Ignored:
+thing"). One installation of the same stack pulls it part of the way, many that agree all of it. Ignored:
 how well each x_i is known, and that parts may differ in spread, which some fifteen installations cannot tell.
 """
 
@@ -31,7 +31,7 @@ class Installation:
 
 
 def expected_value(known: Mapping[str, Installation], generation: str, stacks: Collection[str]) -> float:
-    """The constant to expect of an installation of ``generation`` running ``stacks``; 1 where none is known."""
+    """The constant to expect of an installation of ``generation`` running ``stacks``; 1 if none is known."""
     if not known:
         return 1.0
     sites = list(known.values())

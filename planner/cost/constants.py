@@ -40,6 +40,9 @@ FLASH_EFFICIENCY: dict[str, tuple[float, float]] = {
     "cdna3": (0.35, 0.25),
     "cdna4": (0.35, 0.25),
 }
+# FlashAttention-2, written for Ampere, against newer kernels: on H100 at head dimension 128 it reaches 370
+# TFLOP/s forward, cuDNN 600 and FlashAttention-3 646 (arXiv 2407.08608, figure 5).
+FLASH2_SLOWDOWN: dict[str, float] = {"hopper": 1.6}
 LINK_EFFICIENCY: dict[str, float] = {
     "nvswitch": 0.80,
     "nvlink": 0.80,

@@ -40,8 +40,7 @@ class CostModel:
             raise UnknownName("training stack", stack, STACKS)
         cluster = problem.cluster
         known = STACKS[stack]
-        habits = known.pass_scale, known.element_bytes
-        device = Device.of(cluster.device, problem.workload, constants, cluster.host, *habits)
+        device = Device.of(cluster.device, problem.workload, constants, cluster.host, known)
         return CostModel(problem, constants, known, device, chain or layer_chain(problem.model))
 
     def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:

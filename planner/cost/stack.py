@@ -64,6 +64,7 @@ class Stack:
     loss; has_whole_table_gradient, the embedding's gradient has the whole vocabulary on every tp rank
     (DTensor: a row-wise embedding's backward replicates, then slices).
 
+    runs_flash2: fused attention is FlashAttention-2 whatever the GPU (PyTorch's scaled_dot_product_attention).
     has_unused_gradients: products add to the gradient buffer themselves (``unused_gradient.py``).
     has_host_optimizer: states, fp32 weights and update are the host's (``offload.on_host``).
     """
@@ -111,6 +112,7 @@ class Stack:
     pipeline_logit_bytes: float = 0.0
     has_unused_gradients: bool = False
     has_host_optimizer: bool = False
+    runs_flash2: bool = False
 
     @property
     def fitted_as(self) -> str:
@@ -125,6 +127,7 @@ class Stack:
 # FSDP2 over fp32 weights, DTensor tensor parallelism, torch.utils.checkpoint: PyTorch 2.13's own code.
 TORCHTITAN = Stack(
     "torchtitan",
+    runs_flash2=True,
     hides_tensor_collectives=False,
     gathers_input_again=False,
     recomputed_product_period=2,
@@ -214,6 +217,7 @@ STACKS: dict[str, Stack] = {
     "megatron-deepspeed-fp32": replace(
         MEGATRON_DEEPSPEED,
         name="megatron-deepspeed-fp32",
+        family="megatron-deepspeed",
         element_bytes=4.0,
         parameter_bytes=4.0,
         keeps_master_apart=False,
@@ -225,7 +229,7 @@ STACKS: dict[str, Stack] = {
         logit_transient_bytes=4.0,
     ),
     # FSDP FULL_SHARD: bf16 gathers and reductions of fp32 shards.
-    "pytorch-fsdp": Stack("pytorch-fsdp", parameter_bytes=2.0, gradient_bytes=4.0, gradient_reduce_bytes=2.0),
+    "pytorch-fsdp": Stack("pytorch-fsdp", gradient_reduce_bytes=2.0, runs_flash2=True),
     "torchtitan": TORCHTITAN,
     # The same without torch.compile: norms, rotary embedding and activation are chains of small kernels that
     # read and write fp32 copies, about three times the fused bytes.
@@ -235,6 +239,7 @@ STACKS: dict[str, Stack] = {
     "pytorch": Stack(
         "pytorch",
         family="pytorch-fsdp",
+        runs_flash2=True,
         hides_tensor_collectives=False,
         gathers_input_again=False,
         stops_recompute_early=True,
@@ -245,6 +250,7 @@ STACKS: dict[str, Stack] = {
     "accelerate": Stack(
         "accelerate",
         family="pytorch-fsdp",
+        runs_flash2=True,
         hides_tensor_collectives=False,
         gradient_reduce_bytes=2.0,
         gathers_input_again=False,
@@ -271,7 +277,6 @@ STACKS: dict[str, Stack] = {
 RELATIVES: dict[str, tuple[str, ...]] = {
     "megatron": ("megatron-deepspeed", "internevo"),
     "megatron-deepspeed": ("megatron",),
-    "megatron-deepspeed-fp32": ("megatron-deepspeed", "megatron"),
     "internevo": ("megatron",),
     "mist": ("megatron",),
     "torchtitan": ("pytorch-fsdp",),
