@@ -230,8 +230,9 @@ class LayerPricer:
         extra = device.matmul_seconds(s.tokens, h / s.tp, h, is_half=True) if head.transform else 0.0
         input_gradient = device.matmul_seconds(s.tokens, width, outputs, is_half=True)
         weight_gradient = device.matmul_seconds(outputs, width, s.tokens, is_half=True)
-        # Cross entropy in fp32: cast, maximum, exponent and sum, then the gradient in place.
-        loss = device.pass_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
+        capped = 4.0 if head.soft_cap else 0.0
+        loss = device.pass_seconds(logits * (self.stack.loss_forward_bytes + capped))
+        loss_backward = device.pass_seconds(logits * (self.stack.loss_backward_bytes + capped / 2.0))
         gathered = s.element_bytes * s.tokens * h
         part = part + tensor_parallel_part(s, gathered, input_gradient, weight_gradient, leaves=False)
         part = part + parallel_loss_part(s)
@@ -242,7 +243,7 @@ class LayerPricer:
         in_pipeline = np.where(self.candidates.pp > 1, stack.pipeline_logit_bytes, 0.0)
         return part + Part(
             forward_compute=product + extra + loss,
-            backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss / 2.0,
+            backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss_backward,
             saved_bytes=saved,
             selective_bytes=saved,
             transient_bytes=loss_bytes(stack, logits, outputs * width),

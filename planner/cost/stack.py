@@ -52,7 +52,8 @@ class Stack:
     Kernels. accumulation_bytes: HBM bytes a weight that adding a microbatch's gradient to the buffer moves:
     fp32 read and written inside the product (8), or a kernel of its own (6 for 16-bit buffers, 10 for 16
     into 32 bits). score_*_bytes: what unfused attention moves, and keeps, of each score. pass_scale:
-    element-wise bytes over those of fused kernels.
+    element-wise bytes over those of fused kernels. loss_*_bytes: what the loss moves of each logit, 16 and 8
+    where fused in fp32 (cast, maximum, exponent, sum; the gradient in place).
 
     Tensors. fuses_gate: activation and product with the gate are one kernel that keeps its two inputs alone
     (Megatron-Core's fused SwiGLU). norm_saved_bytes: per token and norm, beside input and output (the fp32
@@ -64,7 +65,7 @@ class Stack:
     loss; has_whole_table_gradient, the embedding's gradient has the whole vocabulary on every tp rank
     (DTensor: a row-wise embedding's backward replicates, then slices).
 
-    runs_flash2: fused attention is FlashAttention-2 whatever the GPU (PyTorch's scaled_dot_product_attention).
+    runs_flash2: fused attention is FlashAttention-2 on any GPU (PyTorch's scaled_dot_product_attention).
     has_unused_gradients: products add to the gradient buffer themselves (``unused_gradient.py``).
     has_host_optimizer: states, fp32 weights and update are the host's (``offload.on_host``).
     """
@@ -93,6 +94,8 @@ class Stack:
     score_forward_bytes: float = 10.0
     score_backward_bytes: float = 14.0
     score_saved_bytes: float = 2.0
+    loss_forward_bytes: float = 16.0
+    loss_backward_bytes: float = 8.0
     pass_scale: float = 1.0
     gathers_input_again: bool = True
     recomputed_product_period: int = 0
@@ -148,11 +151,18 @@ TORCHTITAN = Stack(
     pipeline_logit_bytes=2.0,
 )
 
+# Each step of the vocabulary's loss is a kernel of its own (Megatron-Core, tensor_parallel/cross_entropy.py).
+# Bytes a logit: cast to fp32 6, maximum 4, subtraction 8, exponent 8, sum 4, division 8; backward: product 8,
+# cast 6. NeMo's recipes fuse them (cross_entropy_loss_fusion).
+LOSS_STEPS = 38.0, 14.0
+
 # The vocabulary's loss keeps its softmax in fp32, beside the 16-bit logits while it is made and beside their
 # 16-bit gradient afterwards (Megatron-Core, tensor_parallel/cross_entropy.py).
 MEGATRON = Stack(
     "megatron",
     accumulation_bytes=8.0,
+    loss_forward_bytes=LOSS_STEPS[0],
+    loss_backward_bytes=LOSS_STEPS[1],
     scatters_sends=True,
     logit_saved_bytes=4.0,
     logit_transient_bytes=2.0,
@@ -165,6 +175,8 @@ MEGATRON_DEEPSPEED = Stack(
     "megatron-deepspeed",
     scatters_sends=True,
     reduces_whole_gradients=True,
+    loss_forward_bytes=LOSS_STEPS[0],
+    loss_backward_bytes=LOSS_STEPS[1],
     gradient_bytes=4.0,
     gradient_reduce_bytes=2.0,
     accumulation_bytes=10.0,
@@ -194,6 +206,8 @@ STACKS: dict[str, Stack] = {
         gradient_bytes=2.0,
         gradient_reduce_bytes=2.0,
         fp8_weight_bytes=0.0,
+        loss_forward_bytes=16.0,
+        loss_backward_bytes=8.0,
         accumulation_bytes=6.0,
         hides_forward_collectives=True,
         family="megatron",
@@ -208,21 +222,24 @@ STACKS: dict[str, Stack] = {
         MEGATRON_DEEPSPEED,
         name="megatron-deepspeed-blocking",
         hides_launches=False,
-        family="megatron-deepspeed",
     ),
     # Megatron-DeepSpeed without --fp16 or --bf16: fp32 tensors and states, no master copy, no fused softmax
     # (megatron/model/fused_softmax.py asks for 16-bit inputs). Bytes a score forward: product 4, mask in
     # place 8 and 1, softmax 8, product 4; backward: product 4, value product 4, softmax 12, mask 8 and 1,
-    # two products 8. A microbatch's gradient is added by autograd: two reads and a write.
+    # two products 8. A microbatch's gradient is added by autograd: two reads and a write. The host waits for
+    # the device in every microbatch (megatron/core/tensor_parallel/data.py reads sizes back), and on the
+    # fitted runs a microbatch of n sequences takes a constant and n shares: launches are not hidden.
     "megatron-deepspeed-fp32": replace(
         MEGATRON_DEEPSPEED,
         name="megatron-deepspeed-fp32",
-        family="megatron-deepspeed",
+        hides_launches=False,
         element_bytes=4.0,
         parameter_bytes=4.0,
         keeps_master_apart=False,
         gradient_reduce_bytes=4.0,
         accumulation_bytes=12.0,
+        loss_forward_bytes=LOSS_STEPS[0] - 6.0,
+        loss_backward_bytes=LOSS_STEPS[1] - 6.0,
         score_forward_bytes=25.0,
         score_backward_bytes=37.0,
         score_saved_bytes=4.0,
@@ -277,6 +294,8 @@ STACKS: dict[str, Stack] = {
 RELATIVES: dict[str, tuple[str, ...]] = {
     "megatron": ("megatron-deepspeed", "internevo"),
     "megatron-deepspeed": ("megatron",),
+    "megatron-deepspeed-blocking": ("megatron-deepspeed", "megatron"),
+    "megatron-deepspeed-fp32": ("megatron-deepspeed", "megatron"),
     "internevo": ("megatron",),
     "mist": ("megatron",),
     "torchtitan": ("pytorch-fsdp",),
