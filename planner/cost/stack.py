@@ -151,18 +151,11 @@ TORCHTITAN = Stack(
     pipeline_logit_bytes=2.0,
 )
 
-# Each step of the vocabulary's loss is a kernel of its own (Megatron-Core, tensor_parallel/cross_entropy.py).
-# Bytes a logit: cast to fp32 6, maximum 4, subtraction 8, exponent 8, sum 4, division 8; backward: product 8,
-# cast 6. NeMo's recipes fuse them (cross_entropy_loss_fusion).
-LOSS_STEPS = 38.0, 14.0
-
 # The vocabulary's loss keeps its softmax in fp32, beside the 16-bit logits while it is made and beside their
 # 16-bit gradient afterwards (Megatron-Core, tensor_parallel/cross_entropy.py).
 MEGATRON = Stack(
     "megatron",
     accumulation_bytes=8.0,
-    loss_forward_bytes=LOSS_STEPS[0],
-    loss_backward_bytes=LOSS_STEPS[1],
     scatters_sends=True,
     logit_saved_bytes=4.0,
     logit_transient_bytes=2.0,
@@ -175,8 +168,6 @@ MEGATRON_DEEPSPEED = Stack(
     "megatron-deepspeed",
     scatters_sends=True,
     reduces_whole_gradients=True,
-    loss_forward_bytes=LOSS_STEPS[0],
-    loss_backward_bytes=LOSS_STEPS[1],
     gradient_bytes=4.0,
     gradient_reduce_bytes=2.0,
     accumulation_bytes=10.0,
@@ -206,8 +197,6 @@ STACKS: dict[str, Stack] = {
         gradient_bytes=2.0,
         gradient_reduce_bytes=2.0,
         fp8_weight_bytes=0.0,
-        loss_forward_bytes=16.0,
-        loss_backward_bytes=8.0,
         accumulation_bytes=6.0,
         hides_forward_collectives=True,
         family="megatron",
@@ -226,7 +215,8 @@ STACKS: dict[str, Stack] = {
     # Megatron-DeepSpeed without --fp16 or --bf16: fp32 tensors and states, no master copy, no fused softmax
     # (megatron/model/fused_softmax.py asks for 16-bit inputs). Bytes a score forward: product 4, mask in
     # place 8 and 1, softmax 8, product 4; backward: product 4, value product 4, softmax 12, mask 8 and 1,
-    # two products 8. A microbatch's gradient is added by autograd: two reads and a write. The host waits for
+    # two products 8; a logit forward: maximum 4, subtraction, exponent and division 8 each, sum 4. A
+    # microbatch's gradient is added by autograd: two reads and a write. The host waits for
     # the device in every microbatch (megatron/core/tensor_parallel/data.py reads sizes back), and on the
     # fitted runs a microbatch of n sequences takes a constant and n shares: launches are not hidden.
     "megatron-deepspeed-fp32": replace(
@@ -238,8 +228,7 @@ STACKS: dict[str, Stack] = {
         keeps_master_apart=False,
         gradient_reduce_bytes=4.0,
         accumulation_bytes=12.0,
-        loss_forward_bytes=LOSS_STEPS[0] - 6.0,
-        loss_backward_bytes=LOSS_STEPS[1] - 6.0,
+        loss_forward_bytes=32.0,
         score_forward_bytes=25.0,
         score_backward_bytes=37.0,
         score_saved_bytes=4.0,
