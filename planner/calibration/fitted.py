@@ -121,7 +121,7 @@ class Fitted:
         """
         changes: dict[str, Any] = {
             **self.values["generation"].get(device.generation, {}),
-            **self.values["stack"].get(self.fitted_stack(stack), {}),
+            **self._stack_values(stack),
             **self._site_values(site, device.generation, stack),
         }
         base = default_constants(device)
@@ -131,6 +131,15 @@ class Fitted:
             changes.update(("in_network_efficiency", value) for value in switched if value)
             changes["link_efficiency"] = tuple({**dict(base.link_efficiency), **measured}.items())
         return replace(base, **changes, basis=self.basis(device.generation, stack, site)) if changes else base
+
+    def _stack_values(self, stack: str) -> dict[str, float]:
+        """The constants of a stack, each from the nearest of its kin whose runs tell it."""
+        return {name: self.values["stack"][one][name] for name, one in self._told_by(stack).items()}
+
+    def _told_by(self, stack: str) -> dict[str, str]:
+        """For each fitted constant of a stack: itself, or the nearest relative that has it."""
+        kin = (stack, *RELATIVES.get(stack, ()))
+        return {name: one for one in reversed(kin) for name in self.values["stack"].get(one, {})}
 
     def fitted_stack(self, stack: str) -> str:
         """The stack whose constants price ``stack``: it or its nearest relative with rows, "" for none."""
@@ -182,11 +191,12 @@ class Fitted:
     def origins(self, generation: str, stack: str, site: str = "") -> dict[str, str]:
         """For each constant that is not a literature prior: what it was fitted to or measured with."""
         found = {}
-        fitted = self.fitted_stack(stack)
-        for scope, key in (("generation", generation), ("stack", fitted), ("site", site)):
-            evidence = self.evidence.get(scope, {}).get(key, {})
-            for name in self.values[scope].get(key, {}):
-                found[name] = self._fitted_words(key, evidence.get(name), self.rows[scope].get(key, 0))
+        told = [(name, "generation", generation) for name in self.values["generation"].get(generation, {})]
+        told += [(name, "stack", one) for name, one in self._told_by(stack).items()]
+        told += [(name, "site", site) for name in self.values["site"].get(site, {})]
+        for name, scope, key in told:
+            evidence = self.evidence.get(scope, {}).get(key, {}).get(name)
+            found[name] = self._fitted_words(key, evidence, self.rows[scope].get(key, 0))
         if not self._is_known(site):
             for name, known in self._installations().items():
                 found[name] = f"expected from {len(known)} installations of {self._table_words()}"

@@ -43,6 +43,11 @@ FLASH_EFFICIENCY: dict[str, tuple[float, float]] = {
 # FlashAttention-2, written for Ampere, against newer kernels: on H100 at head dimension 128 it reaches 370
 # TFLOP/s forward, cuDNN 600 and FlashAttention-3 646 (arXiv 2407.08608, figure 5).
 FLASH2_SLOWDOWN: dict[str, float] = {"hopper": 1.6}
+# Share of a memory's printed bandwidth that copies reach where it is not the usual 0.80: 220 of 320 GB/s on
+# T4 (Jia et al., arXiv 1903.07486).
+BANDWIDTH_EFFICIENCY: dict[str, float] = {"turing": 0.69}
+# Shares of the printed rate. tcp: Ethernet through the kernel's sockets, without RDMA; NCCL reached 4.7 of
+# 12.5 GB/s between two nodes of Amazon EC2 (NVIDIA/nccl issue 398), and slower links leave less to the host.
 LINK_EFFICIENCY: dict[str, float] = {
     "nvswitch": 0.80,
     "nvlink": 0.80,
@@ -52,6 +57,7 @@ LINK_EFFICIENCY: dict[str, float] = {
     "pcie": 0.75,
     "infiniband": 0.85,
     "ethernet": 0.75,
+    "tcp": 0.50,
     "efa": 0.70,
     "slingshot": 0.75,
     "omni-path": 0.75,
@@ -175,6 +181,7 @@ def default_constants(device: DeviceSpec) -> Constants:
     return replace(
         base,
         matmul_efficiency=MATMUL_EFFICIENCY.get(device.generation, base.matmul_efficiency),
+        bandwidth_efficiency=BANDWIDTH_EFFICIENCY.get(device.generation, base.bandwidth_efficiency),
         flash_forward_efficiency=forward,
         flash_backward_efficiency=backward,
     )

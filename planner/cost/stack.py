@@ -290,13 +290,13 @@ STACKS: dict[str, Stack] = {
     "mist": Stack("mist", accumulation_bytes=6.0, gradient_bytes=2.0, gradient_reduce_bytes=2.0),
 }
 
-# Whose fitted constants price a stack that no measured run is of, nearest first: the code it was made from,
-# then what shares its kernels and launches.
+# Whose fitted constants price a stack where none of its own runs tells them, nearest first: settings of the
+# same code, the code it was made from, then what shares its kernels and launches.
 RELATIVES: dict[str, tuple[str, ...]] = {
     "megatron": ("megatron-deepspeed", "internevo"),
-    "megatron-deepspeed": ("megatron",),
-    "megatron-deepspeed-blocking": ("megatron-deepspeed", "megatron"),
-    "megatron-deepspeed-fp32": ("megatron-deepspeed", "megatron"),
+    "megatron-deepspeed": ("megatron-deepspeed-blocking", "megatron-deepspeed-fp32", "megatron"),
+    "megatron-deepspeed-blocking": ("megatron-deepspeed", "megatron-deepspeed-fp32", "megatron"),
+    "megatron-deepspeed-fp32": ("megatron-deepspeed", "megatron-deepspeed-blocking", "megatron"),
     "internevo": ("megatron",),
     "mist": ("megatron",),
     "torchtitan": ("pytorch-fsdp",),
