@@ -113,6 +113,25 @@ def test_repeated_runs_of_one_plan_are_no_ranking():
     assert regrets == [pytest.approx(1.1 / 1.05 - 1.0)]
 
 
+@pytest.mark.parametrize("column", ["heads", "ffn_hidden", "vocab"])
+def test_other_shapes_are_other_models(column):
+    """78 layers of 13824 with 96 and with 128 heads were both run: no comparison of plans."""
+    rows = [
+        row(2.0, 1.0, model_name="m", tp="1", **{column: "96"}),
+        row(1.0, 2.0, model_name="m", tp="2", **{column: "128"}),
+    ]
+    assert ranking_by_group(rows) == ([], [], [])
+
+
+def test_how_many_ranks_share_the_states_is_a_choice_of_the_plan():
+    rows = [
+        row(1.0, 1.0, model_name="m", tp="1", dp="8", notes="optimizer states sharded over 4 ranks"),
+        row(2.0, 2.0, model_name="m", tp="1", dp="8", notes="optimizer states sharded over all DP ranks"),
+    ]
+    taus, _, _ = ranking_by_group(rows)
+    assert taus == [pytest.approx(1.0)]
+
+
 def test_quantiles_lie_between_neighbours():
     assert quantile([1.0, 2.0, 3.0], 0.5) == 2.0
     assert quantile([0.0, 10.0], 0.1) == pytest.approx(1.0)
