@@ -13,14 +13,15 @@ from planner.cluster.spec import DeviceSpec
 
 # Highest share of the dense peak that large matrix products reach, by architecture. Read from public GEMM
 # benchmarks: cuBLAS on A100 reaches 0.80-0.85 of 312 TFLOP/s, on H100 SXM 0.70-0.75 of 989 (power limit),
-# hipBLASLt on MI300X about 0.5-0.55 of 1307.
+# hipBLASLt on MI300X about 0.5-0.55 of 1307. Blackwell between two: 0.77 of 2250 in the best public GEMM, and
+# training at 1.55 times an H200 where the peaks promise 2.27 (GPT-1.3B on B200, arXiv 2512.02189), 0.48.
 MATMUL_EFFICIENCY: dict[str, float] = {
     "volta": 0.75,
     "turing": 0.70,
     "ampere": 0.80,
     "ada": 0.80,
     "hopper": 0.70,
-    "blackwell": 0.72,
+    "blackwell": 0.60,
     "cdna2": 0.65,
     "cdna3": 0.55,
     "cdna4": 0.55,
