@@ -199,7 +199,7 @@ class Fitted:
             found[name] = self._fitted_words(key, evidence, self.rows[scope].get(key, 0))
         if not self._is_known(site):
             for name, known in self._installations().items():
-                found[name] = f"expected from {len(known)} installations of {self._table_words()}"
+                found[name] = f"fitted as expected from {len(known)} installations of {self._table_words()}"
         for name, link in self.links.items():
             found[f"link_efficiency.{name}"] = link.words()
             if link.in_network_efficiency:
