@@ -40,6 +40,8 @@ UNFUSED_STACKS = ("megatron-deepspeed", "mist")
 UNFUSED_GENERATIONS = ("volta", "turing")
 EAGER = re.compile(r"\beager\b")
 # Its launch scripts pass neither --fp16 nor --bf16 (github.com/eth-easl/sailor, run_opt.slurm).
+# Its launch script asks for --fp16 and for no fusion (ds_pretrain_gpt2_pipe.sh).
+AMP = re.compile(r"DachengLi1/AMP\b")
 NEMO = re.compile(r"\bnemo\b|megatron-bridge|dgxc-benchmarking", re.IGNORECASE)
 STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
 
@@ -253,6 +255,8 @@ def case_stack(case: Case) -> str:
         return "megascale"
     if stack == "torchtitan" and EAGER.search(case.text("notes")):
         return "torchtitan-eager"
+    if stack == "megatron-deepspeed" and AMP.match(case.text("source")):
+        return "megatron-deepspeed-plain"
     if stack == "megatron-deepspeed" and SAILOR.match(case.text("source")):
         return "megatron-deepspeed-fp32"
     if stack == "megatron-deepspeed" and "Jean Zay" in case.text("notes"):

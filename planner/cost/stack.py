@@ -215,6 +215,18 @@ STACKS: dict[str, Stack] = {
         name="megatron-deepspeed-blocking",
         hides_launches=False,
     ),
+    # Megatron-LM 1.1.5 in DeepSpeed's examples without its opt-in fusions (bias with gelu, bias with dropout
+    # and sum, scale with mask and softmax): element-wise bytes twice the fused. Bytes a score, dropout
+    # included: product 2, mask in place 4, softmax 4, dropout 5, product 2; backward: product 2, value
+    # product 2, dropout 5, softmax 6, mask 4, two products 4; halved here, and less dropout's own 4.
+    "megatron-deepspeed-plain": replace(
+        MEGATRON_DEEPSPEED,
+        name="megatron-deepspeed-plain",
+        family="megatron-deepspeed",
+        pass_scale=2.0,
+        score_forward_bytes=4.5,
+        score_backward_bytes=7.5,
+    ),
     # Megatron-DeepSpeed without --fp16 or --bf16: fp32 tensors and states, no master copy, no fused softmax
     # (megatron/model/fused_softmax.py asks for 16-bit inputs). Bytes a score forward: product 4, mask in
     # place 8 and 1, softmax 8, product 4; backward: product 4, value product 4, softmax 12, mask 8 and 1,

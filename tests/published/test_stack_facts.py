@@ -55,9 +55,13 @@ def test_a_device_without_tf32_multiplies_fp32_on_its_fp32_units():
 
 def test_sailor_runs_without_16_bit_flags():
     """Its scripts pass neither --fp16 nor --bf16; BLOOM's pass --fp16."""
-    cases = [case for case in CASES if case.id in ("slr-013", "bsc-031")]
+    cases = [case for case in CASES if case.id in ("slr-013", "bsc-031", "amp-001")]
     stacks = {row.case.id: row.stack for row in validate_cases(cases)}
-    assert stacks == {"slr-013": FP32.fitted_as, "bsc-031": "megatron-deepspeed-blocking"}
+    assert stacks == {
+        "slr-013": FP32.fitted_as,
+        "bsc-031": "megatron-deepspeed-blocking",
+        "amp-001": FP16.name,
+    }
 
 
 @pytest.mark.parametrize(
