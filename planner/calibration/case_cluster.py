@@ -44,7 +44,8 @@ DEVICES: tuple[tuple[str, str], ...] = (
 )
 OMNI_PATH_GBIT = 100.0
 SLINGSHOT_GBIT = 200.0
-TECHNOLOGIES = (("omni-path", "omni-path"), ("slingshot", "slingshot"), ("ethernet", "ethernet"))
+# By a word of ``inter_node_link``; Ethernet with RDMA is printed as RoCE and read as InfiniBand's like.
+TECHNOLOGIES = (("omni-path", "omni-path"), ("slingshot", "slingshot"), ("ethernet", "tcp"))
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,15 @@ from planner.cost.decision_rows import decision_candidates
 from planner.cost.stack import STACKS
 from planner.search.layout import balanced_chunks
 from planner.strategy.candidates import Problem
-from planner.strategy.decision import RECOMPUTE_NONE, RECOMPUTES, SHARDINGS, Decision, Degrees
+from planner.strategy.decision import (
+    GROUP_GLOBAL,
+    GROUP_ISLAND,
+    RECOMPUTE_NONE,
+    RECOMPUTES,
+    SHARDINGS,
+    Decision,
+    Degrees,
+)
 from planner.strategy.rules import broken_rules
 
 STACK_SHARDING = {
@@ -29,6 +37,7 @@ STACK_SHARDING = {
     "mist": "none",
 }
 ZERO_STAGES = {"0": "none", "1": "optimizer", "2": "gradients", "3": "parameters", "fsdp": "parameters"}
+HYBRID = re.compile(r"sharded over (\d+) ranks")
 IGNORED_RULES = ("island-sharding", "sharding-needs-replicas", "layers-by-stages")
 
 
@@ -105,7 +114,7 @@ def _decision(case: Case, problem: Problem, size: int) -> Decision:
         degrees=degrees,
         sequence_parallel=tp > 1 and _has_sequence_parallel(case),
         sharding=SHARDINGS.index(sharding),
-        sharding_group=0,
+        sharding_group=_sharding_group(case, problem, sharding, degrees),
         schedule="interleaved" if is_interleaved else schedule,
         virtual_stages=vp if is_interleaved else 1,
         microbatch_size=size,
@@ -148,6 +157,16 @@ def _sharding(case: Case, data_ranks: int) -> str:
     sharding = STACK_SHARDING.get(_family(case), "optimizer")
     case.assume(f"sharding not printed: {sharding}, as {case.text('stack') or 'the stack'} does by default")
     return sharding
+
+
+def _sharding_group(case: Case, problem: Problem, sharding: str, degrees: Degrees) -> int:
+    """Hybrid sharding where the notes say over how many ranks and that is what one island holds."""
+    found = HYBRID.search(case.text("notes"))
+    inside = problem.cluster.devices_per_node // degrees.tp
+    if sharding == "none" or not found or int(found[1]) != inside or degrees.dp <= inside:
+        return GROUP_GLOBAL
+    case.assume(f"sharding group from the notes: {inside} ranks of a node")
+    return GROUP_ISLAND
 
 
 def _has_sequence_parallel(case: Case) -> bool:

@@ -23,6 +23,8 @@ NAMED_SHAPES: dict[str, dict[str, int]] = {
     "gpt3-20b": {"layers": 44, "hidden": 6144, "ffn_hidden": 24576, "heads": 48},
 }
 DEFAULT_VOCABULARY = 51200
+# Sailor's OPT (its fork's megatron/model/opt_model.py) drops nothing out.
+SAILOR = re.compile(r"eth-easl/sailor\b")
 
 
 def case_model(case: Case, sequence_length: int) -> tuple[ModelSpec, LayerChain]:
@@ -43,7 +45,9 @@ def case_model(case: Case, sequence_length: int) -> tuple[ModelSpec, LayerChain]
         tuple(shape.items()),
         is_gated=is_gated,
         is_parallel="parallel transformer block" in case.text("notes"),
-        has_dropout=not is_gated and case.text("stack").startswith("megatron"),
+        has_dropout=not is_gated
+        and case.text("stack").startswith("megatron")
+        and not SAILOR.match(case.text("source")),
         is_tied=not is_gated and not SQUARED_RELU.search(name),
     )
 

@@ -6,21 +6,23 @@ each prediction its error bars by how close the case is to calibrated ground (a 
 generation and stack; one of the two; neither); ``links`` holds links measured with nccl-tests.
 
 A site is one installation: the machines of one source of rows, of one GPU generation, with their software.
-Its constants multiply those of generation and stack. A machine without measured runs is priced with the
-median over the fitted installations that ran its stack.
+Its constants multiply those of generation and stack. A machine without measured runs is priced with what the
+fitted installations let expect (``installations.py``), a stack without rows with the constants of its nearest
+relative that has some (``planner.cost.stack.RELATIVES``).
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from statistics import median
 from typing import Any
 
 from planner.calibration.error_bars import ErrorBars
+from planner.calibration.installations import Installation, expected_value
 from planner.calibration.links import MeasuredLink, read_links
 from planner.cluster.spec import ClusterProfile, DeviceSpec
 from planner.cost.constants import Constants, default_constants
+from planner.cost.stack import RELATIVES
 from planner.errors import InputError
 
 SCOPES = ("generation", "stack", "site")
@@ -115,13 +117,12 @@ class Fitted:
         """The prior of the device's architecture with the fitted and measured values that apply to it.
 
         site: the installation (``site_key``). One with too few rows for constants of its own has none; one
-        that no row is from, or "", has the median of those fitted that ran the stack: where a stack
-        is known from one installation, what belongs to which of the two cannot be told.
+        that no row is from, or "", has what those fitted let expect of its generation and stack.
         """
         changes: dict[str, Any] = {
             **self.values["generation"].get(device.generation, {}),
-            **self.values["stack"].get(stack, {}),
-            **self._site_values(site, stack),
+            **self._stack_values(stack),
+            **self._site_values(site, device.generation, stack),
         }
         base = default_constants(device)
         if self.links:
@@ -131,36 +132,58 @@ class Fitted:
             changes["link_efficiency"] = tuple({**dict(base.link_efficiency), **measured}.items())
         return replace(base, **changes, basis=self.basis(device.generation, stack, site)) if changes else base
 
-    def _site_values(self, site: str, stack: str) -> dict[str, float]:
+    def _stack_values(self, stack: str) -> dict[str, float]:
+        """The constants of a stack, each from the nearest of its kin whose runs tell it."""
+        return {name: self.values["stack"][one][name] for name, one in self._told_by(stack).items()}
+
+    def _told_by(self, stack: str) -> dict[str, str]:
+        """For each fitted constant of a stack: itself, or the nearest relative that has it."""
+        kin = (stack, *RELATIVES.get(stack, ()))
+        return {name: one for one in reversed(kin) for name in self.values["stack"].get(one, {})}
+
+    def fitted_stack(self, stack: str) -> str:
+        """The stack whose constants price ``stack``: it or its nearest relative with rows, "" for none."""
+        return next((one for one in (stack, *RELATIVES.get(stack, ())) if one in self.values["stack"]), "")
+
+    def _site_values(self, site: str, generation: str, stack: str) -> dict[str, float]:
         if self._is_known(site):
             return dict(self.values["site"].get(site, {}))
-        return {name: median(values) for name, values in self._over_sites(stack).items()}
+        relatives = (self.fitted_stack(stack) or stack,)
+        return {
+            name: self._expected(name, expected_value(known, generation, relatives))
+            for name, known in self._installations().items()
+        }
 
     def _is_known(self, site: str) -> bool:
         return site in self.values["site"] or site in self.rows["site"]
 
-    def _alike(self, stack: str) -> list[str]:
-        """The fitted installations that ran ``stack``; all of them where none did."""
-        fitted = list(self.values["site"])
-        return [site for site in fitted if stack in self.site_stacks.get(site, ())] or fitted
+    def _installations(self) -> dict[str, dict[str, Installation]]:
+        """The fitted installations by each constant they have."""
+        found: dict[str, dict[str, Installation]] = {}
+        for site, values in sorted(self.values["site"].items()):
+            for name, value in values.items():
+                stacks = self.site_stacks.get(site, [])
+                found.setdefault(name, {})[site] = Installation(site_generation(site), stacks, value)
+        return found
 
-    def _over_sites(self, stack: str) -> dict[str, list[float]]:
-        """The value of each constant of installations in those that ran ``stack``."""
-        sites = [self.values["site"][site] for site in self._alike(stack)]
-        names = sorted({name for values in sites for name in values})
-        return {name: [values[name] for values in sites if name in values] for name in names}
+    def _expected(self, name: str, value: float) -> float:
+        """``value`` with the digits of a fitted constant, inside its bounds."""
+        bounds = next(parameter for parameter in PARAMETERS if parameter.name == name)
+        return min(max(float(f"{value:.4g}"), bounds.low), bounds.high)
 
     def basis(self, generation: str, stack: str, site: str = "") -> str:
         """What the constants of a device, stack and site rest on, in words."""
         parts = []
         if generation in self.values["generation"]:
             parts.append(f"{generation}: fitted on {self.rows['generation'].get(generation, 0)} rows")
-        if stack in self.values["stack"]:
-            parts.append(f"{stack}: fitted on {self.rows['stack'].get(stack, 0)} rows")
+        fitted = self.fitted_stack(stack)
+        if fitted:
+            name = stack if fitted == stack else f"{stack} as {fitted}"
+            parts.append(f"{name}: fitted on {self.rows['stack'].get(fitted, 0)} rows")
         if site in self.values["site"]:
             parts.append(f"installation {site}: fitted on {self.rows['site'].get(site, 0)} rows")
         elif self.values["site"] and not self._is_known(site):
-            parts.append(f"installation: median of {len(self._alike(stack))}")
+            parts.append(f"installation: expected from {len(self.values['site'])}")
         if self.links:
             parts.append(f"{', '.join(self.links)}: measured with nccl-tests")
         return "; ".join(parts) or "prior"
@@ -168,13 +191,15 @@ class Fitted:
     def origins(self, generation: str, stack: str, site: str = "") -> dict[str, str]:
         """For each constant that is not a literature prior: what it was fitted to or measured with."""
         found = {}
-        for scope, key in (("generation", generation), ("stack", stack), ("site", site)):
-            evidence = self.evidence.get(scope, {}).get(key, {})
-            for name in self.values[scope].get(key, {}):
-                found[name] = self._fitted_words(key, evidence.get(name), self.rows[scope].get(key, 0))
+        told = [(name, "generation", generation) for name in self.values["generation"].get(generation, {})]
+        told += [(name, "stack", one) for name, one in self._told_by(stack).items()]
+        told += [(name, "site", site) for name in self.values["site"].get(site, {})]
+        for name, scope, key in told:
+            evidence = self.evidence.get(scope, {}).get(key, {}).get(name)
+            found[name] = self._fitted_words(key, evidence, self.rows[scope].get(key, 0))
         if not self._is_known(site):
-            for name, values in self._over_sites(stack).items():
-                found[name] = f"fitted as the median of {len(values)} installations of {self._table_words()}"
+            for name, known in self._installations().items():
+                found[name] = f"fitted as expected from {len(known)} installations of {self._table_words()}"
         for name, link in self.links.items():
             found[f"link_efficiency.{name}"] = link.words()
             if link.in_network_efficiency:

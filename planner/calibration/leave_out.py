@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -87,6 +87,12 @@ def leave_out(
         for found in pool.map(_without, work):
             report(f"left out {found.group}")
             yield found
+
+
+def judged_results(found: Iterable[LeftOut], judged: list[Case]) -> list[RowResult]:
+    """The results of the ``judged`` rows, in the table's order, from all groups together."""
+    by_id = {result.case.id: result for one in found for result in one.results}
+    return [by_id[case.id] for case in judged if case.id in by_id]
 
 
 _shared: list[tuple[Fitted, Pricer]] = []

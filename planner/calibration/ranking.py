@@ -22,6 +22,10 @@ GROUP_COLUMNS = (
     "model_name",
     "layers",
     "hidden",
+    "ffn_hidden",
+    "heads",
+    "kv_heads",
+    "vocab",
     "seq_len",
     "gpu_name",
     "gpus",
@@ -33,6 +37,7 @@ CHOICE_COLUMNS = ("sp", "zero_stage", "recompute")
 # Runs of one configuration differ by 3 to 6 % (README of the measurements).
 NOISE = 0.04
 SCHEDULE = re.compile(r"schedule ([\w-]+)")
+SHARDING_GROUP = re.compile(r"sharded over (all DP|\d+) ranks")
 
 
 def group_key(case: Case) -> tuple[str, ...]:
@@ -48,12 +53,14 @@ def is_same_plan(one: Case, other: Case) -> bool:
     idle = [name for name, axis in (("sp", "tp"), ("zero_stage", "dp")) if one.text(axis) == "1"]
     names = [name for name in CHOICE_COLUMNS if name not in idle]
     printed = [(one.text(name), other.text(name)) for name in names]
-    printed.append((_schedule(one), _schedule(other)))
+    printed.append((_noted(SCHEDULE, one), _noted(SCHEDULE, other)))
+    printed.append((_noted(SHARDING_GROUP, one), _noted(SHARDING_GROUP, other)))
     return all(a == b for a, b in printed if a and b)
 
 
-def _schedule(case: Case) -> str:
-    found = SCHEDULE.search(case.text("notes"))
+def _noted(pattern: re.Pattern[str], case: Case) -> str:
+    """What the notes say of a choice, "" where they say nothing."""
+    found = pattern.search(case.text("notes"))
     return found[1] if found else ""
 
 

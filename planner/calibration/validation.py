@@ -12,7 +12,7 @@ from typing import Any
 
 from planner.calibration.case import Case, Unsupported
 from planner.calibration.case_cluster import case_cluster
-from planner.calibration.case_model import case_model
+from planner.calibration.case_model import SAILOR, case_model
 from planner.calibration.case_pricing import PricedCase, Refused, price_cases
 from planner.calibration.fitted import site_key
 from planner.calibration.ranking import ranking_by_group
@@ -39,6 +39,9 @@ RESERVED_TOO = re.compile(r"\(reserved (\d+(?:\.\d+)?) GiB\)")
 UNFUSED_STACKS = ("megatron-deepspeed", "mist")
 UNFUSED_GENERATIONS = ("volta", "turing")
 EAGER = re.compile(r"\beager\b")
+# AMP's launch script (ds_pretrain_gpt2_pipe.sh) asks for --fp16 and for no fusion; Sailor's (run_opt.slurm)
+# for neither --fp16 nor --bf16.
+AMP = re.compile(r"DachengLi1/AMP\b")
 NEMO = re.compile(r"\bnemo\b|megatron-bridge|dgxc-benchmarking", re.IGNORECASE)
 STACK_ALIASES = {"": "megatron", "megatron-core": "megatron"}
 
@@ -252,8 +255,10 @@ def case_stack(case: Case) -> str:
         return "megascale"
     if stack == "torchtitan" and EAGER.search(case.text("notes")):
         return "torchtitan-eager"
-    if stack == "megatron-deepspeed" and case.text("model_name").lower().startswith("opt-"):
-        return "deepspeed-eager"
+    if stack == "megatron-deepspeed" and AMP.match(case.text("source")):
+        return "megatron-deepspeed-plain"
+    if stack == "megatron-deepspeed" and SAILOR.match(case.text("source")):
+        return "megatron-deepspeed-fp32"
     if stack == "megatron-deepspeed" and "Jean Zay" in case.text("notes"):
         return "megatron-deepspeed-blocking"
     return stack

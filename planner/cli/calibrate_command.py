@@ -195,17 +195,24 @@ def _links(
 
 
 def _leave_out(every: list[Case], by: str, processes: int | None, as_json: bool) -> None:
-    from planner.calibration.leave_out import leave_out
+    from planner.calibration.leave_out import judged_results, leave_out
     from planner.calibration.rows import split_rows
-    from planner.calibration.validation import summary
+    from planner.calibration.validation import summarise, summary
     from planner.cli.output import console, note, print_json
-    from planner.report.validation_table import overall_lines, summary_table
+    from planner.report.validation_table import GROUPINGS, overall_lines, summary_table
 
-    found = leave_out(every, split_rows(every)[0], by, processes=processes, report=note)
+    fitted, judged = split_rows(every)
+    found = list(leave_out(every, fitted, by, processes=processes, report=note))
     summaries = [summary(one.group, one.results) for one in found]
+    # The figure to compare with ``validate --judged``: the same rows, by source, each priced by the fit
+    # without its own group.
+    sources = summarise(judged_results(found, judged), GROUPINGS["source"])
     if as_json:
-        print_json({"left_out": by, "summary": [s.as_dict() for s in summaries]})
+        records = {"summary": summaries, "judged_by_source": sources}
+        print_json({"left_out": by, **{name: [s.as_dict() for s in r] for name, r in records.items()}})
         return
-    console().print(summary_table(f"without {by}", summaries))
-    for line in overall_lines(summaries):
-        typer.echo(line)
+    for title, table in ((f"without {by}", summaries), ("judged rows", sources)):
+        console().print(summary_table(title, table))
+        for line in overall_lines(table):
+            typer.echo(line)
+        typer.echo()

@@ -14,7 +14,6 @@ import numpy as np
 
 from planner.cost.arrays import Number
 from planner.cost.collectives import all_gather_seconds, exposed_seconds
-from planner.cost.compute import ELEMENT_BYTES
 from planner.cost.part import Move, Part, Setting
 from planner.cost.tensor_parallel import tensor_parallel_part
 from planner.model.flop import mean_context
@@ -72,17 +71,17 @@ def _grouped(
     output_weights = device.weight_gradient_seconds(q, h, tokens)
     backward = input_gradient + weight_gradient + device.matmul_seconds(tokens, q, h) + output_weights
 
-    positions = ELEMENT_BYTES * (tokens * q + key_tokens * kv) * 2.0  # rotary embedding or bias, in and out
+    positions = s.element_bytes * (tokens * q + key_tokens * kv) * 2.0  # rotary embedding or bias, in and out
     head_norm = 2.0 if attention.qk_norm else 1.0
     forward = forward + device.pass_seconds(positions * head_norm)
     backward = backward + device.pass_seconds(positions * head_norm)
     listed = _selective(s, forward, out, tokens, key_tokens, h, q, kv)
     context = mean_context(attention, s.sequence, keys)
     core = _core(s, heads, attention.head_dim, attention.head_dim, q, kv, context, key_tokens, dropout)
-    saved = ELEMENT_BYTES * (tokens * q + 2.0 * key_tokens * kv)
+    saved = s.element_bytes * (tokens * q + 2.0 * key_tokens * kv)
     if attention.qk_norm:
-        saved = saved + ELEMENT_BYTES * (tokens * q + key_tokens * kv)
-    gathered = ELEMENT_BYTES * tokens * h
+        saved = saved + s.element_bytes * (tokens * q + key_tokens * kv)
+    gathered = s.element_bytes * tokens * h
     parallel = tensor_parallel_part(s, gathered, input_gradient, weight_gradient, leaves=leaves)
     ring = _ring_part(s, kv, core.forward_compute, core.backward_compute)
     return (
@@ -123,12 +122,12 @@ def _selective(
         return Part()
     outputs = ((tokens, q), (key_tokens, kv), (key_tokens, kv), (tokens, h))
     into = s.device.matmul_seconds(tokens, q + 2 * kv, h) if key_tokens is tokens else forward - out
-    summed = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
+    summed = np.where(s.norm_split > 1, s.element_bytes * tokens * h / s.norm_split, 0.0)
     kept, extra, spared = summed, summed, 0.0 * tokens
     for ordinal, (m, n) in enumerate(outputs, start=1):
         if s.stack.is_product_kept(ordinal):
-            kept = kept + ELEMENT_BYTES * m * n
-            extra = extra + (0.0 if ordinal == VALUE_PRODUCT else ELEMENT_BYTES * m * n)
+            kept = kept + s.element_bytes * m * n
+            extra = extra + (0.0 if ordinal == VALUE_PRODUCT else s.element_bytes * m * n)
             # The three projections of the input are priced as one product: each repeats its share.
             spared = spared + (out if ordinal == NUM_PRODUCTS else into * n / (q + 2 * kv))
     return Part(selective_recompute=forward - spared, selective_bytes=kept, selective_extra_bytes=extra)
@@ -150,8 +149,8 @@ def _core(
     out = heads * v_dim
     if s.is_flash:
         flop = 2.0 * tokens * context * heads * (qk_dim + v_dim)
-        traffic = ELEMENT_BYTES * (tokens * (q + out) + 2.0 * key_tokens * kv)
-        kept = ELEMENT_BYTES * tokens * out + 4.0 * tokens * heads
+        traffic = s.element_bytes * (tokens * (q + out) + 2.0 * key_tokens * kv)
+        kept = s.element_bytes * tokens * out + 4.0 * tokens * heads
         return Part(
             forward_compute=device.flash_seconds(flop, traffic, s.cp, backward=False),
             backward_compute=device.flash_seconds(
@@ -171,15 +170,15 @@ def _core(
     extra = DROPOUT_BYTES if dropout else 0.0
     softmax = device.pass_seconds(scores * (s.stack.score_forward_bytes + extra))
     backward = 2.0 * forward + device.pass_seconds(scores * (s.stack.score_backward_bytes + extra))
-    output = ELEMENT_BYTES * tokens * out
-    probabilities = scores * (s.stack.score_saved_bytes + (1.0 + ELEMENT_BYTES if dropout else 0.0))
+    output = s.element_bytes * tokens * out
+    probabilities = scores * (s.stack.score_saved_bytes + (1.0 + s.element_bytes if dropout else 0.0))
     return Part(
         forward_compute=forward + softmax,
         backward_compute=backward,
         selective_recompute=forward + softmax,
         saved_bytes=output + probabilities,
         selective_bytes=output,
-        transient_bytes=scores * ELEMENT_BYTES,
+        transient_bytes=scores * s.element_bytes,
         kernels=12.0,
     )
 
@@ -189,7 +188,7 @@ def _ring_part(s: Setting, kv: Number, core_forward: Number, core_backward: Numb
 
     Forward passes K and V around once; backward passes K, V and their gradients.
     """
-    whole_bytes = 2.0 * ELEMENT_BYTES * s.tokens * s.cp * kv
+    whole_bytes = 2.0 * s.element_bytes * s.tokens * s.cp * kv
     one_way = all_gather_seconds(s.cp_group, whole_bytes)
     theft = s.device.constants.overlap_theft
     beside = (s.cp - 1.0) / s.cp  # the first piece is local: nothing is in flight beside the last kernel
@@ -250,9 +249,9 @@ def _latent(attention: LatentAttention, h: int, s: Setting, *, dropout: bool, le
         tokens,
         dropout,
     )
-    latents = ELEMENT_BYTES * split * (q_latent + down) * 2.0  # before and after the latent norms
-    projected = ELEMENT_BYTES * tokens * heads * (2.0 * qk + attention.v_head_dim)
-    gathered = ELEMENT_BYTES * tokens * h
+    latents = s.element_bytes * split * (q_latent + down) * 2.0  # before and after the latent norms
+    projected = s.element_bytes * tokens * heads * (2.0 * qk + attention.v_head_dim)
+    gathered = s.element_bytes * tokens * h
     kv_width = heads * (qk + attention.v_head_dim) / 2.0
     return (
         core

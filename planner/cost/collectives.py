@@ -121,6 +121,11 @@ def all_reduce_seconds(group: GroupCosts, whole_bytes: Number) -> Number:
     return np.fmin(np.minimum(ring, tree), switch)
 
 
+def broadcast_seconds(group: GroupCosts, whole_bytes: Number) -> Number:
+    """Ring broadcast of ``whole_bytes``: V beta + the latency of every hop; 0 for a group of one."""
+    return np.where(group.size > 1.0, whole_bytes * group.ring_seconds_per_byte + group.ring_latency, 0.0)
+
+
 def exposed_seconds(communication: Number, window: Number, theft: float) -> Number:
     """What a collective adds to the step when ``window`` seconds of compute run beside it.
 

@@ -18,7 +18,8 @@ import numpy as np
 from planner.cluster.host import Host
 from planner.cluster.spec import DeviceSpec
 from planner.cost.arrays import Number
-from planner.cost.constants import Constants
+from planner.cost.constants import FLASH2_SLOWDOWN, Constants
+from planner.cost.stack import Stack
 from planner.errors import UnsupportedFeature
 from planner.workload import Workload
 
@@ -40,7 +41,9 @@ class Device:
 
     matmul_flop_per_s: dense peak for matrix products in the workload's precision; sustained_flop_per_s: what
     the power limit lets 16-bit products reach; pass_scale: element-wise bytes of the stack over the fused;
-    half_flop_per_s: dense 16-bit peak, used for attention; bytes_per_s: HBM; host: of its node.
+    half_flop_per_s: dense 16-bit peak, used for attention; element_bytes: of an element of the tensors
+    between kernels, 4 on a stack without 16-bit ones (both peaks are then theirs); flash_slowdown: of the
+    stack's fused attention over the architecture's best; bytes_per_s: HBM; host: of its node.
     """
 
     matmul_flop_per_s: float
@@ -52,19 +55,29 @@ class Device:
     host: Host
     sustained_flop_per_s: float = math.inf
     pass_scale: float = 1.0
+    element_bytes: float = ELEMENT_BYTES
+    flash_slowdown: float = 1.0
 
     @staticmethod
     def of(
-        spec: DeviceSpec, workload: Workload, constants: Constants, host: Host, pass_scale: float = 1.0
+        spec: DeviceSpec,
+        workload: Workload,
+        constants: Constants,
+        host: Host,
+        stack: Stack,
     ) -> Device:
-        """``pass_scale``: the stack's element-wise bytes over the fused ones.
+        """The device as ``stack`` uses it.
 
-        Raises UnsupportedFeature when the device has no peak for the workload's precision.
+        Products of fp32 tensors run as TF32 where the device can, on its fp32 units elsewhere. Raises
+        UnsupportedFeature when the device has no peak for the workload's precision.
         """
-        precision = workload.precision
+        precision: str = workload.precision
+        sixteen_peak = spec.peak_flop_per_s("bf16" if precision == "fp8" else precision)
+        if stack.element_bytes > ELEMENT_BYTES:
+            precision = "tf32" if "tf32" in spec.peak_tflop_per_s else "fp32"
         half = "bf16" if precision == "fp8" else precision
         peak, half_peak = spec.peak_flop_per_s(precision), spec.peak_flop_per_s(half)
-        if peak is None or half_peak is None:
+        if peak is None or half_peak is None or sixteen_peak is None:
             able = sorted(set(spec.peak_tflop_per_s) & {"bf16", "fp16", "fp8"})
             raise UnsupportedFeature(
                 f"{spec.name} has no {precision} matrix units; it supports {', '.join(able)}",
@@ -79,8 +92,10 @@ class Device:
             precision == "fp8",
             constants,
             host,
-            spec.sustained_flop_per_s,
-            pass_scale,
+            spec.sustained_flop_per_s * half_peak / sixteen_peak,
+            stack.pass_scale,
+            stack.element_bytes,
+            FLASH2_SLOWDOWN.get(spec.generation, 1.0) if stack.runs_flash2 else 1.0,
         )
 
     @property
@@ -119,8 +134,8 @@ class Device:
         flop = 2.0 * self._covered(m, n, batch) * (k + c.matmul_depth)
         misaligned = (batch == 1.0) & ((n % ALIGNED > 0) | (k % ALIGNED > 0))
         compute = flop * np.where(misaligned, c.misaligned_slowdown, 1.0) / rate + self.start_seconds()
-        width = FP8_BYTES if is_fp8 else ELEMENT_BYTES
-        memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * ELEMENT_BYTES)
+        width = FP8_BYTES if is_fp8 else self.element_bytes
+        memory = self.stream_seconds((m * k + k * n) * batch * width + m * n * batch * self.element_bytes)
         cast = self.stream_seconds(m * k * batch * CAST_BYTES) if is_fp8 and casts else 0.0
         return np.maximum(compute, memory) + cast
 
@@ -159,5 +174,5 @@ class Device:
         efficiency = c.flash_backward_efficiency if backward else c.flash_forward_efficiency
         saturation = self.half_flop_per_s * c.matmul_overhead_seconds
         rate = min(self.half_flop_per_s * efficiency, self.sustained_flop_per_s)
-        compute = (flop + pieces * saturation) / rate * c.attention_slowdown
+        compute = (flop + pieces * saturation) / rate * c.attention_slowdown * self.flash_slowdown
         return np.maximum(compute, self.stream_seconds(num_bytes))

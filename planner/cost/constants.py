@@ -13,14 +13,15 @@ from planner.cluster.spec import DeviceSpec
 
 # Highest share of the dense peak that large matrix products reach, by architecture. Read from public GEMM
 # benchmarks: cuBLAS on A100 reaches 0.80-0.85 of 312 TFLOP/s, on H100 SXM 0.70-0.75 of 989 (power limit),
-# hipBLASLt on MI300X about 0.5-0.55 of 1307.
+# hipBLASLt on MI300X about 0.5-0.55 of 1307. Blackwell between two: 0.77 of 2250 in the best public GEMM, and
+# training at 1.55 times an H200 where the peaks promise 2.27 (GPT-1.3B on B200, arXiv 2512.02189), 0.48.
 MATMUL_EFFICIENCY: dict[str, float] = {
     "volta": 0.75,
     "turing": 0.70,
     "ampere": 0.80,
     "ada": 0.80,
     "hopper": 0.70,
-    "blackwell": 0.72,
+    "blackwell": 0.60,
     "cdna2": 0.65,
     "cdna3": 0.55,
     "cdna4": 0.55,
@@ -40,6 +41,14 @@ FLASH_EFFICIENCY: dict[str, tuple[float, float]] = {
     "cdna3": (0.35, 0.25),
     "cdna4": (0.35, 0.25),
 }
+# FlashAttention-2, written for Ampere, against newer kernels: on H100 at head dimension 128 it reaches 370
+# TFLOP/s forward, cuDNN 600 and FlashAttention-3 646 (arXiv 2407.08608, figure 5).
+FLASH2_SLOWDOWN: dict[str, float] = {"hopper": 1.6}
+# Share of a memory's printed bandwidth that copies reach where it is not the usual 0.80: 220 of 320 GB/s on
+# T4 (Jia et al., arXiv 1903.07486).
+BANDWIDTH_EFFICIENCY: dict[str, float] = {"turing": 0.69}
+# Shares of the printed rate. tcp: Ethernet through the kernel's sockets, without RDMA; NCCL reached 4.7 of
+# 12.5 GB/s between two nodes of Amazon EC2 (NVIDIA/nccl issue 398), and slower links leave less to the host.
 LINK_EFFICIENCY: dict[str, float] = {
     "nvswitch": 0.80,
     "nvlink": 0.80,
@@ -49,6 +58,7 @@ LINK_EFFICIENCY: dict[str, float] = {
     "pcie": 0.75,
     "infiniband": 0.85,
     "ethernet": 0.75,
+    "tcp": 0.50,
     "efa": 0.70,
     "slingshot": 0.75,
     "omni-path": 0.75,
@@ -172,6 +182,7 @@ def default_constants(device: DeviceSpec) -> Constants:
     return replace(
         base,
         matmul_efficiency=MATMUL_EFFICIENCY.get(device.generation, base.matmul_efficiency),
+        bandwidth_efficiency=BANDWIDTH_EFFICIENCY.get(device.generation, base.bandwidth_efficiency),
         flash_forward_efficiency=forward,
         flash_backward_efficiency=backward,
     )

@@ -12,7 +12,12 @@ from dataclasses import replace
 import numpy as np
 
 from planner.cost.arrays import Number
-from planner.cost.collectives import all_gather_seconds, all_reduce_seconds, reduce_scatter_seconds
+from planner.cost.collectives import (
+    all_gather_seconds,
+    all_reduce_seconds,
+    broadcast_seconds,
+    reduce_scatter_seconds,
+)
 from planner.cost.groups import Groups
 from planner.cost.part import Move
 from planner.cost.stack import Stack
@@ -27,6 +32,7 @@ SECONDS = {
     "all_gather": all_gather_seconds,
     "reduce_scatter": reduce_scatter_seconds,
     "all_reduce": all_reduce_seconds,
+    "broadcast": broadcast_seconds,
 }
 
 
@@ -81,12 +87,16 @@ def step_moves(
     """(reductions, gathers) of ``elements`` once per step, on ``axis`` dp or expert_dp.
 
     none: all-reduce over the replicas (inside, then across islands of the inner share). optimizer:
-    reduce-scatter and all-gather. gradients and parameters reduce inside the microbatches, gradients
-    gathers here unless it does in every forward; hybrid sharding all-reduces each shard across islands.
+    reduce-scatter, then all-gather or one broadcast an owner. gradients and parameters reduce inside the
+    microbatches, gradients gathers here unless it does in every forward; hybrid sharding all-reduces each
+    shard across islands.
     """
     reduce_bytes = elements * stack.gradient_reduce_bytes
     across = Move(f"{axis}_outer", "all_reduce", 1.0, reduce_bytes / shard_size)
     gather = Move(axis, "all_gather", 1.0, elements * stack.parameter_bytes)
+    if stack.broadcast_elements:
+        pieces = np.maximum(1.0, np.minimum(shard_size, elements / stack.broadcast_elements))
+        gather = Move(axis, "broadcast", pieces, elements * stack.parameter_bytes / pieces)
     scatter = Move(axis, "reduce_scatter", 1.0, reduce_bytes)
     if sharding == SHARDING_NONE:
         return (Move(axis, "all_reduce", 1.0, reduce_bytes), across), ()

@@ -13,7 +13,7 @@ import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.collectives import all_gather_seconds, all_to_all_seconds
-from planner.cost.compute import ELEMENT_BYTES, TILE
+from planner.cost.compute import TILE
 from planner.cost.part import Move, Part, Setting
 from planner.cost.tensor_parallel import tensor_parallel_part
 from planner.model.spec import FeedForward, MixtureOfExperts
@@ -42,7 +42,7 @@ def feed_forward_part(
         part, input_gradient, weight_gradient = _dense(
             setting, setting.tokens, hidden_size, width, ff.gated, products_before
         )
-        gathered = ELEMENT_BYTES * setting.tokens * hidden_size
+        gathered = setting.element_bytes * setting.tokens * hidden_size
         parallel = tensor_parallel_part(
             setting, gathered, input_gradient, weight_gradient, enters=enters, is_last=True
         )
@@ -58,9 +58,9 @@ def _backward_bytes(s: Setting, h: int, width: Number, gated: bool) -> Number:
     gathered and the rank's own, and the last product's weight gradient), or the last input gradient is made:
     all weight gradients and an input gradient per product are there, the tensors saved inside are gone.
     """
-    inside, hidden = ELEMENT_BYTES * s.tokens * width, ELEMENT_BYTES * s.tokens * h
+    inside, hidden = s.element_bytes * s.tokens * width, s.element_bytes * s.tokens * h
     own = np.where(s.norm_split > 1, hidden / s.norm_split, 0.0)
-    weight = ELEMENT_BYTES * h * width
+    weight = s.element_bytes * h * width
     factors = 2.0 if gated else 1.0
     freed = inside * ((factors + 1.0) + (1.0 if gated and not s.stack.fuses_gate else 0.0))
     split = factors * inside + hidden + weight
@@ -79,17 +79,17 @@ def _dense(
     into, out = device.matmul_seconds(tokens, inner, h), device.matmul_seconds(tokens, h, width)
     output_weights = device.weight_gradient_seconds(width, h, tokens)
     backward = input_gradient + weight_gradient + device.matmul_seconds(tokens, width, h) + output_weights
-    activation = ELEMENT_BYTES * tokens * (inner + width)
+    activation = s.element_bytes * tokens * (inner + width)
     passes = device.pass_seconds(activation)
     # Activation and product with the gate as two kernels keep the activation's own output as well.
-    saved = activation + (ELEMENT_BYTES * tokens * width if gated and not stack.fuses_gate else 0.0)
+    saved = activation + (s.element_bytes * tokens * width if gated and not stack.fuses_gate else 0.0)
     listed = Part(selective_bytes=saved)
     if stack.recomputed_product_period:
         listed = _selective(s, tokens, h, width, into, gated, products_before)
         listed = listed + Part(selective_recompute=passes)
     part = Part(
         forward_compute=into + out + passes,
-        backward_compute=backward + device.pass_seconds(activation + ELEMENT_BYTES * tokens * inner),
+        backward_compute=backward + device.pass_seconds(activation + s.element_bytes * tokens * inner),
         spared_compute=out if stack.stops_recompute_early else 0.0,
         saved_bytes=saved,
         transient_bytes=saved,
@@ -110,12 +110,12 @@ def _selective(
     first = products_before + 1
     up = range(first, first + (2 if gated else 1))
     is_kept = [s.stack.is_product_kept(ordinal) for ordinal in up]
-    extra = np.where(s.norm_split > 1, ELEMENT_BYTES * tokens * h / s.norm_split, 0.0)
+    extra = np.where(s.norm_split > 1, s.element_bytes * tokens * h / s.norm_split, 0.0)
     if s.stack.is_product_kept(up.stop):
-        extra = extra + ELEMENT_BYTES * tokens * h
+        extra = extra + s.element_bytes * tokens * h
     return Part(
         selective_recompute=into * (1.0 - sum(is_kept) / len(is_kept)),
-        selective_bytes=extra + ELEMENT_BYTES * tokens * width * sum(is_kept),
+        selective_bytes=extra + s.element_bytes * tokens * width * sum(is_kept),
         selective_extra_bytes=extra,
     )
 
@@ -130,8 +130,8 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
     width = moe.expert_ffn_size / s.expert_tp
     products = _grouped_products(s, rows, local_experts, h, width, moe.gated)
 
-    sent = ELEMENT_BYTES * routed * moe.experts_per_token * h
-    dispatched = ELEMENT_BYTES * rows * h
+    sent = s.element_bytes * routed * moe.experts_per_token * h
+    dispatched = s.element_bytes * rows * h
     exchanges, gathers = np.where(s.ep > 1, 2.0, 0.0), np.where(s.expert_tp > 1, 1.0, 0.0)
     exchange = exchanges * all_to_all_seconds(s.ep_group, sent)
     expert_gather = 2.0 * gathers * all_gather_seconds(s.expert_tp_group, dispatched)
@@ -139,7 +139,7 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
     for operation in ("all_gather", "reduce_scatter"):
         moved.append(Move("expert_tp", operation, gathers, dispatched, (False, True)))
         moved.append(Move("expert_tp", operation, gathers, dispatched))
-    permute = device.pass_seconds(4.0 * ELEMENT_BYTES * rows * h)  # permute and unpermute, read and write
+    permute = device.pass_seconds(4.0 * s.element_bytes * rows * h)  # permute and unpermute, read and write
     total = products + Part(
         forward_compute=router + permute,
         backward_compute=2.0 * router + permute,
@@ -157,7 +157,7 @@ def _experts(moe: MixtureOfExperts, h: int, s: Setting) -> Part:
     if not moe.shared_ffn_size:
         return total
     shared, input_gradient, weight_gradient = _dense(s, s.tokens, h, moe.shared_ffn_size / s.tp, moe.gated)
-    gathered = ELEMENT_BYTES * s.tokens * h
+    gathered = s.element_bytes * s.tokens * h
     return total + shared + tensor_parallel_part(s, gathered, input_gradient, weight_gradient)
 
 
@@ -176,15 +176,15 @@ def _grouped_products(
     part, _, _ = _dense(s, effective, h, width, gated)
     # Each expert's product starts and ends by itself, on one of a few streams.
     starts = (local_experts - 1.0) / EXPERT_STREAMS * device.start_seconds()
-    weights = ELEMENT_BYTES * (local_experts - 1.0) * h * width * (3.0 if gated else 2.0)
+    weights = s.element_bytes * (local_experts - 1.0) * h * width * (3.0 if gated else 2.0)
     reread = device.stream_seconds(weights)
     inner = (2.0 if gated else 1.0) * width
-    product = ELEMENT_BYTES * rows * width
-    saved = ELEMENT_BYTES * rows * inner + product
+    product = s.element_bytes * rows * width
+    saved = s.element_bytes * rows * inner + product
     return Part(
         forward_compute=np.maximum(part.forward_compute + EXPERT_PRODUCTS * starts, reread),
         backward_compute=np.maximum(part.backward_compute + 2.0 * EXPERT_PRODUCTS * starts, 2.0 * reread),
-        selective_recompute=device.pass_seconds(ELEMENT_BYTES * rows * (inner + width)),
+        selective_recompute=device.pass_seconds(s.element_bytes * rows * (inner + width)),
         saved_bytes=saved,
         selective_bytes=saved - product,
         transient_bytes=saved,

@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.cost.arrays import Number, ceil_div
 from planner.cost.attention import NUM_PRODUCTS, attention_part
-from planner.cost.compute import ELEMENT_BYTES, Device
+from planner.cost.compute import Device
 from planner.cost.data_parallel import layer_moves, moves_seconds, norm_move
 from planner.cost.feed_forward import feed_forward_part
 from planner.cost.groups import Groups, rank_groups
@@ -157,14 +157,14 @@ class LayerPricer:
             keys = self._cross_keys(kind)
             part = part + attention_part(block.cross_attention, h, s, dropout=block.dropout, keys=keys)
         part = part + feed_forward_part(block.feed_forward, h, s, NUM_PRODUCTS, enters=enters)
-        hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
+        hidden = s.element_bytes * s.tokens * h / s.norm_split
         norms = float(block.num_norms)
         norm_seconds = self.device.pass_seconds(3.0 * hidden * norms)
-        masks = 2.0 * hidden / ELEMENT_BYTES if block.dropout else 0.0
+        masks = 2.0 * hidden / s.element_bytes if block.dropout else 0.0
         # Each norm keeps its input (parallel: one for all) and its output (gathered where the stack keeps it
         # so). Selective recompute drops the outputs when attention is fused; an operator list drops all but
         # the block's input.
-        output = hidden if self.stack.gathers_input_again else ELEMENT_BYTES * s.tokens * h
+        output = hidden if self.stack.gathers_input_again else s.element_bytes * s.tokens * h
         statistic = self.stack.norm_saved_bytes * s.tokens / s.norm_split
         inputs = hidden * (1.0 if block.parallel else norms)
         kept = inputs + (output + statistic) * norms + masks
@@ -189,11 +189,11 @@ class LayerPricer:
     def _embedding(self, kind: LayerKind, s: Setting) -> Part:
         model = self.problem.model
         h, e = model.hidden_size, kind.stack.embedding
-        hidden = ELEMENT_BYTES * s.tokens * h
+        hidden = s.element_bytes * s.tokens * h
         compute = self.device.pass_seconds(2.0 * hidden)
         if e.kind == "patches":
             compute = compute + self.device.matmul_seconds(s.tokens, h, e.patch_features, is_half=True)
-        saved = s.tokens * 8.0 + (hidden / s.norm_split / ELEMENT_BYTES if self._has_dropout() else 0.0)
+        saved = s.tokens * 8.0 + (hidden / s.norm_split / s.element_bytes if self._has_dropout() else 0.0)
         return tensor_parallel_part(s, hidden, enters=False) + Part(
             forward_compute=compute,
             backward_compute=2.0 * compute,
@@ -206,7 +206,7 @@ class LayerPricer:
 
     def _table_gradient_bytes(self, kind: LayerKind, s: Setting, hidden: Number) -> Number:
         """The embedding's gradient beside the output gradient, or beside its own share once sliced."""
-        share = ELEMENT_BYTES * self.parameters(kind)[0]
+        share = s.element_bytes * self.parameters(kind)[0]
         whole = share * (s.tp if self.stack.has_whole_table_gradient else 1.0)
         has_pipeline = self.candidates.pp > 1
         return whole + np.where((s.tp > 1) & ~has_pipeline, np.maximum(share, hidden), hidden)
@@ -217,9 +217,9 @@ class LayerPricer:
     def _head(self, kind: LayerKind, s: Setting) -> Part:
         model, device = self.problem.model, self.device
         h, head = model.hidden_size, model.head
-        hidden = ELEMENT_BYTES * s.tokens * h / s.norm_split
+        hidden = s.element_bytes * s.tokens * h / s.norm_split
         norm = device.pass_seconds(3.0 * hidden)
-        output = hidden if self.stack.gathers_input_again else ELEMENT_BYTES * s.tokens * h
+        output = hidden if self.stack.gathers_input_again else s.element_bytes * s.tokens * h
         kept = hidden + output + self.stack.norm_saved_bytes * s.tokens / s.norm_split
         part = Part(
             forward_compute=norm,
@@ -238,9 +238,10 @@ class LayerPricer:
         extra = device.matmul_seconds(s.tokens, h / s.tp, h, is_half=True) if head.transform else 0.0
         input_gradient = device.matmul_seconds(s.tokens, width, outputs, is_half=True)
         weight_gradient = device.matmul_seconds(outputs, width, s.tokens, is_half=True)
-        # Cross entropy in fp32: cast, maximum, exponent and sum, then the gradient in place.
-        loss = device.pass_seconds(logits * (4.0 * 4.0 + (4.0 if head.soft_cap else 0.0)))
-        gathered = ELEMENT_BYTES * s.tokens * h
+        capped = 4.0 if head.soft_cap else 0.0
+        loss = device.pass_seconds(logits * (self.stack.loss_forward_bytes + capped))
+        loss_backward = device.pass_seconds(logits * (self.stack.loss_backward_bytes + capped / 2.0))
+        gathered = s.element_bytes * s.tokens * h
         part = part + tensor_parallel_part(s, gathered, input_gradient, weight_gradient, leaves=False)
         part = part + parallel_loss_part(s)
         stack = self.stack
@@ -250,7 +251,7 @@ class LayerPricer:
         in_pipeline = np.where(self.candidates.pp > 1, stack.pipeline_logit_bytes, 0.0)
         return part + Part(
             forward_compute=product + extra + loss,
-            backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss / 2.0,
+            backward_compute=input_gradient + weight_gradient + 2.0 * extra + loss_backward,
             saved_bytes=saved,
             selective_bytes=saved,
             transient_bytes=loss_bytes(stack, logits, outputs * width),
@@ -305,7 +306,7 @@ class LayerPricer:
             "dp": dp_backward,
         }
         is_block = kind.role == "block"
-        boundary = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size / s.norm_split
+        boundary = s.element_bytes * s.tokens * self.problem.model.hidden_size / s.norm_split
         full_saved = boundary if is_block else part.saved_bytes
         selective = {"recompute": part.selective_recompute * slowdown + zero, "tp": part.selective_tp + zero}
         again = np.maximum(forward_kernels - part.spared_compute * slowdown, host - forward_wire)
@@ -320,7 +321,7 @@ class LayerPricer:
         backward_bytes = part.backward_bytes + zero
         if is_block:
             # By its end a unit's backward holds all its weight gradients, and a few hidden states.
-            hidden = ELEMENT_BYTES * s.tokens * self.problem.model.hidden_size
+            hidden = s.element_bytes * s.tokens * self.problem.model.hidden_size
             ending = (dense + expert) * sharded.largest * self.stack.parameter_bytes
             ending = ending + 3.0 * hidden + 2.0 * boundary
             backward_bytes = np.maximum(backward_bytes, ending - saved[0])

@@ -39,9 +39,9 @@ class CostModel:
         if stack not in STACKS:
             raise UnknownName("training stack", stack, STACKS)
         cluster = problem.cluster
-        scale = STACKS[stack].pass_scale
-        device = Device.of(cluster.device, problem.workload, constants, cluster.host, scale)
-        return CostModel(problem, constants, STACKS[stack], device, chain or layer_chain(problem.model))
+        known = STACKS[stack]
+        device = Device.of(cluster.device, problem.workload, constants, cluster.host, known)
+        return CostModel(problem, constants, known, device, chain or layer_chain(problem.model))
 
     def stage_model(self, rows: dict[int, CandidateRow]) -> StageModel:
         """Prices ranks from candidate rows by code (``Decision.row_code``), that of the ends first."""

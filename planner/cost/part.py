@@ -36,6 +36,11 @@ class Setting:
     is_flash: bool
 
     @property
+    def element_bytes(self) -> float:
+        """Bytes of an element of the tensors between kernels."""
+        return self.device.element_bytes
+
+    @property
     def tokens(self) -> Number:
         return self.batch * self.sequence / self.cp
 

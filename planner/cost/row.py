@@ -173,7 +173,7 @@ def candidate_row(
         microbatches=problem.workload.global_batch // (degrees.dp * int(c.microbatch_size[index])),
         kinds=tuple(kinds),
         groups=groups,
-        boundary_bytes=boundary_bytes(problem, c, index),
+        boundary_bytes=boundary_bytes(problem, stack, c, index),
         num_communicators=num_communicators(degrees),
         hidden_size=problem.model.hidden_size,
         is_tied=problem.model.head.tied,
@@ -198,12 +198,12 @@ def _gathered_bytes(
     return gradients, gradients, gradients
 
 
-def boundary_bytes(problem: Problem, c: Candidates, index: int) -> float:
+def boundary_bytes(problem: Problem, stack: Stack, c: Candidates, index: int) -> float:
     """Hidden states of one microbatch at a stage boundary on one rank, for one sequence length of 1.0."""
     tp, cp = int(c.tp[index]), int(c.cp[index])
     split = tp if tp > 1 and int(c.sequence_parallel[index]) else 1
     tokens = int(c.microbatch_size[index]) * problem.workload.sequence_length / cp
-    return 2.0 * tokens * problem.model.hidden_size / split
+    return stack.element_bytes * tokens * problem.model.hidden_size / split
 
 
 def communicators(d: Degrees) -> set[tuple[str, int]]:

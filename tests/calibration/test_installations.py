@@ -1,12 +1,15 @@
-"""Which constants a plan is priced with: its stack's, and the median installation that ran it."""
+"""Which constants a plan is priced with: its stack's or its kin's, and those of an installation like it."""
 
 from __future__ import annotations
 
 import pytest
 
 from planner.calibration.fitted import Fitted, read_fitted
+from planner.calibration.installations import Installation, expected_value
 from planner.calibration.shipped import shipped
 from planner.catalog import load_device
+from planner.cost.stack import RELATIVES
+from planner.cost.stack import STACKS as PROFILES
 from planner.errors import InputError
 from planner.launchers.registry import launcher, launcher_names
 from planner.request import Request, resolve
@@ -26,25 +29,59 @@ def fitted() -> Fitted:
     return found
 
 
-@pytest.mark.parametrize(
-    ("stack", "site", "slowdown"),
-    [
-        ("megatron", "", 1.1),
-        ("torchtitan", "", 2.0),
-        ("torchtitan", "elsewhere hopper", 2.0),
-        ("never measured", "", 1.2),
-        ("torchtitan", "c ampere", 0.9),
-    ],
-)
-def test_an_unknown_machine_has_the_median_of_those_that_ran_the_stack(stack, site, slowdown):
+def expected(stack: str, site: str = "", gpu: str = "h100-sxm") -> float:
+    return fitted().constants_for(load_device(gpu), stack, site).site_slowdown
+
+
+def test_a_known_installation_keeps_its_own_constant():
+    assert expected("torchtitan", "c ampere") == pytest.approx(0.9)
+
+
+def test_one_installation_of_the_same_generation_and_stack_leaves_a_quarter_to_chance():
+    """Covariance 3 of 4: common part, generation and stack shared, its own not."""
+    known = {"a": Installation("hopper", ["megatron"], 1.5)}
+    assert expected_value(known, "hopper", ["megatron"]) == pytest.approx(1.5**0.75)
+    assert expected_value(known, "hopper", ["torchtitan"]) == pytest.approx(1.5**0.5)
+    assert expected_value(known, "ampere", ["torchtitan"]) == pytest.approx(1.5**0.25)
+
+
+def test_many_installations_that_agree_are_believed():
+    known = {str(i): Installation("hopper", ["megatron"], 1.5) for i in range(50)}
+    assert expected_value(known, "hopper", ["megatron"]) == pytest.approx(1.5, rel=0.01)
+
+
+def test_without_installations_nothing_is_expected():
+    assert expected_value({}, "hopper", ["megatron"]) == 1.0
+    assert Fitted().constants_for(load_device("h100-sxm"), "megatron").site_slowdown == 1.0
+
+
+def test_an_unknown_machine_is_nearest_to_its_own_stack_and_generation():
+    values = expected("megatron", gpu="a100-80g-sxm"), expected("megatron"), expected("torchtitan")
+    assert list(values) == sorted(values)
+    assert values[0] < 1.0 < values[1] < 1.3 < values[2] < 2.0
+
+
+def test_a_stack_takes_what_its_runs_do_not_tell_from_its_nearest_kin():
+    found = fitted()
+    found.values["stack"] = {
+        "megatron": {"pass_factor": 1.2, "kernel_slowdown": 1.1},
+        "megatron-deepspeed": {"kernel_slowdown": 1.3},
+    }
     device = load_device("h100-sxm")
-    assert fitted().constants_for(device, stack, site).site_slowdown == pytest.approx(slowdown)
+    constants = found.constants_for(device, "megatron-deepspeed-fp32")
+    assert (constants.kernel_slowdown, constants.pass_factor) == (1.3, 1.2)
+    assert found.constants_for(device, "torchtitan").pass_factor == 1.0
+    assert "megatron-deepspeed" in found.origins("hopper", "megatron-deepspeed-fp32")["kernel_slowdown"]
+    assert "as megatron-deepspeed" in found.basis("hopper", "megatron-deepspeed-fp32")
+
+
+def test_relatives_are_stacks_with_constants_of_their_own():
+    own = {stack.fitted_as for stack in PROFILES.values()}
+    assert own >= {name for kin in RELATIVES.values() for name in kin} | set(RELATIVES)
 
 
 @pytest.mark.parametrize("target", launcher_names())
 def test_a_target_is_priced_with_the_constants_of_its_stack(target):
-    from planner.cost.stack import STACKS as PROFILES
-
     stack = launcher(target).limits.stack
     request = Request("llama-3.1-8b", gpu="h100-sxm", gpus=8)
     expected = shipped().constants_for(load_device("h100-sxm"), PROFILES[stack].fitted_as)

@@ -167,5 +167,7 @@ def test_calibrate_leave_out_prints_the_board(cli, table, tmp_path):
     data = outcome.json()
     assert data["left_out"] == "gpu"
     assert {s["source"] for s in data["summary"]} == {"b200-sxm", "a100-80g-sxm", "a800-80g-sxm"}
+    judged = {s["source"]: s["rows"] for s in data["judged_by_source"]}
+    assert judged == {name: sum(line[:3] == name for line in few) // 2 for name in ("smx", "kor", "inm")}
     assert cli("calibrate", table, "--leave-out", "gpu", "-o", "x.json").code == 2
     assert cli("calibrate", "-o", "x.json").code == 2

@@ -24,7 +24,7 @@ DEVICES = device_names()
 PROFILES = profile_names()
 LINK_TECHNOLOGIES = {
     *("nvswitch", "nvlink-mesh", "nvlink-bridge", "xgmi", "pcie"),
-    *("infiniband", "ethernet", "efa", "slingshot", "omni-path"),
+    *("infiniband", "ethernet", "tcp", "efa", "slingshot", "omni-path"),
 }
 # Gigabytes in the name the device is sold under; some vendors mean 1e9 bytes, some GiB.
 VENDOR_GB = {
