@@ -81,6 +81,8 @@ def _dense_model(
         },
         "norm": {"kind": "rmsnorm" if is_gated else "layernorm", "bias": not is_gated},
         "parallel": is_parallel,
+        # MegaScale's block (arXiv 2402.15627, section 3.1): attention and MLP of one norm's output.
+        "num_norms": 1 if is_parallel else 2,
         "dropout": has_dropout,
     }
     document = {
