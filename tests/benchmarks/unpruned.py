@@ -119,5 +119,5 @@ def _candidates(rows: list[tuple[int, ...]]) -> Candidates:
     names = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "microbatch_size", "virtual_stages", "schedule")
     names += ("sharding", "sharding_group", "sequence_parallel")
     columns = {name: table[:, index] for index, name in enumerate(names)}
-    nothing = np.zeros(len(rows), dtype=np.int64)  # neither optimizer on the host nor parts of blocks gathered
+    nothing = np.zeros(len(rows), dtype=np.int64)  # no optimizer on the host, blocks gathered whole
     return Candidates(**columns, offload=nothing, gather_unit=nothing)
