@@ -38,7 +38,7 @@ from planner.search.split_bounds import (
 
 PRICED_SPLITS = 4
 # With no more splits than these the price of every one decides, not its bound.
-FEW_SPLITS = 64
+FEW_SPLITS = 20
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def describe_space(limits: Limits, pins: Pins) -> str:
     where = {"global": "global", "island": "inside an island"}
     sharding = f"{'/'.join(limits.shardings)} {' or '.join(where[g] for g in limits.sharding_groups)}"
     if limits.has_layer_sharding:
-        sharding += " (parameters of single layers where memory binds)"
+        sharding += " (parameters of single layers where that pays)"
     recompute = {
         "layer": f"recompute {'/'.join(limits.recomputes)} per layer",
         "stage": f"one recompute of {'/'.join(limits.recomputes)}, or full on the first layers of each stage",

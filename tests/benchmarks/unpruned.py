@@ -118,4 +118,6 @@ def _candidates(rows: list[tuple[int, ...]]) -> Candidates:
     table = np.array(rows, dtype=np.int64)
     names = ("tp", "cp", "dp", "pp", "ep", "expert_tp", "microbatch_size", "virtual_stages", "schedule")
     names += ("sharding", "sharding_group", "sequence_parallel")
-    return Candidates(**{name: table[:, index] for index, name in enumerate(names)})
+    columns = {name: table[:, index] for index, name in enumerate(names)}
+    nothing = np.zeros(len(rows), dtype=np.int64)  # no optimizer on the host, blocks gathered whole
+    return Candidates(**columns, offload=nothing, gather_unit=nothing)
