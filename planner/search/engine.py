@@ -108,10 +108,14 @@ def search(
         if lower < ranked[0].seconds * (1.0 - WIDE_GAP):
             ranked = with_best(ranked, [polished(model, limits, pins, [one])[0] for one in run.reopened()])
     ranked, solver = refined(model, limits, pins, ranked, reporter)
-    if is_complete:
-        ranked, solver = mixed(model, limits, pins, space, ranked, solver)
-    best = ranked[0]
     is_refined = bool(solver.get("is_used"))
+    if is_complete:
+        uniform = ranked[0]
+        ranked, solver = mixed(model, limits, pins, space, ranked, solver)
+        if ranked[0] is not uniform:
+            # The bound covered one sharding for all; that of the mixed plan covers the others.
+            lower, is_refined = min(lower, ranked[0].bound_seconds), False
+    best = ranked[0]
     if not is_refined or not math.isfinite(lower):
         lower = min(lower, best.seconds)
     gap = 1.0 - lower / best.seconds

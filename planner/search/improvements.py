@@ -118,5 +118,5 @@ def mixed(
     found = mixed_without_pipeline(model, limits, pins, space.without_pipeline(), ranked[0].seconds)
     if found is None:
         return ranked, solver
-    better = Solution(found.decision, found.prediction, found.floor_seconds)
+    better = Solution(found.decision, found.prediction, found.bound_seconds)
     return with_best(ranked, [better]), found.solver

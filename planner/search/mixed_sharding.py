@@ -10,7 +10,8 @@ larger.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 
 import numpy as np
@@ -40,11 +41,11 @@ PRICE_SHARES = np.linspace(0.0, 1.0, 17)
 
 @dataclass(frozen=True)
 class Mixed:
-    """A plan with mixed shardings faster than a known one, the floor of its mesh, and the solver's data."""
+    """A plan with mixed shardings faster than a known one, a bound on all of them, and the solver's data."""
 
     decision: Decision
     prediction: Prediction
-    floor_seconds: float
+    bound_seconds: float
     solver: dict[str, object]
 
 
@@ -60,20 +61,26 @@ def mixed_without_pipeline(
 ) -> Mixed | None:
     """The fastest mixed plan on ``bases`` (meshes with pp = 1 and microbatch sizes) below ``than_seconds``.
 
-    Meshes are asked in the order of their floor, until it passes the best plan.
+    Meshes are asked in the order of their floor, until it passes the best plan. What the program says of the
+    meshes asked and the floor of the next bound every mixed plan.
     """
     best: Mixed | None = None
     table, floors = _promising(model, limits, pins, bases, than_seconds)
+    bound = math.inf
     for index in np.argsort(floors, kind="stable").tolist():
         known = than_seconds if best is None else best.prediction.step_seconds
-        if floors[index] >= known * (1.0 - MIN_GAIN):
+        floor = float(floors[index])
+        if floor >= known * (1.0 - MIN_GAIN):
+            bound = min(bound, floor)
             break
         row = candidate_row(model.problem, table, model.stack, index, ONE_F_ONE_B, 1)
         decision = recomputed(model, row)
         found = refine(model, decision, known, strategies_of(model, decision, limits), offered_modes(limits))
+        stated = found.solver.get("bound_seconds")
+        bound = min(bound, max(floor, stated) if isinstance(stated, float) else floor)
         if found.decision is not None and found.prediction is not None:
-            best = Mixed(found.decision, found.prediction, float(floors[index]), found.solver)
-    return best
+            best = Mixed(found.decision, found.prediction, floor, found.solver)
+    return best if best is None else replace(best, bound_seconds=min(bound, best.prediction.step_seconds))
 
 
 def _promising(

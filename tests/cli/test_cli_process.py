@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMY = "--model gpt2 --gpu h100-sxm --gpus 4 --seq-len 1024 --global-batch 32"
+ROOMY = "--model gpt2 --gpu h100-sxm --gpus 1 --seq-len 1024 --global-batch 32"
 
 
 @pytest.mark.parametrize(

@@ -173,12 +173,12 @@ def test_interrupted_while_counting_gpus_it_keeps_the_plan(cli, monkeypatch, tmp
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_interrupted_with_nothing_in_hand_it_says_so(cli, small, monkeypatch, as_json):
-    from planner import api
+    from planner.search import layer_search
 
     def search(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "search_all", search)
+    monkeypatch.setattr(layer_search, "search_all", search)
     done = cli("plan", *small, *(["--json"] if as_json else []))
     assert done.code == EXIT_INTERRUPTED
     if as_json:
@@ -236,15 +236,15 @@ def test_the_list_of_commands_ends_no_sentence_in_dots(cli):
 
 
 def test_interrupted_before_its_time_is_up_the_code_says_so(cli, small, monkeypatch):
-    from planner import api
+    from planner.search import layer_search
 
     def search(*given, **named):
         found = original(*given, **named)
         found.status = "interrupted"
         return found
 
-    original = api.search_all
-    monkeypatch.setattr(api, "search_all", search)
+    original = layer_search.search_all
+    monkeypatch.setattr(layer_search, "search_all", search)
     assert cli("plan", *small, "--time-budget", "1000").code == EXIT_INTERRUPTED
     assert cli("plan", *small, "--time-budget", "1e-9").code == 0
 
