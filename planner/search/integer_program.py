@@ -59,7 +59,9 @@ from planner.strategy.decision import (
 )
 from planner.units import GIB, MILLI
 
-TIME_LIMIT_SECONDS = 2.0
+# Counted effort, so that every machine finds the same; the clock only ends what went wrong.
+MOST_NODES = 300
+TIME_LIMIT_SECONDS = 60.0
 RELATIVE_GAP = 1e-4
 # Few launchers run a plan whose layers differ: it has to be worth that.
 MIN_GAIN = 1e-3
@@ -329,7 +331,12 @@ class LayerProgram:
 
     def _command(self, *, is_relaxed: bool = False) -> Any:
         return self.pulp.PULP_CBC_CMD(
-            msg=False, timeLimit=TIME_LIMIT_SECONDS, gapRel=RELATIVE_GAP, threads=1, mip=not is_relaxed
+            msg=False,
+            timeLimit=TIME_LIMIT_SECONDS,
+            gapRel=RELATIVE_GAP,
+            threads=1,
+            mip=not is_relaxed,
+            maxNodes=MOST_NODES,
         )
 
     def _relaxed_milliseconds(self) -> float | None:

@@ -41,7 +41,7 @@ from planner.cost.row import KindCost
 from planner.cost.step import price
 from planner.schedule.orders import alive_states
 from planner.search.chunk_bounds import ChunkedStep
-from planner.search.integer_program import solver_library
+from planner.search.integer_program import TIME_LIMIT_SECONDS, solver_library
 from planner.search.ranges import Ranges
 from planner.search.recompute import EXACT_KINDS
 from planner.search.row_decision import row_decision
@@ -58,9 +58,8 @@ ALIKE_GAPS = (1e-3, 1e-7)
 UNLIKE_GAPS = (1e-3,)
 # Share of an optimum that may be the solver's rounding: milliseconds and GiB within 1e-7, ten digits read.
 TOLERANCE = 2e-7
-# Counted effort, so that every machine finds the same; the clock only ends what went wrong.
+# Counted effort, as in ``integer_program``.
 MOST_NODES = 3000
-TIME_LIMIT_SECONDS = 20.0
 
 
 class PathProgram:
