@@ -36,7 +36,9 @@ REOPENED = 8
 RUNNER_UP_SOLVES = 100
 DIVES = 16
 # Candidates whose bound a path program is asked to raise.
-MOST_PATH_PROGRAMS = 4
+MOST_PATH_PROGRAMS = 3
+# What its bound must leave open for whole layers to be asked for.
+WHOLE_GAP = 2e-4
 
 
 @dataclass
@@ -271,7 +273,7 @@ class BestFirst:
             return plain
         self.path_programs += 1
         bound = max(plain, program.bound(best))
-        if bound < best * (1.0 - PROVED_GAP):
+        if bound < best * (1.0 - WHOLE_GAP):
             decisions, whole = program.decisions(best)
             bound = max(bound, whole)
             if decisions:

@@ -49,13 +49,13 @@ from planner.strategy.decision import Decision
 from planner.units import GIB, MILLI
 
 # Linear programs of one bound, and how many in turn may bring nothing.
-MOST_ROUNDS = 25
-MOST_IDLE_ROUNDS = 5
+MOST_ROUNDS = 28
+MOST_IDLE_ROUNDS = 4
 # A choice that takes so little longer than the program says is as good as it gets.
 CONVERGED = 2e-5
 # What the solver may leave of each program with whole layers, of few and of many kinds a virtual stage.
-ALIKE_GAPS = (1e-3, 1e-7)
-UNLIKE_GAPS = (1e-3,)
+ALIKE_GAPS = (1e-3,)
+UNLIKE_GAPS = (1e-3,) * 3
 # Share of an optimum that may be the solver's rounding: milliseconds and GiB within 1e-7, ten digits read.
 TOLERANCE = 2e-7
 # Counted effort, as in ``integer_program``.
@@ -197,7 +197,7 @@ class PathProgram:
         Each is behind the critical path of the one before it; none once the bound is ``to_beat_seconds``.
         """
         step, found, best = self.step_of, list[Decision](), 0.0
-        if not self.paths:
+        if not self.paths:  # too long to follow
             return found, best
         for rank in range(len(step.placed)):
             self._make_whole(rank)
@@ -243,9 +243,14 @@ class PathProgram:
                         x.cat = "Integer"
 
     def _free_more(self, rank: int, over_bytes: float) -> None:
-        """Ask for so many bytes more in every state of a rank."""
+        """Ask a rank for so many bytes more in every state, and for its largest working set."""
         slack = 1.0 + self.step_of.stages.device.constants.allocator_slack
-        self.freed[rank] = [(freed, least + over_bytes / slack / GIB) for freed, least in self.freed[rank]]
+        blocks = [self._kinds[kind].working_bytes for kind in self._blocks(rank)]
+        spread = max(
+            max(one[mode] for one in blocks) - min(one[mode] for one in blocks) for mode in self.offered
+        )
+        more = (over_bytes / slack + spread) / GIB
+        self.freed[rank] = [(freed, least + more) for freed, least in self.freed[rank]]
         for freed, least in self.freed[rank]:
             self.problem += freed >= least
 

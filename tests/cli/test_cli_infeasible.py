@@ -16,7 +16,7 @@ CASES = {
     "--memory-limit-gib 16",
     "a pin": "--model llama-3.1-8b --gpu a100-40g-sxm --gpus 8 --seq-len 4096 --global-batch 64 --tp 1 "
     "--pp 1 --sharding none",
-    "one GPU": "--model llama-2-7b --gpu rtx-4090 --gpus 1 --global-batch 8",
+    "one GPU": "--model llama-2-7b --gpu a100-40g-sxm --gpus 1 --global-batch 8",
 }
 
 

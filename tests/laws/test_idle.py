@@ -55,7 +55,7 @@ def seconds_of(request):
         return math.inf
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=4)
 @given(machine=machines, counts=st.lists(st.integers(1, 14), min_size=3, max_size=3, unique=True))
 def test_more_gpus_are_never_worse_when_some_may_idle(machine, counts, request_on):
     seconds = [seconds_of(request_on(gpus, **machine)) for gpus in sorted(counts)]

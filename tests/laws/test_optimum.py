@@ -90,7 +90,7 @@ def test_a_faster_link_is_never_worse(q, faster, where, build):
     no_slower(search(after, UNIFORM, Pins()), search(before, UNIFORM, Pins()))
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=2)
 @given(q=questions)
 def test_renaming_model_layers_and_machine_changes_no_plan(q, build):
     limit = capped(build, q, 0.3).problem.memory_limit_bytes

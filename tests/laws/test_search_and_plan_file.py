@@ -79,7 +79,7 @@ def test_more_memory_never_makes_the_plan_slower(data, build):
     assert seconds[-1] >= free.seconds / ROUNDING
 
 
-@settings(SETTINGS, max_examples=5)
+@settings(SETTINGS, max_examples=3)
 @given(data=st.data())
 def test_more_memory_never_makes_the_plan_of_the_whole_space_slower(data, build):
     """Up to what a plan of mixed shardings has to gain before it is preferred to a simple one."""
