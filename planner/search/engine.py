@@ -158,6 +158,7 @@ class BestFirst:
     is_certified: bool = True
     solver: CandidateSolver | None = None
     path_programs: int = 0
+    is_timed: bool = False
 
     def over(self, deadline: float) -> bool:
         """Solve candidates in the order of their bounds until none can beat the best plan.
@@ -170,6 +171,7 @@ class BestFirst:
         policies, split = recompute_policies(*asked), split_policies(*asked)
         solver = CandidateSolver(self.model, self.space.layout, self.limit, policies, split)
         self.solver = solver
+        self.is_timed = math.isfinite(deadline)
         is_complete = self._loop(solver, deadline)
         if is_complete and self.found and self.is_certified:
             with contextlib.suppress(KeyboardInterrupt):
@@ -268,6 +270,7 @@ class BestFirst:
         step, best = solver.chunked_step(row), self._best()
         plain = step.plain_bound()
         is_short = plain < best * (1.0 - PROVED_GAP) and self.path_programs < MOST_PATH_PROGRAMS
+        is_short &= not self.is_timed  # a solver's time is not this process's
         program = solver.path_program(row, step) if is_short else None
         if program is None:
             return plain

@@ -105,14 +105,16 @@ class PathProgram:
         spans = [step.chunks[c] for c in mine]
         states = alive_states(row.schedule, rank, row.degrees.pp, row.microbatches, row.virtual_stages)
         needed = self._ranges.state_bytes(spans, states)
-        longest = 0.0
-        if max(needed) <= self.limit_bytes:
-            self.problem += self.pulp.lpSum(self.extra[c] for c in mine) <= 0.0
-        else:
+        slow = [max(kind.backward_seconds) - kind.backward_seconds[0] for kind in self._kinds]
+        each = [step.layout.sum_over(slow, *span) for span in spans]
+        longest = sum(each)
+        if max(needed) > self.limit_bytes:
             self._memory(rank, states, [one - self.limit_bytes for one in needed])
             self.problem += self.pulp.lpSum(self.extra[c] for c in mine) >= least_extra / MILLI
-            slow = [max(kind.backward_seconds) - kind.backward_seconds[0] for kind in self._kinds]
-            longest = sum(step.layout.sum_over(slow, *span) for span in spans)
+        else:
+            # It need not recompute, but what it hides of its reduction so must not be ruled out.
+            for c, most in zip(mine, each, strict=True):
+                self.extra[c].upBound = most / MILLI
         plain, hidden = step.reduce_seconds(rank, 0.0), step.reduce_seconds(rank, longest)
         shown = 1.0 - step.stages.device.constants.overlap_theft
         own = self.pulp.lpSum(self.extra[c] for c in mine)
