@@ -55,6 +55,7 @@ def make_plan(
     suggest: bool = True,
     exact: bool = False,
     head_rooms: Sequence[float] = (),
+    certify: bool = True,
 ) -> Plan:
     """The best plan for a request.
 
@@ -62,8 +63,9 @@ def make_plan(
     the one of least memory, and the splits of its own mesh (``front``).
     A target's plan says what keeping to that launcher costs (``search.restriction``). ``suggest`` False
     leaves that comparison out, and the changes that would fit when nothing does. ``exact``: heuristic rules
-    leave nothing out. Raises InputError for a request or pin that breaks a rule, InfeasibleError with the
-    nearest miss and the cheapest changes that would fit when nothing does.
+    leave nothing out. ``certify`` False: a bound that leaves a gap is not looked at again, so the plan may be
+    a little slower than the best. Raises InputError for a request or pin that breaks a rule, InfeasibleError
+    with the nearest miss and the cheapest changes that would fit when nothing does.
     """
     started = time.process_time()
     pins = pins or Pins()
@@ -75,13 +77,19 @@ def make_plan(
     require_able(inputs, target)
     try:
         result = search_every_layer(
-            model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
+            model,
+            limits,
+            pins,
+            top=top,
+            time_budget_seconds=time_budget_seconds,
+            reporter=reporter,
+            certify=certify,
         )
     except InfeasibleError as error:
         if suggest and error.details.get("nearest_miss"):
 
             def again(changed: Request, freed: Pins) -> Plan:
-                return make_plan(changed, freed, target=target, top=1, suggest=False)
+                return make_plan(changed, freed, target=target, top=1, suggest=False, certify=False)
 
             raise with_remedies(error, request, pins, again) from None
         raise

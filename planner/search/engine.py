@@ -72,8 +72,11 @@ def search(
     top: int = 4,
     time_budget_seconds: float = math.inf,
     reporter: Reporter | None = None,
+    certify: bool = True,
 ) -> SearchResult:
     """The best plan of the stated space for ``model``.
+
+    ``certify`` False: bounds that keep the best plan from being proved get no closer look.
 
     Raises InfeasibleError with the nearest miss when nothing fits. Ctrl-C (or the time budget) returns the
     best plan so far with the bound known by then; without any plan yet KeyboardInterrupt passes on.
@@ -86,7 +89,7 @@ def search(
         raise no_candidates(funnel, pins)
     reporter.enumerated(len(space))
     limit = model.problem.memory_limit_bytes
-    run = BestFirst(model, space, limit, top, reporter)
+    run = BestFirst(model, space, limit, top, reporter, is_certified=certify)
     is_complete = run.over(started + time_budget_seconds)
     space.close(run.tried)
     if not run.found:

@@ -23,6 +23,7 @@ def search_every_layer(
     top: int = 4,
     time_budget_seconds: float = math.inf,
     reporter: Reporter | None = None,
+    certify: bool = True,
 ) -> SearchResult:
     """``last_resort.search_all``, and per-layer plans that are faster than its best, or fit where none does.
 
@@ -32,7 +33,13 @@ def search_every_layer(
     is_layered = has_layer_degrees(model, limits, pins)
     try:
         uniform = search_all(
-            model, limits, pins, top=top, time_budget_seconds=time_budget_seconds, reporter=reporter
+            model,
+            limits,
+            pins,
+            top=top,
+            time_budget_seconds=time_budget_seconds,
+            reporter=reporter,
+            certify=certify,
         )
     except InfeasibleError as error:
         if not is_layered:

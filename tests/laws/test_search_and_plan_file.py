@@ -69,7 +69,7 @@ def under_growing_limits(data, build, model, free, limits):
     return [best_under(build, model, cap, limits)[0] for cap in caps]
 
 
-@settings(SETTINGS, max_examples=10)
+@settings(SETTINGS, max_examples=6)
 @given(data=st.data())
 def test_more_memory_never_makes_the_plan_slower(data, build):
     model = data.draw(problems(build))
@@ -110,7 +110,7 @@ def test_more_memory_never_makes_a_plan_with_dear_sends_slower(build):
     assert seconds == sorted(seconds, reverse=True)
 
 
-@settings(SETTINGS, max_examples=15)
+@settings(SETTINGS, max_examples=8)
 @given(data=st.data())
 def test_a_lower_bound_stays_below_what_any_smaller_limit_achieves(data, build):
     model = data.draw(problems(build))
@@ -122,7 +122,7 @@ def test_a_lower_bound_stays_below_what_any_smaller_limit_achieves(data, build):
     assert bound <= seconds * ROUNDING
 
 
-@settings(SETTINGS, max_examples=25)
+@settings(SETTINGS, max_examples=14)
 @given(data=st.data())
 def test_pinning_what_the_search_chose_finds_it_again(data, build):
     model = data.draw(problems(build))
@@ -132,7 +132,7 @@ def test_pinning_what_the_search_chose_finds_it_again(data, build):
     assert again.seconds == pytest.approx(best.seconds, rel=1e-9)
 
 
-@settings(SETTINGS, max_examples=15)
+@settings(SETTINGS, max_examples=8)
 @given(data=st.data())
 def test_the_search_reports_what_pricing_its_decision_gives(data, build):
     model = data.draw(problems(build))
