@@ -68,7 +68,7 @@ def test_python_has_the_same_options():
     import planner
 
     plan = planner.plan(
-        "gpt2", gpu="a100-80g-sxm", gpus=24, global_batch=64, allow_idle=True, head_rooms=(0.1,)
+        "gpt2", gpu="a100-80g-sxm", gpus=12, global_batch=32, allow_idle=True, head_rooms=(0.1,)
     )
     assert plan.search.idle is not None
     assert [point.head_room for point in plan.front.points] == [0.0, 0.1, None]
