@@ -24,7 +24,7 @@ from planner.cost.model import CostModel
 from planner.strategy.decision import Decision, rank_of_stage
 
 ROUNDS = 8
-CHUNKED_ROUNDS = 4
+CHUNKED_ROUNDS = 2
 Chunks = tuple[tuple[int, int], ...]
 FASTER = 1.0 - 1e-9
 
