@@ -14,7 +14,7 @@ from planner.errors import InfeasibleError
 from planner.idle import MANY_NODES, make_plan_allowing_idle, sensible_counts
 from planner.request import Request
 
-SETTINGS = settings(deadline=None, max_examples=8, derandomize=True)
+SETTINGS = settings(deadline=None, max_examples=5, derandomize=True)
 ROUNDING = 1 + 1e-9
 
 
@@ -63,7 +63,7 @@ def test_more_gpus_are_never_worse_when_some_may_idle(machine, counts, request_o
         assert more <= fewer * ROUNDING
 
 
-@settings(SETTINGS, max_examples=8)
+@settings(SETTINGS, max_examples=5)
 @given(machine=machines, nodes=st.integers(1, 5))
 def test_the_best_number_beats_every_whole_number_of_nodes(machine, nodes, request_on):
     """The search over numbers against planning every one of them."""

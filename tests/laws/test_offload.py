@@ -101,8 +101,8 @@ def test_seconds_and_bytes_by_hand():
     assert plan.prediction.host_memory_usable_bytes == pytest.approx(0.9 * 2048 * GIB)
 
 
-@pytest.mark.parametrize("gpus", [2, 4, 8])
-@pytest.mark.parametrize("limit", [10.0, 16.0, 24.0, 32.0, 38.0])
+@pytest.mark.parametrize("gpus", [2, 8])
+@pytest.mark.parametrize("limit", [10.0, 24.0, 38.0])
 def test_only_where_nothing_else_fits(gpus, limit):
     """Under auto a plan on the host means that the GPUs alone hold none, and the other way round."""
     resolved = resolve(TIGHT.changed(gpus=gpus, memory_limit_gib=limit))

@@ -90,7 +90,7 @@ def test_more_memory_never_makes_the_plan_of_the_whole_space_slower(data, build)
         assert looser * (1.0 - MIN_GAIN - RELATIVE_GAP) <= tighter
 
 
-@pytest.mark.parametrize("gib", [2.0, 2.2, 2.25, 2.27])
+@pytest.mark.parametrize("gib", [2.0, 2.25])
 def test_a_mixed_plan_found_under_a_limit_is_found_without_one(gib, build):
     """Slow links, three blocks of experts: sharding the blocks alone is faster than any one sharding."""
     cluster = build.cluster(4, build.profile(per_node=4, fast=20, slow=3))
