@@ -66,13 +66,7 @@ def make_profile_estimate(request: ProfileRequest, *, target: str = "any") -> Pl
         inputs=inputs_of(problem, choices, target, top=1),
         decision=decision_record(problem, decision),
         prediction=prediction,
-        search=SearchRecord(
-            status="estimate",
-            space="the given decision",
-            lower_bound_seconds=prediction.step_seconds,
-            gap=0.0,
-            funnel=[],
-        ),
+        search=SearchRecord.of_given(prediction.step_seconds),
         why=[f"memory: {format_bytes(peak)} of {format_bytes(limit)} on the fullest stage"],
         warnings=warnings,
     )

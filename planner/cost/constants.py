@@ -13,8 +13,9 @@ from planner.cluster.spec import DeviceSpec
 
 # Highest share of the dense peak that large matrix products reach, by architecture. Read from public GEMM
 # benchmarks: cuBLAS on A100 reaches 0.80-0.85 of 312 TFLOP/s, on H100 SXM 0.70-0.75 of 989 (power limit),
-# hipBLASLt on MI300X about 0.5-0.55 of 1307. Blackwell between two: 0.77 of 2250 in the best public GEMM, and
-# training at 1.55 times an H200 where the peaks promise 2.27 (GPT-1.3B on B200, arXiv 2512.02189), 0.48.
+# hipBLASLt on MI300X about 0.5-0.55 of 1307. Blackwell is assumed, between what its
+# best kernels are said to reach (0.77 of 2250, not checked) and the 0.48 of training at 1.55 times an H200
+# where the peaks promise 2.27 (GPT-1.3B on B200, arXiv 2512.02189).
 MATMUL_EFFICIENCY: dict[str, float] = {
     "volta": 0.75,
     "turing": 0.70,
@@ -48,7 +49,8 @@ FLASH2_SLOWDOWN: dict[str, float] = {"hopper": 1.6}
 # T4 (Jia et al., arXiv 1903.07486).
 BANDWIDTH_EFFICIENCY: dict[str, float] = {"turing": 0.69}
 # Shares of the printed rate. tcp: Ethernet through the kernel's sockets, without RDMA; NCCL reached 4.7 of
-# 12.5 GB/s between two nodes of Amazon EC2 (NVIDIA/nccl issue 398), and slower links leave less to the host.
+# 12.5 GB/s between two nodes of Amazon EC2 (NVIDIA/nccl issue 398); 0.50 is assumed, for slower links load
+# the host less.
 LINK_EFFICIENCY: dict[str, float] = {
     "nvswitch": 0.80,
     "nvlink": 0.80,

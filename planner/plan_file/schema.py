@@ -296,6 +296,17 @@ class SearchRecord(_Record):
     def _without_absent_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return _without_absent(handler(self), "idle")
 
+    @classmethod
+    def of_given(cls, step_seconds: float) -> SearchRecord:
+        """Of a decision that was given and not searched for: its own step bounds it."""
+        return cls(
+            status="estimate",
+            space="the given decision",
+            lower_bound_seconds=step_seconds,
+            gap=0.0,
+            funnel=[],
+        )
+
 
 class Alternative(_Record):
     """A runner-up: its decision, its prediction, and what sets it apart.

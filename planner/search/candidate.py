@@ -13,7 +13,7 @@ from planner.cost.sends import boundary_send_seconds, send_times, tied_embedding
 from planner.cost.stage import StageModel
 from planner.cost.tail import Sync, Tail
 from planner.schedule.orders import ZERO_BUBBLE, alive_states, virtual_stage
-from planner.search.chunk_bounds import ChunkedStep
+from planner.search.chunked_step import ChunkedStep
 from planner.search.layout import Layout, balanced_chunks, end_weights
 from planner.search.partition import Partitioner
 from planner.search.path_program import PathProgram, path_program

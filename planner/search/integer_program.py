@@ -5,7 +5,7 @@ some layers are better sharded over the data ranks than recomputed, and gathered
 at a time than a block: OSDP (arXiv 2305.09940) chooses both per operator. Here they are chosen together with
 recompute for groups of equal layers, on the stages of a given decision. Its slices of one operator run in no
 launcher; the units of ``cost.gather_units`` do (FSDP2 on modules inside a block), so those are the slices. An
-optimizer on the host is the decision's own choice and stays as it is. PuLP lives in this file only.
+optimizer on the host is the decision's own choice and stays as it is. PuLP is imported in this file only.
 
 Sets: ranks i, groups g of equal layers on rank i (kind, chunk, microbatches in flight in each state k, n_g
 layers), options o = (sharding, gather unit, recompute mode).

@@ -40,7 +40,7 @@ from typing import Any
 from planner.cost.row import KindCost
 from planner.cost.step import price
 from planner.schedule.orders import alive_states
-from planner.search.chunk_bounds import ChunkedStep
+from planner.search.chunked_step import ChunkedStep
 from planner.search.integer_program import TIME_LIMIT_SECONDS, solver_library
 from planner.search.ranges import Ranges
 from planner.search.recompute import EXACT_KINDS
@@ -71,9 +71,9 @@ class PathProgram:
         step: ChunkedStep,
         limit_bytes: float,
         offered: Sequence[int],
-        least_extra: Sequence[float] = (),
+        least_extra_seconds: Sequence[float] = (),
     ) -> None:
-        """``least_extra``: by rank, the least seconds of recomputation with which it fits (0 if unknown)."""
+        """``least_extra_seconds``: of recomputation, by rank, with which it fits (0 if unknown)."""
         self.pulp, self.step_of, self.offered = pulp, step, tuple(offered)
         self.limit_bytes = limit_bytes
         self.problem = pulp.LpProblem("paths", pulp.LpMinimize)
@@ -88,7 +88,7 @@ class PathProgram:
         self.paths: set[tuple[int, ...]] = set()
         self._ranges = Ranges(step.stages, step.layout)
         for rank in range(len(step.placed)):
-            self._rank(rank, least_extra[rank] if least_extra else 0.0)
+            self._rank(rank, least_extra_seconds[rank] if least_extra_seconds else 0.0)
 
     @property
     def is_unlike(self) -> bool:
@@ -99,7 +99,7 @@ class PathProgram:
     def _kinds(self) -> tuple[KindCost, ...]:
         return self.step_of.row.kinds
 
-    def _rank(self, rank: int, least_extra: float) -> None:
+    def _rank(self, rank: int, least_extra_seconds: float) -> None:
         step, row = self.step_of, self.step_of.row
         mine = step.placed[rank]
         spans = [step.chunks[c] for c in mine]
@@ -110,7 +110,7 @@ class PathProgram:
         longest = sum(each)
         if max(needed) > self.limit_bytes:
             self._memory(rank, states, [one - self.limit_bytes for one in needed])
-            self.problem += self.pulp.lpSum(self.extra[c] for c in mine) >= least_extra / MILLI
+            self.problem += self.pulp.lpSum(self.extra[c] for c in mine) >= least_extra_seconds / MILLI
         else:
             # It need not recompute, but what it hides of its reduction so must not be ruled out.
             for c, most in zip(mine, each, strict=True):
@@ -218,7 +218,7 @@ class PathProgram:
             for rank, over_bytes in enumerate(over):
                 if over_bytes > 0.0 and rank in self.working:
                     self._free_more(rank, over_bytes)
-                    self.is_bound = False  # what is asked for now, others need not free
+                    self.is_bound = False  # other plans need not free what this asks
             self._add(step.extra_seconds(decision.recompute))
         return found, best
 
@@ -338,10 +338,10 @@ class PathProgram:
 
 
 def path_program(
-    step: ChunkedStep, limit_bytes: float, offered: Sequence[int], least_extra: Sequence[float] = ()
+    step: ChunkedStep, limit_bytes: float, offered: Sequence[int], least_extra_seconds: Sequence[float] = ()
 ) -> PathProgram | None:
     """The program of a candidate; None without a solver, or where memory is not one sum of the layers."""
     pulp = solver_library()
     if pulp is None or step.model.stack.makes_buffers_when_needed:
         return None
-    return PathProgram(pulp, step, limit_bytes, offered, least_extra)
+    return PathProgram(pulp, step, limit_bytes, offered, least_extra_seconds)

@@ -10,7 +10,7 @@ import pytest
 
 from planner.cost.decision_rows import decision_rows
 from planner.cost.step import price
-from planner.search.chunk_bounds import ChunkedStep
+from planner.search.chunked_step import ChunkedStep
 from planner.search.layout import Layout, balanced_chunks
 from planner.search.path_program import path_program
 from planner.strategy.decision import Decision, Degrees
