@@ -7,32 +7,34 @@ at least, whatever else is made longer too: ends are convex in the durations, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 
-from planner.schedule.timeline import Program, Seconds
+from planner.schedule.timeline import Program, Seconds, run
 
 
-@dataclass(frozen=True)
 class CriticalPaths:
-    """Per rank: when it ends, and how often each duration (``Seconds.durations``) lies on the way there."""
+    """``program`` replayed with these ``seconds``."""
 
-    finish: tuple[float, ...]
-    counts: tuple[tuple[int, ...], ...]
+    def __init__(self, program: Program, seconds: Seconds) -> None:
+        self.program, self._delays = program, seconds.delays()
+        self._num_durations = len(seconds.durations())
+        self._ends = run(program, seconds)
 
+    @cached_property
+    def finish(self) -> tuple[float, ...]:
+        """When each rank ends."""
+        return tuple(self._ends[mine[-1]] for mine in self.program.of_rank)
 
-def critical_paths(program: Program, seconds: Seconds) -> CriticalPaths:
-    """The critical way to the last operation of every rank; where two are as long, one of them."""
-    durations, delays = seconds.durations(), seconds.delays()
-    ends, causes = [0.0], [0]
-    for before, source, delay, duration in program.steps:
-        free, arrived = ends[before], ends[source] + delays[delay]
-        ends.append((free if free > arrived else arrived) + durations[duration])
-        causes.append(before if free > arrived else source)
-    counts = []
-    for mine in program.of_rank:
-        found, step = [0] * len(durations), mine[-1]
+    def counts(self, rank: int) -> tuple[int, ...]:
+        """How often each duration (``Seconds.durations``) lies on the critical way to the end of a rank.
+
+        Where two ways are as long, those of one of them.
+        """
+        steps, ends, delays = self.program.steps, self._ends, self._delays
+        counts = [0] * self._num_durations
+        step = self.program.of_rank[rank][-1]
         while step:
-            found[program.steps[step - 1][3]] += 1
-            step = causes[step]
-        counts.append(tuple(found))
-    return CriticalPaths(tuple(ends[mine[-1]] for mine in program.of_rank), tuple(counts))
+            before, source, delay, duration = steps[step - 1]
+            counts[duration] += 1
+            step = before if ends[before] > ends[source] + delays[delay] else source
+        return tuple(counts)

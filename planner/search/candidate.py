@@ -255,13 +255,7 @@ class CandidateSolver:
         policies = self._policies_of(row)
         if len(policies) != 1 or policies[0].mode != "free":
             return None
-        least, pp = [], row.degrees.pp
-        for rank, mine in enumerate(step.placed):
-            states = alive_states(row.schedule, rank, pp, row.microbatches, row.virtual_stages)
-            merged = merge_groups(self._parts([step.chunks[c] for c in mine], states))
-            choice = policies[0].choose(step.stages, merged, self.limit_bytes, row.sharding)
-            least.append(choice.extra_seconds - choice.spared_seconds if choice else 0.0)
-        return path_program(step, self.limit_bytes, policies[0].offered, least)
+        return path_program(step, self.limit_bytes, policies[0].offered)
 
     def _turn(self, row: CandidateRow, chunks: tuple[tuple[int, int], ...], rank: int, fill: float) -> float:
         """Idle seconds of a rank of the V before its first backward, beyond ``fill``; 0 for other schedules.

@@ -11,7 +11,8 @@ from planner.cost.row import CandidateRow
 from planner.cost.sends import send_times
 from planner.cost.stage import StageModel
 from planner.cost.step import Prediction, price
-from planner.schedule.critical_path import CriticalPaths, critical_paths
+from planner.cost.tail import Sync
+from planner.schedule.critical_path import CriticalPaths
 from planner.schedule.orders import BACKWARD, INPUT_GRADIENT, ZERO_BUBBLE, virtual_stage
 from planner.schedule.steady import program
 from planner.schedule.timeline import Seconds
@@ -57,11 +58,18 @@ class ChunkedStep:
 
     def reduce_seconds(self, rank: int, extra_seconds: float) -> float:
         """The gradient reduction of a rank left exposed where its backwards are so much longer."""
-        stage = self.plain.stages[rank]
-        groups = [g for at in self.placed[rank] for g in self.layout.groups(*self.chunks[at], (1,))]
-        items = plain_items(tuple(groups), self.row.sharding)
+        stage, total = self.plain.stages[rank], self._synchronised[rank]
         backward = stage.backward_seconds + extra_seconds
-        return float(self.stages.tail(items, stage.forward_seconds, backward).reduce)
+        return float(self.stages.exposed(total, stage.forward_seconds, backward).reduce)
+
+    @cached_property
+    def _synchronised(self) -> list[Sync]:
+        """What each rank synchronises once per step."""
+        found = []
+        for mine in self.placed:
+            groups = tuple(g for at in mine for g in self.layout.groups(*self.chunks[at], (1,)))
+            found.append(self.stages.synchronised(plain_items(groups, self.row.sharding)))
+        return found
 
     def extra_seconds(self, recompute: Sequence[int]) -> list[float]:
         """What a recompute mode of every block adds to the backward of each virtual stage."""
@@ -84,14 +92,19 @@ class ChunkedStep:
         parts = 3 if row.schedule in ZERO_BUBBLE else 2
         if parts * stages * row.microbatches > MOST_OPERATIONS:
             return None
+        order = program(row.schedule, row.degrees.pp, row.microbatches, row.virtual_stages)
         backward = [b + more for b, more in zip(self._backward, extra_seconds, strict=True)]
         delays = self._sends, [0.0, *self._sends[:-1]]
-        seconds = Seconds(self._forward, backward, *delays, self._weight)
-        order = program(row.schedule, row.degrees.pp, row.microbatches, row.virtual_stages)
-        return critical_paths(order, seconds)
+        return CriticalPaths(order, Seconds(self._forward, backward, *delays, self._weight))
+
+    def reduced(self, finish: Sequence[float], extra_seconds: Sequence[float]) -> list[float]:
+        """When each rank has reduced its gradients that ends its passes at ``finish``."""
+        factor = self.model.straggler_factor
+        own = [sum(extra_seconds[stage] for stage in mine) for mine in self.placed]
+        return [factor * end + self.reduce_seconds(rank, own[rank]) for rank, end in enumerate(finish)]
 
     def backwards(self, counts: Sequence[int]) -> Sequence[int]:
-        """Of ``CriticalPaths.counts`` of one rank those that recomputation makes longer, by virtual stage."""
+        """Of ``CriticalPaths.counts`` those that recomputation makes longer, by virtual stage."""
         kind = INPUT_GRADIENT if self.row.schedule in ZERO_BUBBLE else BACKWARD
         stages = len(self.chunks)
         return counts[kind * stages : (kind + 1) * stages]
@@ -126,7 +139,7 @@ class ChunkedStep:
         paths = self.paths([TINY * (stage in mine) for stage in range(len(extra))])
         if paths is None:
             return min(idle, sum(extra[stage] for stage in mine))
-        counts = self.backwards(paths.counts[rank])
+        counts = self.backwards(paths.counts(rank))
         free = sum(extra[stage] for stage in mine if not counts[stage])
         return min(idle, TINY * sum(counts) + free)
 

@@ -19,6 +19,7 @@ from planner.cost.row import CandidateRow
 from planner.cost.step import Prediction, price
 from planner.search.candidate import CandidateSolver, Solved
 from planner.search.improvements import finer_gathers, mixed, polished, refined, with_best
+from planner.search.path_branches import PathBranches
 from planner.search.policy import recompute_policies, split_policies
 from planner.search.reporter import Reporter
 from planner.search.solution import TIE, Solution
@@ -37,8 +38,6 @@ RUNNER_UP_SOLVES = 100
 DIVES = 16
 # Candidates whose bound a path program is asked to raise.
 MOST_PATH_PROGRAMS = 3
-# What its bound must leave open for whole layers to be asked for.
-WHOLE_GAP = 2e-4
 
 
 @dataclass
@@ -161,7 +160,7 @@ class BestFirst:
     is_certified: bool = True
     solver: CandidateSolver | None = None
     path_programs: int = 0
-    is_timed: bool = False
+    deadline: float = math.inf
 
     def over(self, deadline: float) -> bool:
         """Solve candidates in the order of their bounds until none can beat the best plan.
@@ -174,7 +173,7 @@ class BestFirst:
         policies, split = recompute_policies(*asked), split_policies(*asked)
         solver = CandidateSolver(self.model, self.space.layout, self.limit, policies, split)
         self.solver = solver
-        self.is_timed = math.isfinite(deadline)
+        self.deadline = deadline
         is_complete = self._loop(solver, deadline)
         if is_complete and self.found and self.is_certified:
             with contextlib.suppress(KeyboardInterrupt):
@@ -273,18 +272,17 @@ class BestFirst:
         step, best = solver.chunked_step(row), self._best()
         plain = step.plain_bound()
         is_short = plain < best * (1.0 - PROVED_GAP) and self.path_programs < MOST_PATH_PROGRAMS
-        is_short &= not self.is_timed  # a solver's time is not this process's
         program = solver.path_program(row, step) if is_short else None
         if program is None:
             return plain
         self.path_programs += 1
-        bound = max(plain, program.bound(best))
-        if bound < best * (1.0 - WHOLE_GAP):
-            decisions, whole = program.decisions(best)
-            bound = max(bound, whole)
-            if decisions:
-                solved = Solved(tuple(decisions), (bound,) * len(decisions), bound)
-                self._keep(self.space.kind(opened), solved, row, bound)
+        bound = max(plain, program.bound(best, self.deadline))
+        if bound < best * (1.0 - PROVED_GAP):
+            branches = PathBranches(program, best, PROVED_GAP)
+            bound = max(bound, branches.run(self.deadline))
+            if branches.decisions:
+                found = tuple(branches.decisions)
+                self._keep(self.space.kind(opened), Solved(found, (bound,) * len(found), bound), row, bound)
         return bound
 
     def _best_of(self, solved: Solved, rows: dict[int, CandidateRow]) -> tuple[Decision, Prediction] | None:

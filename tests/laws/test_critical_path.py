@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.schedule.critical_path import critical_paths
+from planner.schedule.critical_path import CriticalPaths
 from planner.schedule.orders import BACKWARD, INPUT_GRADIENT, ZERO_BUBBLE
 from planner.schedule.steady import program
 from planner.schedule.timeline import Seconds, run
@@ -32,11 +32,12 @@ def pipelines(draw):
 @given(pipelines())
 def test_its_operations_and_sends_sum_to_the_end(pipeline):
     order, times, _ = pipeline
-    paths = critical_paths(order, times)
+    paths = CriticalPaths(order, times)
     ends = run(order, times)
     durations = times.durations()
     sends = sum(times.delays()) * order.microbatches
-    for rank, (finish, counts) in enumerate(zip(paths.finish, paths.counts, strict=True)):
+    for rank, finish in enumerate(paths.finish):
+        counts = paths.counts(rank)
         assert finish == ends[order.of_rank[rank][-1]]
         worked = sum(n * one for n, one in zip(counts, durations, strict=True))
         assert worked <= finish * (1.0 + EXACT)
@@ -56,8 +57,8 @@ def test_longer_backwards_put_an_end_off_by_as_often_as_they_lie_on_the_path(pip
     )
     kind = INPUT_GRADIENT if order.schedule in ZERO_BUBBLE else BACKWARD
     stages = len(more)
-    before, after = critical_paths(order, times), critical_paths(order, longer)
-    for rank, counts in enumerate(before.counts):
-        mine = counts[kind * stages : (kind + 1) * stages]
+    before, after = CriticalPaths(order, times), CriticalPaths(order, longer)
+    for rank in range(len(before.finish)):
+        mine = before.counts(rank)[kind * stages : (kind + 1) * stages]
         least = before.finish[rank] + sum(n * one for n, one in zip(mine, added, strict=True))
         assert after.finish[rank] >= least * (1.0 - EXACT)

@@ -12,10 +12,12 @@ from planner.cost.decision_rows import decision_rows
 from planner.cost.step import price
 from planner.search.chunked_step import ChunkedStep
 from planner.search.layout import Layout, balanced_chunks
+from planner.search.path_branches import PathBranches
 from planner.search.path_program import path_program
 from planner.strategy.decision import Decision, Degrees
 
 EXACT = 1 + 1e-9
+PROVED_GAP = 1e-6
 # What a bound of the solver may be above for its rounding.
 ROUNDED = 1 + 1e-6
 SHAPES = [("interleaved", 2, 2), ("interleaved", 2, 3), ("zb-v", 2, 2), ("interleaved", 4, 2)]
@@ -71,15 +73,18 @@ def test_no_choice_beats_the_bounds_and_the_program_finds_one_that_fits(build, s
         program = path_program(step, limit * EXACT, modes)
         bound = program.bound(math.inf)
         assert 0.0 < bound <= optimum * ROUNDED
-        decisions, whole = program.decisions(math.inf)
+        branches = PathBranches(program, math.inf, PROVED_GAP)
+        whole = max(bound, branches.run())
         assert whole <= optimum * ROUNDED
-        for decision in decisions:
+        for decision in branches.decisions:
             found = price(cost, decision)
             assert found.peak_memory_bytes <= limit * EXACT
             assert found.step_seconds >= bound * (1 / ROUNDED)
-        if decisions and len(priced) == (1 + len(modes)) ** len(plain.recompute):
-            best = min(price(cost, decision).step_seconds for decision in decisions)
-            assert best <= optimum * (1 + 2e-3), "within what the solver may leave"
+        if branches.decisions and len(priced) == (1 + len(modes)) ** len(plain.recompute):
+            best = price(cost, branches.decisions[0]).step_seconds
+            assert best == min(price(cost, decision).step_seconds for decision in branches.decisions)
+            if whole >= best * (1.0 - PROVED_GAP):
+                assert best <= optimum * ROUNDED, "proved, so none of all choices is faster"
 
 
 def test_without_recomputation_to_hide_behind_the_plain_step_is_its_own_bound(build):
@@ -96,5 +101,5 @@ def test_without_recomputation_to_hide_behind_the_plain_step_is_its_own_bound(bu
 
 def test_a_missing_solver_costs_the_program_only(build, monkeypatch):
     _, _, step = instance(build, "interleaved", 2, 2, 0)
-    monkeypatch.setattr("planner.search.path_program.solver_library", lambda: None)
+    monkeypatch.setattr("planner.search.path_program.linear_solver", lambda: None)
     assert path_program(step, 1e12, (1, 2)) is None
