@@ -30,7 +30,7 @@ from planner.model.parameters import (
     final_norm_parameters,
     norm_parameters,
 )
-from planner.model.spec import FeedForward, MixtureOfExperts
+from planner.model.spec import Attention, Block, FeedForward, LatentAttention, MixtureOfExperts
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import SHARDING_PARAMETERS
 
@@ -62,11 +62,20 @@ class LayerCost:
 
     def forward_seconds(self) -> Number:
         """All of forward, exposed communication included."""
-        return sum(self.forward.values())
+        return self._forward_seconds
 
     def backward_seconds(self, mode: int) -> Number:
         """All of backward with ``mode``'s recomputation."""
-        return sum(self.backward.values()) + sum(self.recompute[mode].values())
+        return self._backward_seconds[mode]
+
+    @cached_property
+    def _forward_seconds(self) -> Number:
+        return sum(self.forward.values())
+
+    @cached_property
+    def _backward_seconds(self) -> tuple[Number, ...]:
+        plain = sum(self.backward.values())
+        return tuple(plain + sum(mode.values()) for mode in self.recompute)
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ class LayerPricer:
         # A parallel block sums one output; behind a common norm it gathers one input too (PaLM, 2204.02311).
         is_joint = block.parallel and isinstance(block.feed_forward, FeedForward)
         enters = not (is_joint and block.num_norms == 1)
-        part = attention_part(block.attention, h, s, dropout=block.dropout, leaves=not is_joint)
+        part = self._self_attention(block, s, leaves=not is_joint)
         if block.cross_attention is not None:
             keys = self._cross_keys(kind)
             part = part + attention_part(block.cross_attention, h, s, dropout=block.dropout, keys=keys)
@@ -180,6 +189,19 @@ class LayerPricer:
             transient_bytes=2.0 * hidden,
             kernels=norms + (2.0 if block.dropout else 0.0),
         )
+
+    def _self_attention(self, block: Block, s: Setting, *, leaves: bool) -> Part:
+        """Blocks often differ in their feed-forward alone: this is priced once for all of those."""
+        key = block.attention, block.dropout, leaves, s.sequence
+        if key not in self._attention_parts:
+            self._attention_parts[key] = attention_part(
+                block.attention, self.problem.model.hidden_size, s, dropout=block.dropout, leaves=leaves
+            )
+        return self._attention_parts[key]
+
+    @cached_property
+    def _attention_parts(self) -> dict[tuple[Attention | LatentAttention, bool, bool, float], Part]:
+        return {}
 
     def _cross_keys(self, kind: LayerKind) -> float:
         model, workload = self.problem.model, self.problem.workload

@@ -16,7 +16,7 @@ from planner.cost.collectives import GroupCosts
 from planner.cost.constants import Constants
 from planner.cost.gather_units import held_shares
 from planner.cost.groups import Groups
-from planner.cost.layer import RECOMPUTE_MODES, CostTable
+from planner.cost.layer import RECOMPUTE_MODES, CostTable, LayerCost
 from planner.cost.stack import Stack
 from planner.strategy.candidates import Candidates, Problem
 from planner.strategy.decision import (
@@ -33,13 +33,13 @@ from planner.strategy.decision import (
 class KindCost:
     """One layer kind on one rank, floats; role as in LayerKind, the other fields as in LayerCost.
 
-    gathered_bytes are by recompute mode, as are held_shares (``gather_units.held_shares``).
+    gathered_bytes are by recompute mode, as are held_shares (``gather_units.held_shares``). ``priced`` at
+    ``index`` is where they were read.
     """
 
     role: str
-    forward: dict[str, float]
-    backward: dict[str, float]
-    recompute: tuple[dict[str, float], ...]
+    priced: LayerCost
+    index: int
     forward_seconds: float
     backward_seconds: tuple[float, ...]
     saved_bytes: tuple[float, ...]
@@ -53,6 +53,20 @@ class KindCost:
     gathered_bytes: tuple[float, float, float]
     weight_seconds: float
     held_shares: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def forward(self) -> dict[str, float]:
+        """Seconds of forward by cause."""
+        return {cause: float(value[self.index]) for cause, value in self.priced.forward.items()}
+
+    @property
+    def backward(self) -> dict[str, float]:
+        """Seconds of backward by cause, without recomputation."""
+        return {cause: float(value[self.index]) for cause, value in self.priced.backward.items()}
+
+    def recompute(self, mode: int) -> dict[str, float]:
+        """Seconds of ``mode``'s recomputation by cause."""
+        return {cause: float(value[self.index]) for cause, value in self.priced.recompute[mode].items()}
 
     @property
     def static_bytes(self) -> float:
@@ -132,11 +146,7 @@ def candidate_row(
     ]
     kinds = []
     for kind, row in zip(table.chain.kinds, table.rows, strict=True):
-        forward = {name: float(value[index]) for name, value in row.forward.items()}
-        backward = {name: float(value[index]) for name, value in row.backward.items()}
-        recompute = tuple({name: float(v[index]) for name, v in mode.items()} for mode in row.recompute)
         dense, expert = float(row.dense_parameters[index]), float(row.expert_parameters[index])
-        base = sum(backward.values())
         held = held_shares(kind.block, problem.model.hidden_size, int(c.gather_unit[index]))
         kept = [dense * one + expert * two for one, two in zip(*states, strict=True)]
         if kind.role == "embedding" and has_pipeline and stack.has_whole_table_gradient:
@@ -144,11 +154,12 @@ def candidate_row(
         kinds.append(
             KindCost(
                 role=kind.role,
-                forward=forward,
-                backward=backward,
-                recompute=recompute,
-                forward_seconds=sum(forward.values()),
-                backward_seconds=tuple(base + sum(mode.values()) for mode in recompute),
+                priced=row,
+                index=index,
+                forward_seconds=float(row.forward_seconds()[index]),
+                backward_seconds=tuple(
+                    float(row.backward_seconds(mode)[index]) for mode in range(RECOMPUTE_MODES)
+                ),
                 saved_bytes=tuple(float(row.saved_bytes[mode][index]) for mode in range(RECOMPUTE_MODES)),
                 working_bytes=tuple(float(row.working_bytes[mode][index]) for mode in range(RECOMPUTE_MODES)),
                 transient_bytes=float(row.transient_bytes[index]),

@@ -59,7 +59,7 @@ class StageModel:
         total = dict.fromkeys(CAUSES, 0.0)
         for item in items:
             kind = self.kind(item)
-            for part in (kind.forward, kind.backward, kind.recompute[item.mode]):
+            for part in (kind.forward, kind.backward, kind.recompute(item.mode)):
                 for cause, value in part.items():
                     total[cause] += item.count * value
         return total

@@ -252,23 +252,29 @@ def _ranked_lower_bound(
     chosen = np.flatnonzero(np.isin(c.schedule, (INTERLEAVED, ZB_V)) | (c.pp == 1))
     if not len(chosen):
         return result
-    values = every.taken(origin[chosen])
-    first, last = end_weights(table.chain, list(values.seconds))
+    first, last = end_weights(table.chain, list(every.seconds[:, origin[chosen]]))
     m = c.microbatches(model.problem.workload.global_batch)[chosen]
     pp, v = c.pp[chosen], c.virtual_stages[chosen]
     deepest = 2 * pp  # microbatches beyond which the warm-up, and so the memory, no longer changes
     columns = [pp, v, first.astype(int), last.astype(int), np.minimum(m, deepest), c.schedule[chosen]]
     shapes, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     which = which.reshape(-1)
-    for index, (stages, degree, head, end, held, schedule) in enumerate(shapes.tolist()):
-        mine = np.flatnonzero(which == index)
-        chunks = balanced_chunks(layout.num_blocks, stages * degree, head, end)
+    # Candidates of one shape side by side: slices are read where they lie, scattered ones copied.
+    order = np.argsort(which, kind="stable")
+    chosen, microbatches = chosen[order], m[order].astype(np.float64)
+    values = every.taken(origin[chosen])
+    starts = np.searchsorted(which[order], np.arange(len(shapes) + 1)).tolist()
+    for (stages, degree, head, end, held, schedule), first_one, end_one in zip(
+        shapes.tolist(), starts, starts[1:], strict=False
+    ):
+        mine = slice(first_one, end_one)
+        chunks = np.array(balanced_chunks(layout.num_blocks, stages * degree, head, end))
         name = SCHEDULES[schedule]
         placed = [[virtual_stage(name, r, v, stages) for r in range(stages)] for v in range(degree)]
-        counts = np.array([layout.kind_counts(*span) for span in chunks], dtype=np.float64)[placed]
+        counts = (layout.layers_before[chunks[:, 1]] - layout.layers_before[chunks[:, 0]])[placed]
         flight = np.array([in_flight(name, r, stages, held, degree) for r in range(stages)]).T
         fill = values.forward if schedule == ZB_V else values.seconds
-        work = values.work(mine, counts, flight.astype(np.float64), m[mine].astype(np.float64), fill)
+        work = values.work(mine, counts, flight.astype(np.float64), microbatches[mine], fill)
         tail = values.tail(model, mine, counts.sum(axis=0))
         seconds = model.straggler_factor * work
         # Rank 0 reduces last where the last microbatch drains back to it, which zero bubble fills instead.

@@ -14,7 +14,7 @@ from planner.cost.layer import CostTable
 from planner.cost.model import CostModel
 from planner.cost.row import reserve_bytes
 from planner.cost.tail import Sync, Tail, exposed_tail, sync
-from planner.search.memory_bounds import static_bytes
+from planner.search.memory_bounds import state_rates, static_bytes
 from planner.strategy.candidates import BoolArray
 
 
@@ -52,6 +52,7 @@ class KindValues:
     def of(model: CostModel, table: CostTable, chosen: IntArray) -> KindValues:
         c = table.candidates
         columns: dict[str, list[Array]] = {name: [] for name in _COLUMNS}
+        rates = state_rates(model, table)
         for row in table.rows:
             plain, forward = row.backward_seconds(0), row.forward_seconds()
             slowest = np.maximum.reduce([row.backward_seconds(mode) for mode in range(3)])
@@ -62,7 +63,7 @@ class KindValues:
                 "seconds": (forward + plain)[chosen],
                 "forward": forward[chosen],
                 "slow_backward": slowest[chosen],
-                "static": static_bytes(model, table, row)[chosen],
+                "static": static_bytes(rates, row)[chosen],
                 "saved": row.saved_bytes[0][chosen],
                 "first_rate": first_rate,
                 "second_rate": second_rate,
@@ -97,7 +98,7 @@ class KindValues:
             has_pipeline=self.has_pipeline[chosen],
         )
 
-    def work(self, mine: IntArray, counts: Array, flight: Array, m: Array, fill: Array) -> Array:
+    def work(self, mine: slice, counts: Array, flight: Array, m: Array, fill: Array) -> Array:
         """Seconds before which rank r (rows) of candidates ``mine`` cannot end, fill and drain included.
 
         counts[chunk, rank, kind], flight[chunk, rank]; ``fill``: what a kind keeps the next rank waiting.
@@ -112,7 +113,7 @@ class KindValues:
         deepest = np.take_along_axis(deepest, own, axis=1)[:, :, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             rates = [
-                np.where(deepest > 0, rate[own[:, :, None], mine] / deepest, np.inf).min(axis=1)
+                np.where(deepest > 0, rate[:, mine][own] / deepest, np.inf).min(axis=1)
                 for rate in (self.first_rate, self.second_rate)
             ]
         second = np.where(np.isfinite(rates[1]), rates[1], rates[0])
@@ -120,21 +121,23 @@ class KindValues:
         with np.errstate(invalid="ignore"):
             extra = np.where(need > 0, need * rates[0] + np.maximum(0.0, beyond), 0.0)
         extra = np.where(need > held @ self.freeable[:, mine], np.inf, extra)
-        before = np.vstack([np.zeros(len(mine)), np.cumsum(counts[0] @ fill[:, mine], axis=0)[:-1]])
+        waits = np.cumsum(counts[0] @ fill[:, mine], axis=0)[:-1]
+        before = np.vstack([np.zeros(waits.shape[1]), waits])
         result: Array = before + m * (work + extra)
         return result
 
-    def tail(self, model: CostModel, mine: IntArray, per_rank: Array) -> Tail:
+    def tail(self, model: CostModel, mine: slice, per_rank: Array) -> Tail:
         """At least the tails of every rank (rows) of candidates ``mine``: with the widest backward."""
         forward, backward = per_rank @ self.forward[:, mine], per_rank @ self.slow_backward[:, mine]
         dense, expert = per_rank @ self.dense[:, mine], per_rank @ self.expert[:, mine]
         parts = [np.zeros(dense.shape) for _ in range(3)]
         for code, where in by_code(self.sharding[mine]):
-            groups = taken_groups(self.groups, mine[where])
+            rows = where + mine.start
+            groups = taken_groups(self.groups, rows)
             total = synchronised(
-                model, groups, code, self.has_pipeline[mine[where]], dense[:, where], expert[:, where]
+                model, groups, code, self.has_pipeline[rows], dense[:, where], expert[:, where]
             )
-            ranks = self.data_ranks[mine[where]]
+            ranks = self.data_ranks[rows]
             tail = exposed_tail(
                 model.device, model.stack, ranks, total, forward[:, where], backward[:, where]
             )

@@ -16,6 +16,8 @@ from planner.cost.row import reserve_bytes, state_bytes_per_parameter
 from planner.strategy.decision import SHARDING_OPTIMIZER, SHARDINGS
 from planner.strategy.limits import Limits
 
+Rates = tuple[Array, Array]
+
 
 def layer_counts(table: CostTable) -> Array:
     """How often each kind occurs in the chain."""
@@ -24,9 +26,9 @@ def layer_counts(table: CostTable) -> Array:
 
 def memory_lower_bound(model: CostModel, table: CostTable) -> Array:
     """Bytes the fullest rank holds at least: mean static state, one recomputed microbatch, the reserve."""
-    total = np.zeros(len(table.candidates))
+    total, rates = np.zeros(len(table.candidates)), state_rates(model, table)
     for count, row in zip(layer_counts(table), table.rows, strict=True):
-        total = total + count * static_bytes(model, table, row)
+        total = total + count * static_bytes(rates, row)
     static: Array = total / table.candidates.pp + reserve_bytes(model.constants, 1)
     return static + _microbatch_bytes(model, table, lambda mode, row: row.saved_bytes[mode])
 
@@ -36,9 +38,9 @@ def least_memory(model: CostModel, table: CostTable, codes: list[int], limits: L
     c = table.candidates
     best = np.full(len(c), np.inf)
     for code in codes:
-        static = np.zeros(len(c))
+        static, rates = np.zeros(len(c)), _state_rates(model, table, code)
         for count, row in zip(layer_counts(table), table.rows, strict=True):
-            static = static + count * _static(model, table, row, code)
+            static = static + count * static_bytes(rates, row)
         if code > SHARDING_OPTIMIZER and not limits.parameter_sharding_with_pipeline:
             static = np.where(c.pp > 1, np.inf, static)
         best = np.minimum(best, static)
@@ -86,31 +88,38 @@ def largest_microbatch(
     return result
 
 
-def static_bytes(model: CostModel, table: CostTable, row: LayerCost) -> Array:
-    """Parameters, gradients and optimizer states one rank keeps of a layer, for every candidate."""
+def state_rates(model: CostModel, table: CostTable) -> Rates:
+    """Bytes that one rank keeps of a (dense, expert) parameter of its own, for every candidate.
+
+    Weights, gradients and optimizer states, as each candidate shards them.
+    """
     sharding = table.candidates.sharding
-    result = np.zeros(len(table.candidates))
-    for code in range(len(SHARDINGS)):
-        chosen = sharding == code
-        if chosen.any():
-            result = np.where(chosen, _static(model, table, row, code), result)
+    dense, expert = np.zeros(len(table.candidates)), np.zeros(len(table.candidates))
+    for code in np.flatnonzero(np.bincount(sharding, minlength=len(SHARDINGS))).tolist():
+        of_dense, of_expert = _state_rates(model, table, code)
+        dense = np.where(sharding == code, of_dense, dense)
+        expert = np.where(sharding == code, of_expert, expert)
+    return dense, expert
+
+
+def static_bytes(rates: Rates, row: LayerCost) -> Array:
+    """Parameters, gradients and optimizer states one rank keeps of a layer; ``rates`` of ``state_rates``."""
+    dense, expert = rates
+    result: Array = row.dense_parameters * dense + row.expert_parameters * expert
     return result
 
 
-def _static(model: CostModel, table: CostTable, row: LayerCost, code: int) -> Array:
+def _state_rates(model: CostModel, table: CostTable, code: int) -> Rates:
+    """The same with one sharding for all."""
     c, groups = table.candidates, table.groups
-    total = np.zeros(len(c))
     # Gradients made in backward may never be there beside all saved tensors.
     is_late = np.zeros(len(c), dtype=bool)
     if model.stack.makes_buffers_when_needed:
         is_late = c.microbatches(model.problem.workload.global_batch) <= c.pp
-    pairs = (
-        (row.dense_parameters, groups.shard_size),
-        (row.expert_parameters, groups.expert_shard_size),
-    )
-    for elements, size in pairs:
+    found = []
+    for size in (groups.shard_size, groups.expert_shard_size):
         weights, gradients, states = state_bytes_per_parameter(
             model.problem, model.stack, code, size, c.pp > 1
         )
-        total = total + elements * (weights + np.where(is_late, 0.0, gradients) + states)
-    return total
+        found.append(weights + np.where(is_late, 0.0, gradients) + states)
+    return found[0], found[1]

@@ -23,7 +23,7 @@ from planner.cost.row import candidate_row, reserve_bytes
 from planner.cost.step import Prediction
 from planner.search.integer_program import MIN_GAIN
 from planner.search.kind_values import by_code, synchronised, taken_groups
-from planner.search.memory_bounds import layer_counts, static_bytes
+from planner.search.memory_bounds import layer_counts, state_rates, static_bytes
 from planner.search.nearest_miss import ONE_F_ONE_B, recomputed
 from planner.search.policy import offered_modes
 from planner.search.refinement import refine, strategies_of
@@ -186,7 +186,7 @@ def _choices(model: CostModel, table: CostTable, kind: int, m: Array) -> _Choice
         for is_late, is_ahead in product((False, True), repeat=2)
     ]
     slack = 1.0 + model.constants.allocator_slack
-    static = static_bytes(model, table, row)
+    static = static_bytes(state_rates(model, table), row)
     return _Choices(seconds, [static + slack * saved for saved in row.saved_bytes])
 
 

@@ -31,9 +31,9 @@ from planner.strategy.decision import Decision
 MOST_NODES = 2_500
 FEW_NODES = 150
 SMALL_GAP = 1e-4
-# The critical path is looked for at every so many nodes, and so often there: most add none.
-PATHS_EVERY = 3
+# Critical paths looked for at a node; where it adds none, the next twice as many nodes on are left out.
 MOST_PATHS = 4
+MOST_LEFT_OUT = 32
 # Numbers of layers that far from whole ones are whole.
 WHOLE = 1e-6
 # How much rather the number of layers is settled than which they are.
@@ -85,6 +85,8 @@ class PathBranches:
         for index, number in enumerate(self.numbers):
             self._share[index, list(number.stages)] = 1.0 / len(number.stages)
         self._changed: Limits = {}
+        # Nodes whose critical path was not looked for, and how many are left out.
+        self._left_out, self._wait = 0, 1
         # The smallest bound of a node that holds no plan worth finding.
         self._dropped = math.inf
         self._recompute: set[tuple[int, ...]] = set()
@@ -112,7 +114,7 @@ class PathBranches:
 
     def _branched(self, node: Node, tried: int) -> Iterable[tuple[float, Limits]]:
         """The node's parts and a bound of both; none where it holds no better plan."""
-        found = self._solved(node.limits, MOST_PATHS if tried % PATHS_EVERY == 0 else 0)
+        found = self._solved(node.limits)
         if found is None:
             return []
         if tried == 0:
@@ -156,8 +158,8 @@ class PathBranches:
         parts = [(low, nearest - 1.0), (nearest, nearest), (nearest + 1.0, high)]
         return [(first, last) for first, last in parts if first <= last]
 
-    def _solved(self, limits: Limits, most_paths: int) -> Optimum | None:
-        """The optimum within ``limits``, behind so many more paths; None where no plan is within them."""
+    def _solved(self, limits: Limits) -> Optimum | None:
+        """The optimum within ``limits``, mostly behind its critical paths; None where no plan is within."""
         linear = self.program.linear
         for variable in {**self._changed, **limits}:
             linear.within(variable, *limits.get(variable, self._free[variable]))
@@ -166,12 +168,16 @@ class PathBranches:
             used = [share.working for share in rows.shares if linear.lows[share.variable] >= 1.0]
             linear.within(rows.working, max([self.program.choices[rank].least_working, *used]), math.inf)
         found = linear.solve()
-        for _ in range(most_paths):
+        self._left_out += 1
+        if self._left_out < self._wait:
+            return found
+        self._left_out, self._wait = 0, min(MOST_LEFT_OUT, 2 * self._wait)
+        for _ in range(MOST_PATHS):
             if found is None or self.program.seconds(found.objective) >= self._enough:
                 break
             if not self.program.add_path(self.program.extras(found), found.objective):
                 break
-            found = linear.solve()
+            self._wait, found = 1, linear.solve()
         return found
 
     def _taken(self, found: Optimum) -> dict[int, list[IntArray]]:
