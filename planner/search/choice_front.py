@@ -20,7 +20,7 @@ from planner.cost.arrays import Array, IntArray
 
 # Choices of a virtual stage beyond which nothing is said of its rank, and joint ones kept on the way.
 MOST_OPTIONS = 2_000
-MOST_JOINT = 60_000
+MOST_JOINT = 20_000
 # Joint choices kept of each number of layers in the dearest mode, where many unlike ones are wanted.
 EACH_PATTERN = 3
 # GiB that are rounding.
