@@ -41,7 +41,9 @@ class LinearProgram:
         self._highs = library.Highs()
         for option, value in (("output_flag", False), ("threads", 1), ("presolve", "off")):
             self._highs.setOptionValue(option, value)
-        self._optimal = library.HighsModelStatus.kOptimal
+        self._status = library.HighsModelStatus
+        # Whether the last ``solve`` proved that nothing meets all bounds and rows.
+        self.is_infeasible = False
         self.lows: list[float] = []
         self.highs: list[float] = []
         self.num_rows = 0
@@ -73,10 +75,19 @@ class LinearProgram:
             self.lows[variable], self.highs[variable] = low, high
 
     def solve(self) -> Optimum | None:
-        """The optimum from the last one on; None where there is none."""
-        self._highs.run()
-        if self._highs.getModelStatus() != self._optimal:
-            return None
-        found = self._highs.getSolution()
-        objective = float(self._highs.getInfo().objective_function_value)
-        return Optimum(objective, np.array(found.col_value), np.array(found.row_dual))
+        """The optimum, from the last one on; None where it is not found: ``is_infeasible`` where none is.
+
+        Where the way from the last one loses its footing in rounding it is looked for afresh.
+        """
+        for _ in range(2):
+            self._highs.run()
+            status = self._highs.getModelStatus()
+            self.is_infeasible = status == self._status.kInfeasible
+            if status == self._status.kOptimal:
+                found = self._highs.getSolution()
+                objective = float(self._highs.getInfo().objective_function_value)
+                return Optimum(objective, np.array(found.col_value), np.array(found.row_dual))
+            if self.is_infeasible:
+                break
+            self._highs.clearSolver()
+        return None

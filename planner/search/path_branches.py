@@ -38,7 +38,6 @@ MOST_LEFT_OUT = 32
 WHOLE = 1e-6
 # How much rather the number of layers is settled than which they are.
 TOTALS_FIRST = 10.0
-LEAST_WEIGHT = 1e-2
 Limits = dict[int, tuple[float, float]]
 
 
@@ -116,6 +115,8 @@ class PathBranches:
         """The node's parts and a bound of both; none where it holds no better plan."""
         found = self._solved(node.limits)
         if found is None:
+            if not self.program.linear.is_infeasible:
+                self._dropped = min(self._dropped, node.bound)
             return []
         if tried == 0:
             near = PathChoices(self.program, found).best()
@@ -130,8 +131,7 @@ class PathBranches:
         if bound >= self._enough:
             self._dropped = min(self._dropped, bound)
             return []
-        by_stage = np.maximum(self.program.weights(found), LEAST_WEIGHT)
-        weights = self._share @ by_stage
+        weights = self._share @ self.program.weights(found)
         if off.max() > WHOLE:
             chosen = int(np.argmax(weights * self._effect * np.where(off > WHOLE, off, 0.0)))
         else:

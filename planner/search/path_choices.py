@@ -22,7 +22,6 @@ MOST_TURNS = 8
 MOST_PATHS = 12
 # What a ms beyond the optimum's weighs at least: some passes, for what no path runs through yet.
 LEAST_SURPLUS = 3.0
-LEAST_WEIGHT = 1e-2
 # ms of the step for which a choice is not changed.
 TOLERANCE = 1e-9
 
@@ -33,7 +32,7 @@ class PathChoices:
     def __init__(self, program: PathProgram, found: Optimum) -> None:
         self.program = program
         self.extra = program.extras(found)
-        self.weights = np.maximum(program.weights(found), LEAST_WEIGHT)
+        self.weights = program.weights(found)
         self.offered: dict[int, list[Choice]] = {}
         for rank, choices in program.choices.items():
             mine = program.step.placed[rank]

@@ -61,7 +61,7 @@ MOST_CUTS = 12
 CONVERGED = 1e-7
 # Share of an optimum that may be the solver's rounding.
 TOLERANCE = 2e-8
-# Weights of virtual stages below which their choice would be any.
+# Weight that every virtual stage has at least.
 LEAST_WEIGHT = 1e-2
 
 
@@ -203,18 +203,21 @@ class PathProgram:
         return values
 
     def weights(self, found: Optimum) -> Array:
-        """What a ms more of each virtual stage adds to the optimum: the paths' counts, by their duals."""
+        """What a ms more of each virtual stage adds to the optimum: the paths' counts, by their duals.
+
+        LEAST_WEIGHT at least: where nothing is lost by more, no more is wanted all the same.
+        """
         total = np.zeros(len(self.extra))
         for path in self.paths:
             total += max(0.0, float(found.duals[path.row])) * path.counts
-        return total
+        return np.maximum(total, LEAST_WEIGHT)
 
     def _cut(self, found: Optimum) -> bool:
         """Constraint 5 of every rank at the optimum; whether one of them rules it out."""
         weights, extra, is_new = self.weights(found), self.extras(found), False
         for rank, choices in self.choices.items():
             mine = self.step.placed[rank]
-            own = np.maximum(weights[mine], LEAST_WEIGHT)
+            own = weights[mine]
             cheapest = choices.cheapest(own)
             if cheapest is not None and float(own @ extra[mine]) < cheapest.bound * (1.0 - CONVERGED):
                 is_new = True
