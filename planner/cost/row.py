@@ -6,7 +6,7 @@ read at one index, nothing is computed twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,8 @@ class KindCost:
     """
 
     role: str
-    priced: LayerCost
-    index: int
+    priced: LayerCost = field(compare=False, repr=False)
+    index: int = field(compare=False, repr=False)
     forward_seconds: float
     backward_seconds: tuple[float, ...]
     saved_bytes: tuple[float, ...]

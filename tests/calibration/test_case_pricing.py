@@ -34,7 +34,12 @@ def test_rows_of_many_decisions_are_those_of_each(together):
     assert len(together) > 100
     rows = many_rows([(found.model, found.decision) for found in together])
     for found, mine in zip(together, rows, strict=True):
-        assert mine == decision_rows(found.model, found.decision)
+        alone = decision_rows(found.model, found.decision)
+        assert mine == alone
+        for key, row in mine.items():
+            for one, other in zip(row.kinds, alone[key].kinds, strict=True):
+                assert (one.forward, one.backward) == (other.forward, other.backward)
+                assert all(one.recompute(mode) == other.recompute(mode) for mode in range(3))
 
 
 def test_a_run_among_others_costs_what_it_costs_alone(together):
