@@ -22,7 +22,7 @@ from planner.cost.arrays import IntArray
 from planner.cost.step import price
 from planner.search.linear_program import Optimum
 from planner.search.path_choices import PathChoices
-from planner.search.path_program import PathProgram
+from planner.search.path_program import MOST_ROUNDS, PathProgram
 from planner.search.rank_choices import RankRows
 from planner.search.row_decision import row_decision
 from planner.strategy.decision import Decision
@@ -87,7 +87,8 @@ class PathBranches:
         self._changed: Limits = {}
         # The smallest bound of a node that holds no plan worth finding.
         self._dropped = math.inf
-        self._recompute: set[tuple[int, ...]] = set()
+        # Plans priced, and whether they fit.
+        self._fits: dict[tuple[int, ...], bool] = {}
 
     def run(self, deadline: float = math.inf) -> float:
         """Seconds no plan on these chunks can beat, of the effort allowed."""
@@ -123,25 +124,47 @@ class PathBranches:
         bound = max(node.bound, self.program.seconds(found.objective))
         values = found.values[self.variables]
         off = np.abs(values - np.round(values))
-        if off.max() <= WHOLE:
-            self._offer(self._taken(found))
+        is_whole = bool(off.max() <= WHOLE)
+        fits = is_whole and self._offer(self._taken(found))
         if bound >= self._enough:
             self._dropped = min(self._dropped, bound)
             return []
         by_stage = np.maximum(self.program.weights(found), LEAST_WEIGHT)
         weights = self._share @ by_stage
-        if off.max() > WHOLE:
+        if not is_whole:
             chosen = int(np.argmax(weights * self._effect * np.where(off > WHOLE, off, 0.0)))
         else:
             # These numbers do not fit after all, or take longer than the paths known say: all others.
             width = np.array([self._width(node.limits, at) for at in self.variables])
             chosen = int(np.argmax(weights * self._effect * (width > 0.0)))
             if not width[chosen]:
+                if self._leaves_open(found, fits=fits):
+                    self._dropped = min(self._dropped, max(bound, self._settled_bound(node.limits)))
                 return []
         return [
             (bound, {**node.limits, self.variables[chosen]: part})
             for part in self._parts(node.limits, self.variables[chosen], float(values[chosen]))
         ]
+
+    def _leaves_open(self, found: Optimum, *, fits: bool) -> bool:
+        """Whether plans with just these numbers of layers may differ in what matters.
+
+        In seconds where a rank that need not recompute may, to hide its gradient reduction; in memory where
+        layers of several groups have the first mode and it is not said which.
+        """
+        if fits:
+            return len(self.program.choices) < len(self.program.step.placed)
+        shares = [share for rows in self.program.rows.values() for share in rows.shares]
+        return any(
+            WHOLE < found.values[share.variable] < share.most - WHOLE
+            for share in shares
+            if len(share.members) > 1
+        )
+
+    def _settled_bound(self, limits: Limits) -> float:
+        """Seconds no plan within ``limits`` can beat, behind all paths that matter there."""
+        found = self._solved(limits, MOST_ROUNDS)
+        return math.inf if found is None else self.program.seconds(found.objective)
 
     def _width(self, limits: Limits, variable: int) -> float:
         low, high = limits.get(variable, self._free[variable])
@@ -192,8 +215,11 @@ class PathBranches:
             taken[rank] = mine
         return taken
 
-    def _offer(self, taken: Mapping[int, Iterable[IntArray]]) -> None:
-        """Price the plan with so many layers in each mode; keep it where it fits and is the best."""
+    def _offer(self, taken: Mapping[int, Iterable[IntArray]]) -> bool:
+        """Price the plan with so many layers in each mode; keep it where it fits and is the best.
+
+        Whether it fits.
+        """
         program, step = self.program, self.program.step
         chain = step.model.chain
         recompute = [0] * step.layout.num_blocks
@@ -208,15 +234,16 @@ class PathBranches:
                         if counts[mode]:
                             recompute[block], counts[mode] = program.offered[mode], counts[mode] - 1
                             break
-        if tuple(recompute) in self._recompute:
-            return
-        self._recompute.add(tuple(recompute))
-        has_host = step.model.stack.has_host_optimizer
-        decision = row_decision(step.row, step.chunks, tuple(recompute), has_host_optimizer=has_host)
-        prediction = price(step.model, decision, rows={step.row.sharding: step.row})
-        if prediction.peak_memory_bytes <= program.limit_bytes and prediction.step_seconds < self.best:
-            self.best = prediction.step_seconds
-            self.decisions.insert(0, decision)
+        modes = tuple(recompute)
+        if modes not in self._fits:
+            has_host = step.model.stack.has_host_optimizer
+            decision = row_decision(step.row, step.chunks, modes, has_host_optimizer=has_host)
+            prediction = price(step.model, decision, rows={step.row.sharding: step.row})
+            self._fits[modes] = prediction.peak_memory_bytes <= program.limit_bytes
+            if self._fits[modes] and prediction.step_seconds < self.best:
+                self.best = prediction.step_seconds
+                self.decisions.insert(0, decision)
+        return self._fits[modes]
 
 
 def _numbers(placed: list[int], rows: RankRows) -> Iterator[Number]:
