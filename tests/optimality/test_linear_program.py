@@ -1,4 +1,4 @@
-"""Linear programs solved again and again: each optimum against all corners of the region, and a fresh program."""
+"""Linear programs solved again and again: each optimum against all corners, and that of a fresh program."""
 
 from __future__ import annotations
 
