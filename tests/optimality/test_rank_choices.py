@@ -289,7 +289,11 @@ def test_the_rows_of_a_rank_hold_every_choice_that_fits_and_none_that_cannot():
                 float(sum(one[n] @ group.freed for n, group in enumerate(groups)))
                 for one, groups in zip(taken, rank.chunks, strict=True)
             ]
-            lacking = float((rank.needed + rank.least_working - rank.alive @ freed).max())
+            used = [
+                rank.least_working + (one.working - rank.least_working) * layers_of(one, taken) / one.most
+                for one in rows.shares
+            ]
+            lacking = float((rank.needed + max(rank.least_working, *used) - rank.alive @ freed).max())
             if case.fits[at]:
                 assert found is not None
                 assert found.objective == pytest.approx(float(weights @ case.extra[at]), abs=SOLVED)
