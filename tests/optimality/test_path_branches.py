@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,6 +105,16 @@ class Case:
         assert found.peak_memory_bytes <= limit * EXACT
         assert found.step_seconds == pytest.approx(self.seconds[index], rel=1e-9)
         return found.step_seconds
+
+    def shares(self, program, index):
+        """(share, layers of it) of a choice."""
+        chain, recompute = self.cost.chain, self.choices[index]
+        for rank, rows in program.rows.items():
+            for share in rows.shares:
+                kinds = [program.choices[rank].chunks[share.chunk][one].kind for one in share.members]
+                span = range(*self.plain.chunks[self.step.placed[rank][share.chunk]])
+                own = [block for block in span if chain.layers[chain.block_layers[block]] in kinds]
+                yield share, float(sum(recompute[block] == self.modes[share.mode] for block in own))
 
     def program(self, limit):
         return path_program(self.step, limit, self.modes)
@@ -290,6 +301,8 @@ def test_no_choice_that_fits_is_ruled_out_by_any_row(cases, key):
             extra = np.array(case.step.extra_seconds(case.choices[index])) / MILLI
             for variable, value in zip(program.extra, extra, strict=True):
                 program.linear.within(variable, float(value) * (1 - 1e-9), float(value) * (1 + 1e-9))
+            for share, number in case.shares(program, index):
+                program.linear.within(share.variable, number, number)
             found = program.linear.solve()
             assert found is not None
             assert program.seconds(found.objective) <= case.price(int(index)).step_seconds * ROUNDED
@@ -320,6 +333,28 @@ def test_choices_of_all_ranks_together_are_such_that_none_alone_gains(cases, key
                 gain = longest - alone + float(light @ (extra[mine] - other.extra))
                 assert gain <= 1e-6
         assert not program.add_path(extra, longest), "no longer path is left out"
+
+
+def test_layers_of_a_mode_that_several_groups_share_are_all_given_out(cases):
+    """Whatever groups have the other modes, layers of the first one find room in the rest."""
+    shared = 0
+    for case in cases.values():
+        program = case.program(case.limits()[0])
+        branches = PathBranches(program, math.inf, PROVED_GAP)
+        for index in range(0, len(case.choices), len(case.choices) // 20):
+            asked = list(case.shares(program, index))
+            values = np.zeros(len(program.linear.lows))
+            for share, number in asked:
+                values[share.variable] = number
+            taken = branches._taken(SimpleNamespace(values=values))
+            for rank, rows in program.rows.items():
+                for share in rows.shares:
+                    given = sum(taken[rank][share.chunk][one, share.mode] for one in share.members)
+                    assert given == values[share.variable]
+                    shared += len(share.members) > 1 and given > 0
+                for layers, groups in zip(taken[rank], program.choices[rank].chunks, strict=True):
+                    assert all(layers.sum(axis=1) <= [group.count for group in groups])
+    assert shared >= 20
 
 
 def test_a_rank_without_choices_leaves_none_together(cases):
