@@ -64,7 +64,10 @@ class Case:
         microbatches = pp if hides else 2 * pp
         self.modes = modes
         cluster = build.cluster(2 * pp, profile)
-        self.cost = build.cost_model(model, cluster, sequence=1024, batch=2 * microbatches)
+        # Attention that is not fused has large working sets.
+        attention = "unfused" if seed == 1 else "flash"
+        batch = 2 * microbatches
+        self.cost = build.cost_model(model, cluster, sequence=1024, batch=batch, attention=attention)
         ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
         self.plain = Decision(
             degrees=Degrees(dp=2, tp=1, pp=pp),
@@ -287,7 +290,7 @@ def test_every_path_is_below_every_choice_and_the_critical_one_is_its_time(cases
             assert max(map(lasts, program.paths)) == pytest.approx(seconds, rel=1e-6)
 
 
-@pytest.mark.parametrize("key", CASES[::2], ids=str)
+@pytest.mark.parametrize("key", [*CASES[::3], *CASES[1::3]], ids=str)
 def test_no_choice_that_fits_is_ruled_out_by_any_row(cases, key):
     """Rows of memory, reduction, paths and rank cuts, each added near one optimum, hold for all choices."""
     case, draw = cases[key], np.random.default_rng(4)
