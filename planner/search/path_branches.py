@@ -88,7 +88,8 @@ class PathBranches:
         self._left_out, self._wait = 0, 1
         # The smallest bound of a node that holds no plan worth finding.
         self._dropped = math.inf
-        self._recompute: set[tuple[int, ...]] = set()
+        # Plans priced, and whether they fit.
+        self._fits: dict[tuple[int, ...], bool] = {}
 
     def run(self, deadline: float = math.inf) -> float:
         """Seconds no plan on these chunks can beat, of the effort allowed."""
@@ -126,24 +127,35 @@ class PathBranches:
         bound = max(node.bound, self.program.seconds(found.objective))
         values = found.values[self.variables]
         off = np.abs(values - np.round(values))
-        if off.max() <= WHOLE:
-            self._offer(self._taken(found))
+        is_whole = bool(off.max() <= WHOLE)
+        fits = is_whole and self._offer(self._taken(found))
         if bound >= self._enough:
             self._dropped = min(self._dropped, bound)
             return []
         weights = self._share @ self.program.weights(found)
-        if off.max() > WHOLE:
+        if not is_whole:
             chosen = int(np.argmax(weights * self._effect * np.where(off > WHOLE, off, 0.0)))
         else:
             # These numbers do not fit after all, or take longer than the paths known say: all others.
             width = np.array([self._width(node.limits, at) for at in self.variables])
             chosen = int(np.argmax(weights * self._effect * (width > 0.0)))
             if not width[chosen]:
+                if not fits and self._leaves_open(found):
+                    self._dropped = min(self._dropped, bound)
                 return []
         return [
             (bound, {**node.limits, self.variables[chosen]: part})
             for part in self._parts(node.limits, self.variables[chosen], float(values[chosen]))
         ]
+
+    def _leaves_open(self, found: Optimum) -> bool:
+        """Whether layers of several groups have the first mode and it is not said which."""
+        return any(
+            WHOLE < found.values[share.variable] < share.most - WHOLE
+            for rows in self.program.rows.values()
+            for share in rows.shares
+            if len(share.members) > 1
+        )
 
     def _width(self, limits: Limits, variable: int) -> float:
         low, high = limits.get(variable, self._free[variable])
@@ -198,8 +210,11 @@ class PathBranches:
             taken[rank] = mine
         return taken
 
-    def _offer(self, taken: Mapping[int, Iterable[IntArray]]) -> None:
-        """Price the plan with so many layers in each mode; keep it where it fits and is the best."""
+    def _offer(self, taken: Mapping[int, Iterable[IntArray]]) -> bool:
+        """Price the plan with so many layers in each mode; keep it where it fits and is the best.
+
+        Whether it fits.
+        """
         program, step = self.program, self.program.step
         chain = step.model.chain
         recompute = [0] * step.layout.num_blocks
@@ -214,15 +229,16 @@ class PathBranches:
                         if counts[mode]:
                             recompute[block], counts[mode] = program.offered[mode], counts[mode] - 1
                             break
-        if tuple(recompute) in self._recompute:
-            return
-        self._recompute.add(tuple(recompute))
-        has_host = step.model.stack.has_host_optimizer
-        decision = row_decision(step.row, step.chunks, tuple(recompute), has_host_optimizer=has_host)
-        prediction = price(step.model, decision, rows={step.row.sharding: step.row})
-        if prediction.peak_memory_bytes <= program.limit_bytes and prediction.step_seconds < self.best:
-            self.best = prediction.step_seconds
-            self.decisions.insert(0, decision)
+        modes = tuple(recompute)
+        if modes not in self._fits:
+            has_host = step.model.stack.has_host_optimizer
+            decision = row_decision(step.row, step.chunks, modes, has_host_optimizer=has_host)
+            prediction = price(step.model, decision, rows={step.row.sharding: step.row})
+            self._fits[modes] = prediction.peak_memory_bytes <= program.limit_bytes
+            if self._fits[modes] and prediction.step_seconds < self.best:
+                self.best = prediction.step_seconds
+                self.decisions.insert(0, decision)
+        return self._fits[modes]
 
 
 def _numbers(placed: list[int], rows: RankRows) -> Iterator[Number]:

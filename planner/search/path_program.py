@@ -111,14 +111,15 @@ class PathProgram:
         needed = self._ranges.state_bytes(spans, states)
         slow = [max(kind.backward_seconds) - kind.backward_seconds[0] for kind in self.kinds]
         longest = [step.layout.sum_over(slow, *span) for span in spans]
-        if max(needed) > self.limit_bytes:
+        # A rank that need not recompute may still do so, to hide its gradient reduction behind it.
+        is_hidden = step.reduce_seconds(rank, sum(longest)) < step.reduce_seconds(rank, 0.0)
+        if max(needed) > self.limit_bytes or is_hidden:
             choices = self._rank_choices(rank, states, [one - self.limit_bytes for one in needed])
             self.choices[rank] = choices
             self.rows[rank] = choices.rows(self.linear)
             extra = list(self.rows[rank].extra)
         else:
-            # It need not recompute, but what it hides of its reduction so must not be ruled out.
-            extra = [self.linear.variable(0.0, most / MILLI) for most in longest]
+            extra = [self.linear.variable(0.0, 0.0) for _ in mine]
         for c, variable in zip(mine, extra, strict=True):
             self.extra[c] = variable
         self._reduce(rank, extra, sum(longest))
