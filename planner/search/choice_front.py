@@ -18,9 +18,9 @@ import numpy as np
 
 from planner.cost.arrays import Array, IntArray
 
-# Choices of a virtual stage beyond which nothing is said of its rank, and joint ones kept on the way.
+# Choices of a virtual stage beyond which nothing is said of its rank; joint ones kept, over all stages.
 MOST_OPTIONS = 2_000
-MOST_JOINT = 20_000
+MOST_JOINT = 100_000
 # Joint choices kept of each number of layers in the dearest mode, where many unlike ones are wanted.
 EACH_PATTERN = 3
 # GiB that are rounding.
@@ -165,11 +165,11 @@ class ChoiceFront:
     def lightest(self, below: float) -> tuple[Choice | None, float]:
         """(the choice of the least cost below ``below``, a bound on every choice not shown to be above it).
 
-        Exact, bound ``below`` or the cost found, unless more than MOST_JOINT had to be kept.
+        Exact, bound ``below`` or the cost found, unless more than its share of MOST_JOINT a stage was left.
         """
-        joint, bound = self._start(), below
+        joint, bound, most = self._start(), below, max(1, MOST_JOINT // len(self.order))
         for step in range(len(self.order) - 1):
-            joint, least = self._extended(joint, step, below, MOST_JOINT)
+            joint, least = self._extended(joint, step, below, most)
             bound = min(bound, least)
         entries = self._ends(joint, below, every=False)
         if not entries:

@@ -27,7 +27,8 @@ from planner.search.rank_choices import RankRows
 from planner.search.row_decision import row_decision
 from planner.strategy.decision import Decision
 
-# Counted effort: nodes, and those beyond which only a gap that small is worth more.
+# Counted effort: nodes, and those beyond which only a gap that small is worth more, between unlike layers:
+# where they are alike very many choices are as good, and what is left then stays.
 MOST_NODES = 2_500
 FEW_NODES = 150
 SMALL_GAP = 1e-4
@@ -100,7 +101,8 @@ class PathBranches:
         for tried in range(MOST_NODES):
             if not nodes or nodes[0].bound >= self._enough or time.process_time() > deadline:
                 break
-            if tried >= FEW_NODES and nodes[0].bound < self.best * (1.0 - SMALL_GAP):
+            is_near = self.program.is_unlike and nodes[0].bound >= self.best * (1.0 - SMALL_GAP)
+            if tried >= FEW_NODES and not is_near:
                 break
             node = heapq.heappop(nodes)
             for bound, limits in self._branched(node, tried):

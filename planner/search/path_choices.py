@@ -49,7 +49,6 @@ class PathChoices:
             longest = max(path.length + float(path.counts @ extra) for path in program.paths)
             if not program.add_path(extra, longest):
                 break
-
         return {rank: self.offered[rank][pick] for rank, pick in picks.items()}
 
     def _settled(self) -> tuple[Array, dict[int, int]]:

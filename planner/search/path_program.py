@@ -51,6 +51,7 @@ from planner.search.chunked_step import ChunkedStep
 from planner.search.linear_program import LinearProgram, Optimum, linear_solver
 from planner.search.ranges import Ranges
 from planner.search.rank_choices import RankChoices, RankRows
+from planner.search.recompute import EXACT_KINDS
 from planner.units import GIB, MILLI
 
 # Linear programs of one bound.
@@ -102,6 +103,11 @@ class PathProgram:
     @property
     def kinds(self) -> tuple[KindCost, ...]:
         return self.step.row.kinds
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether blocks are of more kinds than a model has that repeats some."""
+        return sum(self.step.layout.is_block) > EXACT_KINDS
 
     def _add_rank(self, rank: int) -> None:
         step, row = self.step, self.step.row
@@ -239,9 +245,8 @@ class PathProgram:
         ends = step.reduced(paths.finish, seconds)
         last = max(range(len(ends)), key=ends.__getitem__)
         passes = step.backwards(paths.counts(last))
-        if (last, *passes) in self._known or ends[
-            last
-        ] / MILLI - self.base <= objective + CONVERGED * self.base:
+        is_longer = ends[last] / MILLI - self.base > objective + CONVERGED * self.base
+        if (last, *passes) in self._known or not is_longer:
             return False
         self._known.add((last, *passes))
         counts = factor * np.array(passes, dtype=np.float64)
