@@ -25,7 +25,8 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, Plan]:
-    return {name: plan_request(name, gpu="h200-sxm", gpus=64, global_batch=256, top=1) for name in MODELS}
+    asked = {"gpu": "h200-sxm", "gpus": 64, "global_batch": 256, "schedule": "1f1b", "top": 1}
+    return {name: plan_request(name, **asked) for name in MODELS}
 
 
 @pytest.mark.parametrize(("target", "model"), REFUSED)
