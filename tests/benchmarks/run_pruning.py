@@ -2,7 +2,7 @@
 
     python tests/benchmarks/run_pruning.py
 
-Every case small enough to run without cuts. Prints a Markdown table; fails when an optimum changes.
+Every case small enough to run without cuts. Prints a Markdown table; fails when a cut loses the optimum.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main() -> None:
             f"| {solved / every.valid:.2%} | {pruned:.2f} | {whole:.1f} | {result.status} |",
             flush=True,
         )
-        if abs(result.best.seconds / every.best_seconds - 1.0) > SAME:
+        # It may be faster: bounds that are left are looked at again, single solves are not.
+        if result.best.seconds > every.best_seconds * (1.0 + SAME):
             wrong.append(f"{name}: {result.best.seconds} with cuts, {every.best_seconds} without")
     if wrong:
         sys.exit("\n".join(wrong))
