@@ -83,11 +83,11 @@ class PathProgram:
     """The program of one candidate's chunks, under a memory limit, with the recompute modes ``offered``."""
 
     def __init__(
-        self, library: ModuleType, step: ChunkedStep, limit_bytes: float, offered: Sequence[int]
+        self, solver: ModuleType, step: ChunkedStep, limit_bytes: float, offered: Sequence[int]
     ) -> None:
-        self.library, self.step, self.offered = library, step, tuple(offered)
+        self.solver, self.step, self.offered = solver, step, tuple(offered)
         self.limit_bytes = limit_bytes
-        self.linear = LinearProgram(library)
+        self.linear = LinearProgram(solver)
         self.base = max(step.ends) / MILLI
         self.total = self.linear.variable(-math.inf, math.inf, 1.0)
         self.extra = [-1] * len(step.chunks)
@@ -153,7 +153,7 @@ class PathProgram:
             [self._layers(group.kind, group.count) for group in chunk if group.is_block] for chunk in groups
         ]
         return RankChoices(
-            self.library,
+            self.solver,
             chunks,
             np.array(states, dtype=np.float64),
             np.array(needed),
@@ -259,7 +259,7 @@ class PathProgram:
 
 def path_program(step: ChunkedStep, limit_bytes: float, offered: Sequence[int]) -> PathProgram | None:
     """The program of a candidate; None without a solver, or where memory is not one sum of the layers."""
-    library = linear_solver()
-    if library is None or step.model.stack.makes_buffers_when_needed:
+    solver = linear_solver()
+    if solver is None or step.model.stack.makes_buffers_when_needed:
         return None
-    return PathProgram(library, step, limit_bytes, offered)
+    return PathProgram(solver, step, limit_bytes, offered)

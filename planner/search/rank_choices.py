@@ -78,7 +78,7 @@ class RankChoices:
 
     def __init__(
         self,
-        library: ModuleType,
+        solver: ModuleType,
         chunks: Sequence[Sequence[Layers]],
         alive: Array,
         needed: Array,
@@ -86,7 +86,7 @@ class RankChoices:
         modes: int,
         least_working: float,
     ) -> None:
-        self.library, self.chunks, self.modes = library, chunks, modes
+        self.solver, self.chunks, self.modes = solver, chunks, modes
         self.alive, self.needed, self.least_working = alive, needed, least_working
 
     def rows(self, program: LinearProgram) -> RankRows:
@@ -163,7 +163,7 @@ class RankChoices:
 
     @cached_property
     def _program(self) -> tuple[LinearProgram, RankRows]:
-        program = LinearProgram(self.library)
+        program = LinearProgram(self.solver)
         return program, self.rows(program)
 
 

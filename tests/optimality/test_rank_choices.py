@@ -241,7 +241,7 @@ def test_varied_choices_differ_in_the_dearest_mode():
 
 
 def rows_of(case, weights):
-    program = LinearProgram(case.rank.library)
+    program = LinearProgram(case.rank.solver)
     rows = case.rank.rows(program)
     for variable, weight in zip(rows.extra, weights, strict=True):
         program.cost(variable, float(weight))
